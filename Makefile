@@ -1,0 +1,50 @@
+# Two targets are all a newcomer needs: `make demo` and `make test`. Each makes its own environment when it is missing.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+
+.PHONY: help demo test lint test-slow test-latest format clean
+
+help:
+	@echo "make demo         train the miniature and write runs/demo/report.html (under 15 minutes on 2 cores)"
+	@echo "make test         the gate: lint, types, all tests but the slow ones"
+	@echo "make test-slow    the tests that take longer"
+	@echo "make test-latest  the torch-free tests on the newest Python found (PYTHON_LATEST=... names one)"
+	@echo "make format       format and fix what can be fixed"
+
+$(VENV)/demo: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[miniature]'
+	touch $@
+
+# torch first and alone: a plain requirement would take the build with CUDA.
+$(VENV)/test: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet '$(TORCH)'
+	$(BIN)/pip install --quiet --editable '.[miniature,torch,dev]'
+	touch $@
+
+demo: $(VENV)/demo
+	$(BIN)/metacanvas demo
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test: lint
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile -q
+
+test-slow: $(VENV)/test
+	$(BIN)/python -m pytest -m slow -q
+
+test-latest:
+	./tests/latest.sh
+
+format: $(VENV)/test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .venv-latest build *.egg-info

@@ -1,0 +1,240 @@
+"""From a ConfigDict to validated dataclasses, and from those to networks. ConfigDicts end here."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+from ml_collections import ConfigDict
+
+from metacanvas_jax.connectors.canvas import CanvasConnector, CanvasConnectorConfig
+from metacanvas_jax.connectors.context import ContextConnector, ContextConnectorConfig
+from metacanvas_jax.connectors.queries import Queries, QueriesConfig
+from metacanvas_jax.data.scenes import SceneWorld
+from metacanvas_jax.diffusion import schedules
+from metacanvas_jax.diffusion.flow import TimeConfig
+from metacanvas_jax.dit.flux import Flux, FluxConfig
+from metacanvas_jax.dit.sana import Sana, SanaConfig
+from metacanvas_jax.dit.wan import Wan, WanConfig
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.metacanvas import MetaCanvas
+from metacanvas_jax.mllm.canvas import CanvasConfig, CanvasTokens
+from metacanvas_jax.mllm.language import LanguageConfig
+from metacanvas_jax.mllm.qwen import MllmConfig, Qwen25VL
+from metacanvas_jax.mllm.vision import VisionConfig
+from metacanvas_jax.train.optimizer import OptimizerConfig
+from metacanvas_jax.types import Params
+from metacanvas_jax.vae.dc_ae import DcAe, DcAeConfig
+from metacanvas_jax.vae.kl import Kl, KlConfig
+from metacanvas_jax.vae.patch_pca import PatchPca, PatchPcaConfig
+from metacanvas_jax.vae.wan import WanVae, WanVaeConfig
+
+DITS: dict[str, tuple[type, type[nn.Module]]] = {
+    "sana": (SanaConfig, Sana),
+    "flux": (FluxConfig, Flux),
+    "wan": (WanConfig, Wan),
+}
+VAES: dict[str, tuple[type, type[nn.Module]]] = {
+    "patch_pca": (PatchPcaConfig, PatchPca),
+    "dc_ae": (DcAeConfig, DcAe),
+    "kl": (KlConfig, Kl),
+    "wan": (WanVaeConfig, WanVae),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MllmSection:
+    """The MLLM, the folder of its weights (empty: random) and of its tokenizer."""
+
+    language: LanguageConfig
+    vision: VisionConfig | None
+    weights: str = ""
+    tokenizer: str = ""
+    buckets: tuple[int, ...] = (64, 128, 256, 512)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSection:
+    """Where the data set lies and how it is read."""
+
+    path: str
+    scenes: int = 20000
+    pictures: int = 0  # captioned OpenMoji pictures, the second source
+    picture_weight: float = 0.0
+    caption_dropout: float = 0.1
+    threads: int = 2
+    in_memory: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerSection:
+    """How pictures are drawn. ``schedule`` and ``method`` name functions of ``diffusion``."""
+
+    schedule: Literal["linear", "sana_dpm", "wan_unipc", "flux_dynamic"] = "linear"
+    method: Literal["euler", "dpmpp_2m", "unipc"] = "euler"
+    steps: int = 24
+    shift: float = 2.0
+    guidance: float = 1.5
+
+    def make(self, tokens: int) -> schedules.Schedule:
+        """The noise levels; ``tokens`` is the number of latent tokens, which only FLUX's schedule asks for."""
+        if self.schedule == "flux_dynamic":
+            return schedules.flux_dynamic(self.steps, tokens)
+        return getattr(schedules, self.schedule)(self.steps, self.shift)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSection:
+    """Length and rhythm of a training. ``rules`` tell what trains: ordered (regex, "train" | "freeze")."""
+
+    steps: int
+    batch: int
+    rules: tuple[tuple[str, str], ...]
+    accumulate: int = 1
+    ema: float | None = 0.99
+    frozen_dtype: str = "bfloat16"
+    log_every: int = 20
+    checkpoint_every: int = 500
+    keep_last: int = 2
+    preview_every: int = 500
+    evaluate_every: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSection:
+    """How a run is scored: prompts per category and split, and the pictures drawn at once."""
+
+    per_category: int = 40
+    per_category_held_out: int = 20
+    batch: int = 60
+    seed: int = 123
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a run. ``objective`` is "paint" (the flow of the DiT) or "understand" (next tokens)."""
+
+    name: str
+    seed: int
+    objective: Literal["paint", "understand"]
+    world: SceneWorld
+    data: DataSection
+    mllm: MllmSection
+    optimizer: OptimizerConfig
+    train: TrainSection
+    dit: Any = None
+    vae: Any = None
+    vae_weights: str = ""
+    canvas: CanvasConfig | None = None
+    canvas_connector: CanvasConnectorConfig | None = None
+    context_connector: ContextConnectorConfig | None = None
+    queries: QueriesConfig | None = None
+    time: TimeConfig = TimeConfig()
+    sampler: SamplerSection = SamplerSection()
+    eval: EvalSection = EvalSection()
+
+
+def experiment(config: ConfigDict) -> Experiment:
+    """The validated form of a config. Raises UserError that names the key, what was found and what was expected."""
+    values = config.to_dict()
+    for section, table in (("dit", DITS), ("vae", VAES)):
+        if values.get(section) is not None:
+            values[section] = _chosen(values[section], table, section)
+    built = _dataclass(Experiment, values, "")
+    if built.objective == "paint":
+        missing = [name for name in ("dit", "vae", "context_connector") if getattr(built, name) is None]
+        if missing:
+            raise UserError(f"config: objective 'paint' needs the section {missing[0]!r}")
+        if (built.canvas is None) != (built.canvas_connector is None):
+            raise UserError("config: 'canvas' and 'canvas_connector' come together; one of them is None")
+    return built
+
+
+def network(config: Experiment) -> MetaCanvas | Qwen25VL:
+    """The network of a config: MetaCanvas, or the MLLM alone where that is what trains."""
+    mllm = MllmConfig(config.mllm.language, config.mllm.vision)
+    if config.objective == "understand":
+        return Qwen25VL(mllm)
+    dit = _module(config.dit, DITS)
+    width = config.mllm.language.width
+    canvas = connector = None
+    if config.canvas is not None:
+        canvas = CanvasTokens(config.canvas, width, config.mllm.language.dtype)
+        connector = CanvasConnector(config.canvas_connector)
+    return MetaCanvas(
+        mllm=Qwen25VL(mllm),
+        context_connector=ContextConnector(config.context_connector),
+        dit=dit,
+        canvas=canvas,
+        canvas_connector=connector,
+        queries=None if config.queries is None else Queries(config.queries, width),
+    )
+
+
+def autoencoder(config: Experiment) -> nn.Module:
+    """The autoencoder of a config."""
+    return _module(config.vae, VAES)
+
+
+def parameter_count(params: Params) -> int:
+    """Number of values in a tree of arrays or abstract shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _module(config: Any, table: dict[str, tuple[type, type[nn.Module]]]) -> nn.Module:
+    return next(module for cls, module in table.values() if isinstance(config, cls))(config)
+
+
+def _chosen(values: Mapping[str, Any], table: dict[str, tuple[type, type]], section: str) -> Any:
+    kind = values.get("kind")
+    if kind not in table:
+        raise UserError(f"config: {section}.kind is {kind!r}, expected one of {', '.join(map(repr, table))}")
+    rest = {key: value for key, value in values.items() if key != "kind"}
+    return _dataclass(table[kind][0], rest, f"{section}.")
+
+
+def _dataclass(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(fields)}"
+            raise UserError(f"config: unknown key {prefix}{key}; {hint}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise UserError(f"config: missing key {prefix}{name}")
+    hints = typing.get_type_hints(cls)
+    built = {key: _value(hints[key], value, prefix + key) for key, value in values.items()}
+    try:
+        return cls(**built)
+    except ValueError as error:
+        raise UserError(f"config: {prefix.rstrip('.') or 'top level'}: {error}") from error
+
+
+def _value(hint: Any, value: Any, key: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _value(next(a for a in arguments if a is not type(None)), value, key)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return _dataclass(hint, value, key + ".")
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(inner) != len(value):
+            raise UserError(f"config: {key} has {len(value)} entries, expected {len(inner)}")
+        return tuple(_value(a, v, f"{key}[{i}]") for i, (a, v) in enumerate(zip(inner, value, strict=True)))
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"config: {key} is {value!r}, expected one of {', '.join(map(repr, arguments))}")
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if isinstance(hint, type) and not isinstance(value, hint):
+        raise UserError(f"config: {key} is {value!r} ({type(value).__name__}), expected {hint.__name__}")
+    return value

@@ -1,0 +1,1 @@
+"""Checkpoints: Orbax store and exchange with safetensors."""

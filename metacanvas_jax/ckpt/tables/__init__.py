@@ -1,0 +1,1 @@
+"""Weight tables: published names to parameter paths."""

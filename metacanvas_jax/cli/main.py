@@ -1,0 +1,57 @@
+"""``metacanvas COMMAND``: one thin file per command; bad input is one line and exit code 2."""
+
+import argparse
+import importlib
+import os
+import sys
+
+from metacanvas_jax.errors import UserError
+
+COMMANDS = {
+    "demo": "teach, train, draw, score and report the miniature with one command",
+    "prepare": "write the data set of a config",
+    "train": "train what a config describes",
+    "sample": "draw a prompt with a trained run",
+    "evaluate": "score a trained run",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns its exit code (2 for bad input, 130 when interrupted)."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is fetched behind the user's back
+    parser = argparse.ArgumentParser(
+        prog="metacanvas",
+        description="MetaCanvas: a frozen MLLM plans on canvas tokens, a diffusion transformer paints the plan.",
+        epilog="example: metacanvas demo",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        module = importlib.import_module(f"metacanvas_jax.cli.{name}")
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example: {module.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+    known, rest = parser.parse_known_args(arguments)
+    overrides = [argument for argument in rest if argument.startswith("--config.")]
+    if unknown := [argument for argument in rest if argument not in overrides]:
+        parser.error(f"unknown argument {unknown[0]!r}; config values are set with --config.KEY=VALUE")
+    if overrides and not hasattr(known, "config"):
+        parser.error(f"{known.command} takes no --config.KEY=VALUE")
+    known.overrides = overrides
+    try:
+        importlib.import_module(f"metacanvas_jax.cli.{known.command}").run(known)
+    except UserError as error:
+        print(f"metacanvas {known.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"metacanvas {known.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Options that commands share, and how a config file becomes a ConfigDict."""
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from metacanvas_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def add_config(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """``--config FILE[:variant]``; values are changed with ``--config.KEY=VALUE``."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:VARIANT]",
+        default=default,
+        required=default is None,
+        help=f"config file, and its variant; change a value with --config.KEY=VALUE (default: {default})",
+    )
+
+
+def load_config(spec: str, overrides: list[str]) -> ConfigDict:
+    """Runs a config file and applies the overrides.
+
+    Raises UserError for a missing file, an unknown variant, an unknown key or a value of another type.
+    """
+    name, _, variant = spec.partition(":")
+    path = Path(name) if Path(name).exists() else ROOT / name
+    if not path.is_file():
+        raise UserError(f"no config file {name}")
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))  # config files import each other as `configs`
+    values = flags.FlagValues()
+    where = f"{path}:{variant}" if variant else str(path)
+    argv = ["metacanvas", f"--config={where}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except UserError:
+        raise
+    except (flags.Error, ValueError, KeyError, AttributeError, TypeError) as error:
+        text = str(error.args[0] if error.args else error).splitlines()[0]
+        raise UserError(f"config {spec}: {text}") from error
+    config = values.config
+    return config.unlock()
+
+
+def write_config(config: ConfigDict, folder: Path) -> None:
+    """The resolved config, as JSON, into a run's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / "config.json"
+    draft = target.with_suffix(".tmp")
+    draft.write_text(config.to_json_best_effort(indent=2) + "\n")
+    draft.replace(target)
+
+
+def read_config(run: Path) -> ConfigDict:
+    """The resolved config of a run."""
+    path = run / "config.json"
+    if not path.is_file():
+        raise UserError(f"{run} is no run: it has no config.json (a run is the --workdir of `metacanvas train`)")
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+
+
+def require(package: str, extra: str) -> None:
+    """Raises UserError when an optional package is missing."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"this needs the package {package}: pip install 'metacanvas_jax[{extra}]'")

@@ -1,0 +1,1 @@
+"""Between the MLLM and the diffusion transformer."""

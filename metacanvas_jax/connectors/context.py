@@ -1,0 +1,66 @@
+"""The context connector: MLLM hidden states to what a DiT reads as text."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextConnectorConfig:
+    """Two-layer MLP (paper D.1).
+
+    The hidden layer has ``expansion`` times the input's width, unless ``hidden`` gives its size. ``in_width`` is
+    checked when given. ``out_norm`` adds an RMS norm, for a DiT that reads its context without a norm of its own.
+    """
+
+    out_width: int
+    in_width: int | None = None
+    expansion: int = 4
+    hidden: int | None = None
+    activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
+    dropout: float = 0.1
+    out_norm: bool = False
+    dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on an unknown activation or a dropout outside [0, 1)."""
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"ContextConnectorConfig: activation is one of {list(ACTIVATIONS)}, not {self.activation!r}."
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"ContextConnectorConfig: dropout must be in [0, 1), not {self.dropout}.")
+
+
+class ContextConnector(nn.Module):
+    """Linear, activation, dropout, linear."""
+
+    config: ContextConnectorConfig
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "b l i"], *, deterministic: bool = True) -> Float[Array, "b l o"]:
+        """Maps every state by itself; uses the rng "dropout" unless ``deterministic``.
+
+        Raises ValueError when the states have another width than the config says.
+        """
+        c = self.config
+        width = hidden.shape[-1]
+        if c.in_width not in (None, width):
+            raise ValueError(f"The context connector expects states of width {c.in_width}, not {width}.")
+        x = Dense(c.hidden or c.expansion * width, ("embed", "mlp"), c.dtype, name="fc1")(hidden)
+        x = nn.with_logical_constraint(ACTIVATIONS[c.activation](x), ("batch", "seq", "mlp"))
+        x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
+        x = Dense(c.out_width, ("mlp", "embed"), c.dtype, name="fc2")(x)
+        return RMSNorm(1e-6, name="norm")(x) if c.out_norm else x

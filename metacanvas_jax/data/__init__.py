@@ -1,0 +1,1 @@
+"""Sources, tasks and the Grain pipeline."""

@@ -1,0 +1,1 @@
+"""Rectified flow: path, loss, samplers, guidance. The network is always an argument."""

@@ -1,0 +1,1 @@
+"""Diffusion transformers behind one contract (``dit/base.py``)."""

@@ -1,0 +1,396 @@
+"""FLUX.1 [dev] and FLUX.1 Kontext: double-stream blocks, then single-stream blocks, over one joint sequence.
+
+Sequence: ``[context | target | reference 1 | reference 2 ...]``. Target tokens have the rotary ids
+``(0, row, column)``, reference image ``i`` has ``(i, row, column)`` counted from ``i = 1`` with rows and columns
+starting again at 0, context tokens are not rotated. Sources: diffusers 0.42.1
+``models/transformers/transformer_flux.py`` and ``pipelines/flux/pipeline_flux_kontext.py``; black-forest-labs/flux
+``src/flux/model.py``.
+
+Noise level and guidance are multiplied by 1000 here, in float32; the reference rounds them to the compute dtype.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Bool, Float
+
+from metacanvas_jax.kernels.attention import MaskSpec, attention
+from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm, layer_norm, zeros_init
+from metacanvas_jax.nn.modulation import TimeEmbed, gated, modulate
+from metacanvas_jax.nn.rope import grid_rotation, rotate
+from metacanvas_jax.nn.stack import REMAT_CHOICES, stack
+from metacanvas_jax.types import Condition, Grid, Tokens
+
+EPS = 1e-6
+POOLED_CHOICES = ("given", "zeros", "learned")
+
+
+@dataclasses.dataclass(frozen=True)
+class FluxConfig:
+    """Shape of a FLUX.1 transformer.
+
+    ``pooled`` says where the pooled text vector comes from: ``given`` (``Condition.pooled``, CLIP in the reference),
+    ``zeros``, or ``learned``: a linear projection of the mean of the context over its unmasked tokens, zero at
+    initialisation and thus equal to ``zeros`` there. ``mask_context`` hides context tokens whose mask is False; the
+    reference attends to its padding, so it is off by default.
+    """
+
+    latent_channels: int = 16
+    layers_double: int = 19
+    layers_single: int = 38
+    heads: int = 24
+    head_width: int = 128
+    mlp_ratio: int = 4
+    context_width: int = 4096
+    pooled_width: int = 768
+    guidance: bool = True
+    rope_axes: tuple[int, int, int] = (16, 56, 56)
+    theta: float = 10000.0
+    pooled: str = "given"
+    mask_context: bool = False
+    remat: str = "none"
+    dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on fields that do not fit together."""
+        if sum(self.rope_axes) != self.head_width or any(axis % 2 for axis in self.rope_axes):
+            raise ValueError(f"rope_axes {self.rope_axes} must be even and sum to head_width {self.head_width}")
+        if self.pooled not in POOLED_CHOICES:
+            raise ValueError(f"pooled is {self.pooled!r}, expected one of {POOLED_CHOICES}")
+        if self.remat not in REMAT_CHOICES:
+            raise ValueError(f"remat is {self.remat!r}, expected one of {REMAT_CHOICES}")
+        if min(self.layers_double, self.layers_single) < 1:
+            raise ValueError(f"{self.layers_double} double and {self.layers_single} single blocks: need one of each")
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream."""
+        return self.heads * self.head_width
+
+
+def flux_kontext_dev(**changes: object) -> FluxConfig:
+    """FLUX.1-Kontext-dev, 11.9 B parameters."""
+    return dataclasses.replace(FluxConfig(), **changes)
+
+
+def flux_dev(**changes: object) -> FluxConfig:
+    """FLUX.1-dev: the same network as Kontext, trained without reference images."""
+    return dataclasses.replace(FluxConfig(), **changes)
+
+
+def pack(latents: Float[Array, "b 1 h w c"]) -> Float[Array, "b h2 w2 c4"]:
+    """Folds 2x2 latents into channels, index ``c * 4 + row * 2 + column``."""
+    return rearrange(latents, "b 1 (h p) (w q) c -> b h w (c p q)", p=2, q=2)
+
+
+def unpack(tokens: Float[Array, "b h2 w2 c4"]) -> Float[Array, "b 1 h w c"]:
+    """Undoes ``pack``."""
+    return rearrange(tokens, "b h w (c p q) -> b 1 (h p) (w q) c", p=2, q=2)
+
+
+def joint_rotation(
+    config: FluxConfig, context: int, images: tuple[tuple[int, int], ...]
+) -> tuple[Float[Array, "1 n f"], Float[Array, "1 n f"]]:
+    """Cosines and sines of ``context`` unrotated tokens followed by images of the given (rows, columns)."""
+    identity = jnp.zeros((1, context, config.head_width // 2), jnp.float32)
+    tables = [(identity + 1.0, identity)]
+    for index, (rows, columns) in enumerate(images):
+        positions = (np.array([index]), np.arange(rows), np.arange(columns))
+        tables.append(grid_rotation(positions, config.rope_axes, config.theta))
+    cos, sin = zip(*tables, strict=True)
+    return jnp.concatenate(cos, axis=1), jnp.concatenate(sin, axis=1)
+
+
+def masked_mean(x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None) -> Float[Array, "b d"]:
+    """Mean over the tokens whose mask is True, in float32; zero if there are none."""
+    weight = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask.astype(jnp.float32)
+    total = jnp.einsum("bld,bl->bd", x.astype(jnp.float32), weight)
+    return total / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1.0)
+
+
+class VectorEmbed(nn.Module):
+    """Linear, SiLU, linear."""
+
+    width: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b i"]) -> Float[Array, "b d"]:
+        """Embeds a vector."""
+        x = jax.nn.silu(Dense(self.width, (None, "mlp"), self.dtype, name="fc1")(x))
+        return Dense(self.width, ("mlp", "embed"), self.dtype, name="fc2")(x)
+
+
+class Heads(nn.Module):
+    """Queries, keys and values of one stream, with a norm per head on queries and keys."""
+
+    config: FluxConfig
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"]
+    ) -> tuple[Float[Array, "b n h e"], Float[Array, "b n h e"], Float[Array, "b n h e"]]:
+        """Projects and splits heads."""
+        config = self.config
+
+        def project(name: str) -> Float[Array, "b n h e"]:
+            y = Dense(config.width, ("embed", "heads"), config.dtype, name=name)(x)
+            y = rearrange(y, "b n (h e) -> b n h e", e=config.head_width)
+            return nn.with_logical_constraint(y, ("batch", "seq", "heads", None))
+
+        q = RMSNorm(EPS, None, name="q_norm")(project("q"))
+        k = RMSNorm(EPS, None, name="k_norm")(project("k"))
+        return q, k, project("v")
+
+
+class Stream(nn.Module):
+    """The part of a double block that image and text tokens each have for themselves."""
+
+    config: FluxConfig
+
+    def setup(self) -> None:
+        """Names the layers."""
+        config = self.config
+        width, dtype = config.width, config.dtype
+        self.modulation = Dense(6 * width, ("embed", None), dtype)
+        self.attention = Heads(config)
+        self.out = Dense(width, ("heads", "embed"), dtype)
+        self.up = Dense(config.mlp_ratio * width, ("embed", "mlp"), dtype)
+        self.down = Dense(width, ("mlp", "embed"), dtype)
+
+    def modulations(self, vector: Float[Array, "b d"]) -> list[Float[Array, "b d"]]:
+        """Shift, scale, gate of the attention, then of the MLP."""
+        return jnp.split(self.modulation(jax.nn.silu(vector)), 6, axis=-1)
+
+    def before(
+        self, x: Float[Array, "b n d"], parts: list[Float[Array, "b d"]]
+    ) -> tuple[Float[Array, "b n h e"], Float[Array, "b n h e"], Float[Array, "b n h e"]]:
+        """Queries, keys and values for the joint attention."""
+        return self.attention(modulate(layer_norm(x, eps=EPS), parts[0], parts[1]))
+
+    def after(
+        self, x: Float[Array, "b n d"], attended: Float[Array, "b n d"], parts: list[Float[Array, "b d"]]
+    ) -> Float[Array, "b n d"]:
+        """Output projection and MLP, each with a gated residual."""
+        x = gated(x, self.out(attended), parts[2])
+        hidden = jax.nn.gelu(self.up(modulate(layer_norm(x, eps=EPS), parts[3], parts[4])))
+        hidden = nn.with_logical_constraint(hidden, ("batch", "seq", "mlp"))
+        return nn.with_logical_constraint(gated(x, self.down(hidden), parts[5]), ("batch", "seq", "embed"))
+
+
+class DoubleBlock(nn.Module):
+    """Image and text streams with weights of their own that meet in one attention, text first."""
+
+    config: FluxConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        streams: tuple[Float[Array, "b l d"], Float[Array, "b n d"]],
+        vector: Float[Array, "b d"],
+        cos: Float[Array, "1 m f"],
+        sin: Float[Array, "1 m f"],
+        mask: Bool[Array, "b m"] | None,
+    ) -> tuple[tuple[Float[Array, "b l d"], Float[Array, "b n d"]], None]:
+        """Maps (text, image) to (text, image)."""
+        text, image = streams
+        text_stream, image_stream = Stream(self.config, name="text"), Stream(self.config, name="image")
+        text_parts, image_parts = text_stream.modulations(vector), image_stream.modulations(vector)
+        both = zip(text_stream.before(text, text_parts), image_stream.before(image, image_parts), strict=True)
+        q, k, v = (jnp.concatenate(pair, axis=1) for pair in both)
+        attended = attention(rotate(q, cos, sin), rotate(k, cos, sin), v, mask=MaskSpec(keys=mask))
+        attended = rearrange(attended, "b n h e -> b n (h e)")
+        length = text.shape[1]
+        text = text_stream.after(text, attended[:, :length], text_parts)
+        image = image_stream.after(image, attended[:, length:], image_parts)
+        return (text, image), None
+
+
+class MlpUp(nn.Module):
+    """First layer of a single block's MLP; the hidden axis stays folded as ``[r d]``, see ``JoinedOut``."""
+
+    config: FluxConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n r d"]:
+        """Widens ``d`` to ``r`` times ``d``."""
+        width, ratio, dtype = self.config.width, self.config.mlp_ratio, self.config.dtype
+        init = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
+        kernel = self.param("kernel", nn.with_logical_partitioning(init, ("embed", None, "mlp")), (width, ratio, width))
+        bias = self.param("bias", nn.with_logical_partitioning(zeros_init, (None, "mlp")), (ratio, width))
+        return jnp.einsum("bni,iro->bnro", x, kernel.astype(dtype)) + bias.astype(dtype)[None, None]
+
+
+class JoinedOut(nn.Module):
+    """The one linear layer that reads a single block's attention (row 0 of the kernel) and its MLP (the other rows).
+
+    The published kernel is ``[(1 + r) d, d]``. Folded, heads and hidden units are cut at the same places by tensor
+    parallelism, so that neither activations nor weights have to move between devices.
+    """
+
+    config: FluxConfig
+
+    @nn.compact
+    def __call__(self, attended: Float[Array, "b n d"], hidden: Float[Array, "b n r d"]) -> Float[Array, "b n d"]:
+        """Sums both projections."""
+        width, ratio, dtype = self.config.width, self.config.mlp_ratio, self.config.dtype
+        init = nn.initializers.lecun_normal(in_axis=(0, 1), out_axis=2)
+        kernel = self.param(
+            "kernel", nn.with_logical_partitioning(init, (None, "mlp", "embed")), (1 + ratio, width, width)
+        )
+        bias = self.param("bias", nn.with_logical_partitioning(zeros_init, ("embed",)), (width,))
+        kernel = kernel.astype(dtype)
+        y = jnp.einsum("bni,io->bno", attended, kernel[0]) + jnp.einsum("bnri,rio->bno", hidden, kernel[1:])
+        return y + bias.astype(dtype)[None, None]
+
+
+class SingleBlock(nn.Module):
+    """Attention and MLP in parallel over the joint sequence, one shared norm, one shared output layer."""
+
+    config: FluxConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b m d"],
+        vector: Float[Array, "b d"],
+        cos: Float[Array, "1 m f"],
+        sin: Float[Array, "1 m f"],
+        mask: Bool[Array, "b m"] | None,
+    ) -> tuple[Float[Array, "b m d"], None]:
+        """Transforms text and image tokens alike."""
+        config = self.config
+        parts = Dense(3 * config.width, ("embed", None), config.dtype, name="modulation")(jax.nn.silu(vector))
+        shift, scale, gate = jnp.split(parts, 3, axis=-1)
+        y = modulate(layer_norm(x, eps=EPS), shift, scale)
+        q, k, v = Heads(config, name="attention")(y)
+        attended = attention(rotate(q, cos, sin), rotate(k, cos, sin), v, mask=MaskSpec(keys=mask))
+        attended = rearrange(attended, "b n h e -> b n (h e)")
+        hidden = jax.nn.gelu(MlpUp(config, name="up")(y))
+        hidden = nn.with_logical_constraint(hidden, ("batch", "seq", None, "mlp"))
+        y = JoinedOut(config, name="out")(attended, hidden)
+        return nn.with_logical_constraint(gated(x, y, gate), ("batch", "seq", "embed")), None
+
+
+class Flux(nn.Module):
+    """FLUX.1 transformer behind the contract of ``dit/base.py``."""
+
+    config: FluxConfig
+
+    def setup(self) -> None:
+        """Names the layers."""
+        config = self.config
+        width, dtype = config.width, config.dtype
+        self.patch_in = Dense(width, (None, "embed"), dtype)
+        self.context = Dense(width, (None, "embed"), dtype)
+        self.time = TimeEmbed(width, dtype)
+        if config.guidance:
+            self.guidance = TimeEmbed(width, dtype)
+        if config.pooled == "learned":
+            self.pool = Dense(config.pooled_width, (None, None), dtype, kernel_init=zeros_init)
+        self.pooled = VectorEmbed(width, dtype)
+        self.double = stack(DoubleBlock, config.layers_double, remat=config.remat, inputs=4)(config)
+        self.single = stack(SingleBlock, config.layers_single, remat=config.remat, inputs=4)(config)
+        self.modulation = Dense(2 * width, ("embed", None), dtype)
+        self.out = Dense(4 * config.latent_channels, ("embed", None), dtype)
+
+    @property
+    def width(self) -> int:
+        """Width of the patch tokens."""
+        return self.config.width
+
+    @property
+    def patch(self) -> Grid:
+        """Latents per patch token."""
+        return (1, 2, 2)
+
+    def __call__(
+        self, latents: Float[Array, "b t h w c"], time: Float[Array, "b"] | Float[Array, "b t"], condition: Condition
+    ) -> Float[Array, "b t h w c"]:
+        """The velocity, noise minus data, without canvas."""
+        return self.unembed(self.run(self.embed(latents, time, condition), condition))
+
+    def embed(
+        self, latents: Float[Array, "b t h w c"], time: Float[Array, "b"] | Float[Array, "b t"], condition: Condition
+    ) -> Tokens:
+        """Packs and projects the noisy latents and the reference images; raises ValueError for what FLUX cannot use.
+
+        Latents have one frame and even sides; reference images may be of any even size. ``time`` is the noise level in
+        [0, 1] per sample. ``Tokens.private`` is the vector ``[b d]`` of time, guidance and pooled text.
+        """
+        for name, z in (("latents", latents), *((f"reference {i}", z) for i, z in enumerate(condition.reference))):
+            self._check_latents(name, z)
+        if condition.context.shape[-1] != self.config.context_width:
+            found = condition.context.shape[-1]
+            raise ValueError(f"FLUX expects a context of width {self.config.context_width}, not {found}")
+        if time.ndim == 2 and time.shape[1] != 1:
+            raise ValueError(f"FLUX takes one noise level per sample, not {time.shape[1]}")
+        if condition.channels is not None:
+            raise ValueError("FLUX has no input channels for Condition.channels; use Condition.reference")
+        grid = self.patch_in(pack(latents))[:, None]
+        reference = None
+        if condition.reference:
+            parts = [rearrange(self.patch_in(pack(z)), "b h w d -> b (h w) d") for z in condition.reference]
+            reference = jnp.concatenate(parts, axis=1)
+        vector = self._vector(time[:, 0] if time.ndim == 2 else time, condition)
+        grid = nn.with_logical_constraint(grid, ("batch", None, "seq", None, "embed"))
+        return Tokens(grid=grid, time=time, reference=reference, private=vector)
+
+    def run(self, tokens: Tokens, condition: Condition) -> Tokens:
+        """Both stacks of blocks over context, target and reference tokens."""
+        _, _, rows, columns, _ = tokens.grid.shape
+        text = self.context(condition.context)
+        image = rearrange(tokens.grid, "b 1 h w d -> b (h w) d")
+        if tokens.reference is not None:
+            image = jnp.concatenate([image, tokens.reference], axis=1)
+        sizes = tuple((z.shape[2] // 2, z.shape[3] // 2) for z in condition.reference)
+        cos, sin = joint_rotation(self.config, text.shape[1], ((rows, columns), *sizes))
+        mask = self._mask(condition, image.shape[1])
+        (text, image), _ = self.double((text, image), tokens.private, cos, sin, mask)
+        joint, _ = self.single(jnp.concatenate([text, image], axis=1), tokens.private, cos, sin, mask)
+        image = joint[:, text.shape[1] :]
+        grid = rearrange(image[:, : rows * columns], "b (h w) d -> b 1 h w d", h=rows)
+        reference = None if tokens.reference is None else image[:, rows * columns :]
+        return tokens.replace(grid=grid, reference=reference)
+
+    def unembed(self, tokens: Tokens) -> Float[Array, "b t h w c"]:
+        """Final norm and projection of the target tokens; float32. The published order here is scale, then shift."""
+        scale, shift = jnp.split(self.modulation(jax.nn.silu(tokens.private)), 2, axis=-1)
+        x = modulate(layer_norm(tokens.grid[:, 0], eps=EPS), shift, scale)
+        return unpack(self.out(x)).astype(jnp.float32)
+
+    def _check_latents(self, name: str, z: Float[Array, "b t h w c"]) -> None:
+        _, frames, rows, columns, channels = z.shape
+        if frames != 1 or rows % 2 or columns % 2 or channels != self.config.latent_channels:
+            raise ValueError(
+                f"FLUX {name} [t h w c] = {list(z.shape[1:])}: expected one frame, even sides and "
+                f"{self.config.latent_channels} channels"
+            )
+
+    def _vector(self, time: Float[Array, " b"], condition: Condition) -> Float[Array, "b d"]:
+        config = self.config
+        if (condition.guidance is not None) != config.guidance:
+            raise ValueError(f"Condition.guidance must be set if and only if the config has guidance={config.guidance}")
+        if (condition.pooled is not None) != (config.pooled == "given"):
+            raise ValueError(f"Condition.pooled must be set if and only if pooled='given'; it is {config.pooled!r}")
+        if config.pooled == "given":
+            pooled = condition.pooled
+        elif config.pooled == "learned":
+            pooled = self.pool(masked_mean(condition.context, condition.mask))
+        else:
+            pooled = jnp.zeros((time.shape[0], config.pooled_width), config.dtype)
+        vector = self.time(1000.0 * time.astype(jnp.float32))
+        if config.guidance:
+            vector = vector + self.guidance(1000.0 * condition.guidance.astype(jnp.float32))
+        return vector + self.pooled(pooled)
+
+    def _mask(self, condition: Condition, images: int) -> Bool[Array, "b m"] | None:
+        if not self.config.mask_context:
+            return None
+        if condition.mask is None:
+            raise ValueError("mask_context=True needs Condition.mask")
+        return jnp.concatenate([condition.mask, jnp.ones((condition.mask.shape[0], images), bool)], axis=1)

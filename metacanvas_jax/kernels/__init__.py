@@ -1,0 +1,1 @@
+"""Attention and linear attention behind one entry point each."""

@@ -1,0 +1,24 @@
+"""The one linear attention of the project: ReLU feature map, sums in float32."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+EPS = 1e-15
+
+
+def relu_linear_attention(
+    q: Float[Array, "b n h e"], k: Float[Array, "b m h e"], v: Float[Array, "b m h f"]
+) -> Float[Array, "b n h f"]:
+    """``sum_m v_m (relu k_m . relu q_n) / (sum_m relu k_m . relu q_n + 1e-15)``, of the dtype of q.
+
+    There is no ``e ** -0.5`` and no mask. Sums are float32; a query that meets only zeros gets zeros. Source: diffusers
+    ``SanaLinearAttnProcessor2_0`` (which appends ones to v instead of summing k apart).
+    """
+    dtype = q.dtype
+    q, k = jax.nn.relu(q).astype(jnp.float32), jax.nn.relu(k)
+    memory = jnp.einsum("bmhe,bmhf->bhef", k, v, preferred_element_type=jnp.float32)
+    weight = jnp.sum(k, axis=1, dtype=jnp.float32)
+    total = jnp.einsum("bnhe,bhef->bnhf", q, memory)
+    norm = jnp.einsum("bnhe,bhe->bnh", q, weight)
+    return (total / (norm[..., None] + EPS)).astype(dtype)

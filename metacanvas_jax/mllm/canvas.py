@@ -1,0 +1,82 @@
+"""Canvas tokens: learnable embeddings on a grid, and where they stand in the MLLM's sequence (paper, section 3.3).
+
+A canvas is read by the MLLM as if it were one more image (one keyframe) or video (several), right after the end of the
+sequence: only its positions say so, and they follow the block rule of ``positions.py``.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from metacanvas_jax.nn.layers import Dtype
+from metacanvas_jax.nn.resize import linear_resize
+from metacanvas_jax.types import Grid
+
+tokens_init = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class CanvasConfig:
+    """Size and positions of a canvas.
+
+    ``dims`` is the number of axes the canvas is laid out on: 3 keyframes x rows x columns; 2 one image of all
+    keyframes, stacked as rows; 1 one row of all tokens. With ``rope=False`` tokens are numbered like text, all axes
+    together. ``spacing`` is the distance of keyframes in positions: ``tokens_per_second`` (2 in Qwen2.5-VL) times the
+    seconds from one keyframe to the next, so that the default puts keyframes a second apart. ``bidirectional`` lets
+    canvas tokens see each other; otherwise they are causal in raster order, like everything else the MLLM reads.
+
+    Raises ValueError for an empty canvas, other dims or a negative spacing.
+    """
+
+    rows: int
+    columns: int
+    keyframes: int = 1
+    dims: int = 3
+    rope: bool = True
+    spacing: float = 2.0
+    bidirectional: bool = False
+
+    def __post_init__(self):
+        if min(self.shape) < 1:
+            raise ValueError(f"a canvas needs at least one keyframe, row and column, not {self.shape}")
+        if self.dims not in (1, 2, 3):
+            raise ValueError(f"canvas dims must be 1, 2 or 3, not {self.dims}")
+        if self.spacing < 0:
+            raise ValueError(f"canvas spacing must not be negative: {self.spacing}")
+
+    @property
+    def shape(self) -> Grid:
+        """(keyframes, rows, columns)."""
+        return self.keyframes, self.rows, self.columns
+
+
+def canvas_positions(next_position: Int[Array, " b"], shape: Grid, config: CanvasConfig) -> Int[Array, "3 b n"]:
+    """Positions ``[3 b n]`` of a canvas of ``shape`` in raster order, starting at ``next_position`` of each sample."""
+    k, y, x = shape
+    n = k * y * x
+    if not config.rope:
+        offsets = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (3, n))
+    else:
+        grid = {1: (1, 1, n), 2: (1, k * y, x), 3: (k, y, x)}[config.dims]
+        offsets = jnp.stack(jnp.meshgrid(*(jnp.arange(side, dtype=jnp.int32) for side in grid), indexing="ij"))
+        offsets = offsets.reshape(3, n)
+        time = jnp.floor(offsets[0].astype(jnp.float32) * config.spacing).astype(jnp.int32)
+        offsets = offsets.at[0].set(time)
+    return offsets[:, None] + next_position.astype(jnp.int32)[None, :, None]
+
+
+class CanvasTokens(nn.Module):
+    """The learnable canvas ``[k y x d]``."""
+
+    config: CanvasConfig
+    width: int
+    dtype: Dtype = "float32"
+
+    @nn.compact
+    def __call__(self, shape: Grid | None = None) -> Float[Array, "k y x d"]:
+        """The tokens, linearly interpolated if another ``shape`` than the configured one is asked for."""
+        init = nn.with_logical_partitioning(tokens_init, (None, None, None, "embed"))
+        tokens = self.param("tokens", init, (*self.config.shape, self.width))
+        return linear_resize(tokens[None], shape or self.config.shape)[0].astype(self.dtype)

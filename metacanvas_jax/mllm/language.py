@@ -1,0 +1,236 @@
+"""The language model of Qwen2.5-VL: a pre-norm decoder with grouped heads and multimodal RoPE.
+
+Reference: transformers ``models/qwen2_5_vl/modeling_qwen2_5_vl.py``. With ``qkv_bias=False`` it is a Llama decoder.
+One stack of layers serves three uses: reading a context once, writing a canvas against the keys and values that were
+kept, and both in one pass. LoRA adapters exist on the canvas tokens only (paper, section 3.2).
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from metacanvas_jax.kernels.attention import MaskSpec, attention
+from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm
+from metacanvas_jax.nn.lora import Lora, LoraConfig
+from metacanvas_jax.nn.rope import inverse_frequencies, rotate
+from metacanvas_jax.types import KeyValues
+
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+REMAT = ("none", "full")
+
+embedding_init = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageConfig:
+    """Sizes of the decoder. ``rope_sections`` are the numbers of frequencies that turn with time, height and width.
+
+    Raises ValueError for sizes that do not fit together.
+    """
+
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    rope_sections: tuple[int, int, int]
+    rope_theta: float = 1e6
+    norm_eps: float = 1e-6
+    tied: bool = False
+    qkv_bias: bool = True
+    head_width: int | None = None  # width // heads unless given
+    lora: LoraConfig | None = None
+    remat: str = "none"
+    dtype: Dtype = "float32"
+
+    def __post_init__(self):
+        if self.head_width is None and self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}: give head_width")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        if 2 * sum(self.rope_sections) != self.head_channels:
+            raise ValueError(
+                f"rope_sections {self.rope_sections} must sum to {self.head_channels // 2}, half the head width"
+            )
+        if self.remat not in REMAT:
+            raise ValueError(f"remat must be one of {REMAT}, not {self.remat!r}")
+        if self.lora is not None and (unknown := set(self.lora.targets) - set(PROJECTIONS)):
+            raise ValueError(f"unknown LoRA targets {sorted(unknown)}: choose from {PROJECTIONS}")
+
+    @property
+    def head_channels(self) -> int:
+        """Width of one head."""
+        return self.width // self.heads if self.head_width is None else self.head_width
+
+
+@struct.dataclass
+class Pass:
+    """How the layers are run: angles, mask, and from which token on the adapters act (None: nowhere).
+
+    ``keep`` is what every layer hands out: "cache" (its keys and values), "hidden" (its output) or "nothing".
+    """
+
+    cos: jax.Array
+    sin: jax.Array
+    mask: MaskSpec
+    lora_from: int | None = struct.field(pytree_node=False, default=None)
+    keep: str = struct.field(pytree_node=False, default="nothing")
+    deterministic: bool = struct.field(pytree_node=False, default=True)
+
+
+def rope_angles(positions: Int[Array, "3 b n"], config: LanguageConfig) -> Float[Array, "b n f"]:
+    """Multimodal RoPE: the first frequencies turn with time, the next with height, the last with width."""
+    frequencies = jnp.asarray(inverse_frequencies(config.head_channels, config.rope_theta), jnp.float32)
+    axis = np.repeat(np.arange(3), config.rope_sections)
+    return rearrange(positions[axis].astype(jnp.float32), "f b n -> b n f") * frequencies[None, None]
+
+
+class Layer(nn.Module):
+    """One decoder layer."""
+
+    config: LanguageConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"], past: KeyValues | None, run: Pass):
+        """Maps ``[b n d]`` to ``[b n d]``; ``past`` holds this layer's keys and values of the tokens before."""
+        c = self.config
+
+        def project(y: jax.Array, name: str, features: int, axes: tuple[str, str], bias: bool = False) -> jax.Array:
+            out = Dense(features, axes, c.dtype, use_bias=bias, name=name)(y)
+            if run.lora_from is None or c.lora is None or name not in c.lora.targets:
+                return out
+            adapter = Lora(c.lora, features, axes, c.dtype, name=f"{name}_lora")
+            delta = adapter(y[:, run.lora_from :], deterministic=run.deterministic)
+            return jnp.concatenate([out[:, : run.lora_from], out[:, run.lora_from :] + delta], axis=1)
+
+        def heads(y: jax.Array, name: str, count: int, axis: str) -> jax.Array:
+            y = project(y, name, count * c.head_channels, ("embed", axis), c.qkv_bias)
+            y = rearrange(y, "b n (h e) -> b n h e", h=count)
+            return nn.with_logical_constraint(y, ("batch", "seq", axis, None))
+
+        x = nn.with_logical_constraint(x, ("batch", "seq", "embed"))
+        y = RMSNorm(c.norm_eps, name="attention_norm")(x)
+        q = rotate(heads(y, "q", c.heads, "heads"), run.cos, run.sin)
+        k = rotate(heads(y, "k", c.kv_heads, "kv_heads"), run.cos, run.sin)
+        v = heads(y, "v", c.kv_heads, "kv_heads")
+        if past is not None:
+            k = jnp.concatenate([past.keys.astype(k.dtype), k], axis=1)
+            v = jnp.concatenate([past.values.astype(v.dtype), v], axis=1)
+        y = rearrange(attention(q, k, v, mask=run.mask), "b n h e -> b n (h e)")
+        x = x + project(y, "o", c.width, ("heads", "embed"))
+        y = RMSNorm(c.norm_eps, name="mlp_norm")(x)
+        y = nn.silu(project(y, "gate", c.mlp, ("embed", "mlp"))) * project(y, "up", c.mlp, ("embed", "mlp"))
+        y = nn.with_logical_constraint(y, ("batch", "seq", "mlp"))
+        x = x + project(y, "down", c.width, ("mlp", "embed"))
+        kept = {"cache": (k, v), "hidden": x, "nothing": None}[run.keep]
+        return nn.with_logical_constraint(x, ("batch", "seq", "embed")), kept
+
+
+class Embedding(nn.Module):
+    """Token embeddings ``[vocab, d]``."""
+
+    vocab: int
+    width: int
+    dtype: Dtype
+
+    def setup(self):
+        """Parameters."""
+        init = nn.with_logical_partitioning(embedding_init, ("vocab", "embed"))
+        self.table = self.param("table", init, (self.vocab, self.width))
+
+    def __call__(self, tokens: Int[Array, "b n"]) -> Float[Array, "b n d"]:
+        """Looks tokens up."""
+        return self.table[tokens].astype(self.dtype)
+
+    def attend(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
+        """Logits of a head tied to the embeddings, in float32."""
+        table = self.table.astype(self.dtype)
+        return jnp.einsum("bnd,vd->bnv", hidden.astype(self.dtype), table, preferred_element_type=jnp.float32)
+
+
+class Language(nn.Module):
+    """The decoder, from token embeddings to hidden states after the final norm."""
+
+    config: LanguageConfig
+
+    def setup(self):
+        """Parameters."""
+        c = self.config
+        layer = nn.remat(Layer, prevent_cse=False) if c.remat == "full" else Layer
+        scanned = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast),
+            length=c.layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        self.embedding = Embedding(c.vocab, c.width, c.dtype)
+        self.layers = scanned(c)
+        self.norm = RMSNorm(c.norm_eps)
+        if not c.tied:
+            self.head = Dense(c.vocab, ("embed", "vocab"), c.dtype, use_bias=False)
+
+    def embed(self, tokens: Int[Array, "b n"]) -> Float[Array, "b n d"]:
+        """Token embeddings."""
+        return self.embedding(tokens)
+
+    def read(
+        self, x: Float[Array, "b l d"], positions: Int[Array, "3 b l"], mask: Bool[Array, "b l"], *, cache: bool = True
+    ) -> tuple[Float[Array, "b l d"], KeyValues | None]:
+        """Hidden states of a context, and the keys and values to write against if ``cache``. No adapter acts here."""
+        hidden, kept = self._run(x, positions, MaskSpec(causal=True, keys=mask), keep="cache" if cache else "nothing")
+        return hidden, KeyValues(*kept) if cache else None
+
+    def write(
+        self,
+        x: Float[Array, "b n d"],
+        positions: Int[Array, "3 b n"],
+        past: KeyValues,
+        mask: Bool[Array, "b l"],
+        *,
+        bidirectional: bool = False,
+        deterministic: bool = True,
+    ) -> Float[Array, "b n d"]:
+        """Hidden states of tokens that come after a context already read, with the adapters acting on all of them."""
+        keys = jnp.concatenate([mask, jnp.ones(x.shape[:2], bool)], axis=1)
+        spec = MaskSpec(causal=not bidirectional, offset=0 if bidirectional else mask.shape[1], keys=keys)
+        return self._run(x, positions, spec, past=past, lora_from=0, deterministic=deterministic)[0]
+
+    def read_and_write(
+        self,
+        x: Float[Array, "b n d"],
+        positions: Int[Array, "3 b n"],
+        mask: Bool[Array, "b n"],
+        *,
+        lora_from: int,
+        deterministic: bool = True,
+    ) -> Float[Array, "b n d"]:
+        """``read`` and causal ``write`` in one pass: the adapters act from token ``lora_from`` on."""
+        spec = MaskSpec(causal=True, keys=mask)
+        return self._run(x, positions, spec, lora_from=lora_from, deterministic=deterministic)[0]
+
+    def every_layer(
+        self, x: Float[Array, "b l d"], positions: Int[Array, "3 b l"], mask: Bool[Array, "b l"]
+    ) -> Float[Array, "layers b l d"]:
+        """Output of every layer, before the final norm, without adapters."""
+        return self._run(x, positions, MaskSpec(causal=True, keys=mask), keep="hidden")[1]
+
+    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
+        """Next-token logits in float32, of hidden states after the final norm."""
+        if self.config.tied:
+            return self.embedding.attend(hidden)
+        return self.head(hidden).astype(jnp.float32)
+
+    def _run(self, x, positions, mask, *, past=None, lora_from=None, keep="nothing", deterministic=True):
+        angles = rope_angles(positions, self.config)
+        run = Pass(jnp.cos(angles), jnp.sin(angles), mask, lora_from, keep, deterministic)
+        x, kept = self.layers(x.astype(self.config.dtype), past, run)
+        return self.norm(x), kept

@@ -1,0 +1,170 @@
+"""Images and videos for the vision tower: resized, normalised, cut into patches. On the host, numpy and Pillow.
+
+References: transformers ``image_processing_pil_qwen2_vl.py`` and ``video_processing_qwen2_vl.py``. Neither torch nor
+torchvision is needed.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import Float, Int
+from PIL import Image
+
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.types import Grid
+
+MAX_ASPECT = 200  # sides further apart than this are refused, as in the reference
+
+
+@dataclasses.dataclass(frozen=True)
+class MediaConfig:
+    """How media become patches. Pixel limits are those published for Qwen2.5-VL, per image and per video frame.
+
+    With ``tokens`` every image and every pair of frames gets at most that many merged tokens, of nearly its own aspect
+    ratio, whatever its size (the paper uses 144); the pixel limits then do not apply.
+    """
+
+    patch: int = 14
+    temporal_patch: int = 2
+    merge: int = 2
+    tokens: int | None = None
+    image_pixels: tuple[int, int] = (56 * 56, 12845056)
+    video_pixels: tuple[int, int] = (128 * 28 * 28, 768 * 28 * 28)
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self):
+        if self.tokens is not None and self.tokens < 1:
+            raise ValueError(f"the token budget of an image must be at least 1, not {self.tokens}")
+        for low, high in (self.image_pixels, self.video_pixels):
+            if not 0 < low <= high:
+                raise ValueError(f"pixel limits must be 0 < lower <= upper, not ({low}, {high})")
+
+    @property
+    def unit(self) -> int:
+        """Pixels along the side of a merged token."""
+        return self.patch * self.merge
+
+    @property
+    def values(self) -> int:
+        """Values of one RGB patch."""
+        return 3 * self.temporal_patch * self.patch**2
+
+
+@dataclasses.dataclass(frozen=True)
+class Patches:
+    """One image or video, ready for the vision tower. ``seconds`` from one temporal grid to the next; None: an image."""
+
+    values: Float[np.ndarray, "p q"]
+    grid: Grid  # in patches
+    seconds: float | None = None
+
+
+def resized(height: int, width: int, unit: int, limits: tuple[int, int]) -> tuple[int, int]:
+    """Sides in multiples of ``unit`` with an area inside ``limits``, close to the given ones (rounded half to even).
+
+    Raises UserError for an empty image or one side more than 200 times the other.
+    """
+    if min(height, width) < 1 or max(height, width) > MAX_ASPECT * min(height, width):
+        raise UserError(f"cannot read an image of {height} x {width} pixels: sides must be within 1 : {MAX_ASPECT}")
+    low, high = limits
+    rows, columns = round(height / unit), round(width / unit)
+    area = rows * columns * unit**2
+    if area > high:
+        scale = math.sqrt(height * width / high) * unit
+        rows, columns = max(1, math.floor(height / scale)), max(1, math.floor(width / scale))
+    elif area < low:
+        scale = math.sqrt(low / (height * width)) / unit
+        rows, columns = math.ceil(height * scale), math.ceil(width * scale)
+    return rows * unit, columns * unit
+
+
+def budgeted(height: int, width: int, unit: int, tokens: int) -> tuple[int, int]:
+    """Sides in multiples of ``unit`` that make at most ``tokens`` merged tokens: the nearest aspect ratio that uses them up.
+
+    Raises UserError for an empty image.
+    """
+    if min(height, width) < 1:
+        raise UserError(f"cannot read an image of {height} x {width} pixels")
+    rows = min(range(1, tokens + 1), key=lambda rows: abs(math.log(tokens // rows * height / (rows * width))))
+    return rows * unit, tokens // rows * unit
+
+
+def target_size(height: int, width: int, config: MediaConfig, *, video: bool = False) -> tuple[int, int]:
+    """(height, width) that an image or frame is resized to."""
+    if config.tokens is not None:
+        return budgeted(height, width, config.unit, config.tokens)
+    return resized(height, width, config.unit, config.video_pixels if video else config.image_pixels)
+
+
+def patchify(frames: Float[np.ndarray, "t h w c"], config: MediaConfig) -> tuple[Float[np.ndarray, "p q"], Grid]:
+    """Patches in merge-block order, values of each in the order (channel, time, row, column), and their grid.
+
+    An odd last frame (an image is one) is repeated to fill its temporal patch.
+    """
+    missing = -len(frames) % config.temporal_patch
+    frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
+    sides = {"t2": config.temporal_patch, "p": config.patch, "q": config.patch, "i": config.merge, "j": config.merge}
+    values = rearrange(frames, "(t t2) (h i p) (w j q) c -> (t h w i j) (c t2 p q)", **sides)
+    t, h, w = frames.shape[:3]
+    return values, (t // config.temporal_patch, h // config.patch, w // config.patch)
+
+
+def as_image(image: Image.Image | np.ndarray) -> Image.Image:
+    """An RGB image; arrays must be uint8 ``[h w 3]``.
+
+    Raises UserError for other arrays.
+    """
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(f"an image must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}")
+    return Image.fromarray(image)
+
+
+def _pixels(image: Image.Image, size: tuple[int, int], config: MediaConfig) -> np.ndarray:
+    if image.size != (size[1], size[0]):
+        image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    mean, std = np.asarray(config.mean, np.float32), np.asarray(config.std, np.float32)
+    return (np.asarray(image, np.float32) / np.float32(255) - mean) / std
+
+
+def read_image(image: Image.Image | np.ndarray, config: MediaConfig) -> Patches:
+    """An image as patches. Raises UserError for what is not an RGB image."""
+    image = as_image(image)
+    size = target_size(image.height, image.width, config)
+    return Patches(*patchify(_pixels(image, size, config)[None], config))
+
+
+def read_video(frames: Sequence[Image.Image | np.ndarray], fps: float, config: MediaConfig) -> Patches:
+    """Frames that stand for ``fps`` per second of video, as patches (see ``sample_frames`` for choosing them).
+
+    Raises UserError for no frames, frames of different sizes or an ``fps`` that is not positive.
+    """
+    if not fps > 0:
+        raise UserError(f"frames per second must be positive, not {fps}")
+    images = [as_image(frame) for frame in frames]
+    sizes = {image.size for image in images}
+    if len(sizes) != 1:
+        raise UserError(f"a video needs frames of one size; these have (width, height) {sorted(sizes) or 'none'}")
+    size = target_size(images[0].height, images[0].width, config, video=True)
+    values, grid = patchify(np.stack([_pixels(image, size, config) for image in images]), config)
+    return Patches(values, grid, config.temporal_patch / fps)
+
+
+def sample_frames(
+    count: int, fps: float, *, target: float = 2.0, least: int = 4, most: int = 768, multiple: int = 2
+) -> tuple[Int[np.ndarray, " t"], float]:
+    """Which of ``count`` frames to read for about ``target`` a second, and the frames per second that they stand for.
+
+    Their number lies in ``[least, most]`` as far as the video allows and is a multiple of ``multiple``. Raises UserError if
+    the video is shorter than ``multiple``.
+    """
+    number = min(max(count / fps * target, least), min(most, count) // multiple * multiple)
+    number = int(number // multiple) * multiple
+    if number < multiple:
+        raise UserError(f"a video of {count} frames is too short: {multiple} are needed")
+    return np.floor(np.arange(number) * (count / number)).astype(np.int64), number / count * fps

@@ -1,0 +1,62 @@
+"""Low-rank adaptation: a second, small path beside a linear layer (Hu et al., arXiv 2106.09685).
+
+The layer itself stays as it is; the caller adds the delta where the adapter is active, so that gating an adapter to
+some of the tokens is a matter of which tokens are passed in. Parameters lie beside the layer they adapt, as
+``<layer>_lora``.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from metacanvas_jax.nn.layers import Dtype, zeros_init
+
+down_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # the uniform initialisation of PEFT
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Adapters of one network. ``targets`` are the names of the layers that get one, ``alpha / rank`` scales the delta.
+
+    Raises ValueError for a rank below 1, a dropout outside ``[0, 1)`` or no targets.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"LoRA rank must be at least 1, not {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"LoRA dropout must lie in [0, 1), not {self.dropout}")
+        if not self.targets:
+            raise ValueError("LoRA needs at least one target layer")
+
+
+def low_rank(
+    x: Float[Array, "*n i"], a: Float[Array, "i r"], b: Float[Array, "r o"], scale: float
+) -> Float[Array, "*n o"]:
+    """``scale * x @ a @ b``."""
+    return jnp.einsum("...r,ro->...o", jnp.einsum("...i,ir->...r", x, a), b) * scale
+
+
+class Lora(nn.Module):
+    """The delta of one linear layer; zero at initialisation. ``axes`` are those of the layer's kernel."""
+
+    config: LoraConfig
+    features: int
+    axes: tuple[str | None, str | None]
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n i"], *, deterministic: bool = True) -> Float[Array, "*n o"]:
+        """Drops inputs (as PEFT does) with the rng ``dropout`` unless ``deterministic``; computes in ``dtype``."""
+        rank = self.config.rank
+        a = self.param("a", nn.with_logical_partitioning(down_init, (self.axes[0], None)), (x.shape[-1], rank))
+        b = self.param("b", nn.with_logical_partitioning(zeros_init, (None, self.axes[1])), (rank, self.features))
+        x = nn.Dropout(self.config.dropout)(x.astype(self.dtype), deterministic=deterministic)
+        return low_rank(x, a.astype(self.dtype), b.astype(self.dtype), self.config.alpha / rank)

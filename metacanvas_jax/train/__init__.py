@@ -1,0 +1,1 @@
+"""Partition, optimizer, step and loop."""

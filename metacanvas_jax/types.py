@@ -1,0 +1,116 @@
+"""Input and output structs, and the one dimension glossary of the project.
+
+Dimensions (as they stand in jaxtyping shapes everywhere):
+
+====  =====================================================================================
+b     batch
+l     context tokens of the MLLM (text and media, padded to a bucket)
+n     tokens of a sequence in general; in a DiT, latent patch tokens
+m     keys attended to (``m == n`` in self-attention)
+k y x canvas keyframes, rows, columns
+t h w frames, rows, columns (of a video, of latents, or of the grid of patch tokens)
+c     channels
+d     width of a hidden state
+q     values of one vision patch (channels x temporal patch x rows x columns)
+p     vision patches of one image or video; r is the number of merged tokens it becomes
+g e   key/value heads, head width
+====  =====================================================================================
+
+Conventions: channels last; a video is ``[b t h w c]`` and an image is a video with ``t == 1``; pixels lie in [-1, 1];
+the noise level lies in [0, 1] where 1 is pure noise; the velocity is noise minus data.
+"""
+
+from typing import Any
+
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+Params = dict[str, Any]
+"""A nested dict of arrays, as Linen makes it."""
+
+Grid = tuple[int, int, int]
+"""(frames, rows, columns)."""
+
+
+@struct.dataclass
+class Media:
+    """Images or videos of one grid, the same number of them in every sample of the batch.
+
+    ``patches`` are normalised pixels, one row per patch, in Qwen's merge-block order. ``slots[b, i, j]`` is where merged
+    token ``j`` of medium ``i`` goes in the sequence of sample ``b``; an index of ``l`` or more means that the sample has
+    no such medium and the features are dropped.
+    """
+
+    patches: Float[Array, "b i p q"]
+    slots: Int[Array, "b i r"]
+    grid: Grid = struct.field(pytree_node=False)  # in patches: (temporal grids, rows, columns)
+
+
+@struct.dataclass
+class MllmInputs:
+    """What the MLLM reads. ``positions`` are explicit: (temporal, height, width) of every token."""
+
+    tokens: Int[Array, "b l"]
+    positions: Int[Array, "3 b l"]
+    mask: Bool[Array, "b l"]  # True on real tokens; padding may stand left or right
+    media: tuple[Media, ...] = ()
+
+
+@struct.dataclass
+class KeyValues:
+    """Keys (rotated) and values of every layer for a prefix that is not computed again."""
+
+    keys: Float[Array, "layers b l g e"]
+    values: Float[Array, "layers b l g e"]
+
+
+@struct.dataclass
+class Context:
+    """The MLLM's reading of its inputs: hidden states after the final norm, and the cache the canvas is written against.
+
+    ``next_position`` is the first position free after the last real token, where the canvas block starts.
+    """
+
+    hidden: Float[Array, "b l d"]
+    mask: Bool[Array, "b l"]
+    cache: KeyValues | None  # None when it was not asked for
+    next_position: Int[Array, " b"]
+
+
+@struct.dataclass
+class Plan:
+    """What the connectors hand to a DiT: its condition, and the canvas in the DiT's width (None without canvas)."""
+
+    context: Float[Array, "b l d"]
+    mask: Bool[Array, "b l"]
+    canvas: Float[Array, "b k y x d"] | None = None
+
+
+@struct.dataclass
+class Condition:
+    """What a DiT is conditioned on. A backbone ignores no field that is set: it raises for what it cannot use.
+
+    ``reference`` are clean latents of reference images or frames, ``channels`` are latents concatenated to the noisy ones
+    along the channels (condition video and mask of Wan), ``pooled`` and ``guidance`` belong to FLUX.
+    """
+
+    context: Float[Array, "b l d"]
+    mask: Bool[Array, "b l"] | None = None
+    reference: tuple[Float[Array, "b t h w c"], ...] = ()
+    channels: Float[Array, "b t h w c"] | None = None
+    pooled: Float[Array, "b d"] | None = None
+    guidance: Float[Array, " b"] | None = None
+
+
+@struct.dataclass
+class Tokens:
+    """Patch tokens on their grid, between ``embed``, ``run`` and ``unembed`` of a DiT.
+
+    The canvas connector reads ``grid`` and ``time`` and replaces ``grid``; it leaves ``reference`` (tokens of reference
+    images or frames) and ``private`` (whatever the backbone hands from one of its methods to the next) alone.
+    """
+
+    grid: Float[Array, "b t h w d"]
+    time: Float[Array, "b"] | Float[Array, "b t"]  # noise level in [0, 1], per sample or per frame
+    reference: Float[Array, "b n d"] | None = None
+    private: Any = None

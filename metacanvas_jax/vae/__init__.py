@@ -1,0 +1,1 @@
+"""Autoencoders behind one contract (``vae/base.py``)."""

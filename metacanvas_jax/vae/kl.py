@@ -1,0 +1,201 @@
+"""FLUX's image autoencoder: 8x8 pixels become 16 channels.
+
+Source: black-forest-labs/flux ``modules/autoencoder.py``; diffusers ``AutoencoderKL`` with FLUX's config.
+"""
+
+import dataclasses
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from metacanvas_jax.kernels.attention import attention
+from metacanvas_jax.nn.layers import Conv, Dense, ones_init, zeros_init
+from metacanvas_jax.vae.base import check_latents, check_video, nearest_double, per_frame
+
+IMAGE = ("batch", "rows", "columns", None)
+EPS = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class KlConfig:
+    """Shape of the network. ``channels`` are the widths of the stages, shallow first, each half the size of the last.
+
+    An encoder stage has ``blocks`` residual blocks and a decoder stage one more. The transformer's latents are
+    ``(mean - shift) * scale``.
+    """
+
+    channels: tuple[int, ...]
+    blocks: int
+    latent_channels: int
+    groups: int
+    scale: float
+    shift: float
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.channels or any(width % self.groups for width in self.channels):
+            raise ValueError(f"KlConfig: channels {self.channels} must be multiples of groups {self.groups}")
+        if self.blocks < 1 or self.latent_channels < 1:
+            raise ValueError(f"KlConfig: blocks {self.blocks} and latent_channels {self.latent_channels} must be >= 1")
+
+    @property
+    def spatial(self) -> int:
+        """Pixels per latent along rows and columns."""
+        return 2 ** (len(self.channels) - 1)
+
+
+FLUX_KL = KlConfig(channels=(128, 256, 512, 512), blocks=2, latent_channels=16, groups=32, scale=0.3611, shift=0.1159)
+"""The autoencoder of FLUX.1-dev and FLUX.1-Kontext-dev: 83,819,683 parameters."""
+
+
+def group_norm(
+    x: Float[Array, "b h w c"], scale: Float[Array, " c"], bias: Float[Array, " c"], groups: int, eps: float
+) -> Float[Array, "b h w c"]:
+    """Normalises every group of consecutive channels over the whole image, in float32; keeps the dtype."""
+    y = einops.rearrange(x.astype(jnp.float32), "b h w (g c) -> b h w g c", g=groups)
+    y = y - jnp.mean(y, axis=(1, 2, 4), keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=(1, 2, 4), keepdims=True) + eps)
+    y = einops.rearrange(y, "b h w g c -> b h w (g c)")
+    return (y * scale.astype(jnp.float32)[None, None, None] + bias.astype(jnp.float32)[None, None, None]).astype(x.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group norm with gain and bias."""
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Keeps the dtype of the input."""
+        scale = self.param("scale", nn.with_logical_partitioning(ones_init, (None,)), (x.shape[-1],))
+        bias = self.param("bias", nn.with_logical_partitioning(zeros_init, (None,)), (x.shape[-1],))
+        return group_norm(x, scale, bias, self.groups, EPS)
+
+
+class Block(nn.Module):
+    """Residual block: norm, SiLU, convolution, twice; a 1x1 shortcut where the width changes."""
+
+    features: int
+    config: KlConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h w o"]:
+        """Keeps the size."""
+        groups, dtype, axes = self.config.groups, self.config.dtype, (None, "embed")
+        y = jax.nn.silu(GroupNorm(groups, name="norm1")(x))
+        y = Conv(self.features, (3, 3), dtype, axes=axes, name="conv1")(y)
+        y = jax.nn.silu(GroupNorm(groups, name="norm2")(y))
+        y = Conv(self.features, (3, 3), dtype, axes=axes, name="conv2")(y)
+        if x.shape[-1] != self.features:
+            x = Dense(self.features, axes, dtype, name="shortcut")(x)
+        return nn.with_logical_constraint(x + y, IMAGE)
+
+
+class SelfAttention(nn.Module):
+    """Every position looks at all others with one head as wide as the image has channels."""
+
+    config: KlConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Adds to its input."""
+        width, dtype, axes = x.shape[-1], self.config.dtype, (None, "embed")
+        y = einops.rearrange(GroupNorm(self.config.groups, name="norm")(x), "b h w c -> b (h w) 1 c")
+        q, k, v = (Dense(width, axes, dtype, name=name)(y) for name in ("q", "k", "v"))
+        y = Dense(width, axes, dtype, name="out")(attention(q, k, v))
+        return x + einops.rearrange(y, "b (h w) 1 c -> b h w c", h=x.shape[1])
+
+
+class Middle(nn.Module):
+    """Block, attention, block, at the smallest size."""
+
+    config: KlConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Keeps size and width."""
+        x = Block(x.shape[-1], self.config, name="block_0")(x)
+        x = SelfAttention(self.config, name="attention")(x)
+        return Block(x.shape[-1], self.config, name="block_1")(x)
+
+
+class Encoder(nn.Module):
+    """Pixels to the mean and log-variance of the posterior, one after the other along the channels."""
+
+    config: KlConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b H W c"]:
+        """Images in [-1, 1]."""
+        config, dtype = self.config, self.config.dtype
+        x = Conv(config.channels[0], (3, 3), dtype, axes=(None, "embed"), name="conv_in")(x)
+        for i, width in enumerate(config.channels):
+            for j in range(config.blocks):
+                x = Block(width, config, name=f"stages_{i}_block_{j}")(x)
+            if i < len(config.channels) - 1:  # zeros on the right and at the bottom only
+                down = Conv(width, (3, 3), dtype, (2, 2), ((0, 1), (0, 1)), axes=(None, "embed"), name=f"down_{i}")
+                x = down(x)
+        x = Middle(config, name="middle")(x)
+        x = jax.nn.silu(GroupNorm(config.groups, name="norm_out")(x))
+        return Conv(2 * config.latent_channels, (3, 3), dtype, axes=("embed", None), name="conv_out")(x)
+
+
+class Decoder(nn.Module):
+    """Latents to pixels; stage 0 is the deepest."""
+
+    config: KlConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b H W c"]) -> Float[Array, "b h w 3"]:
+        """Latents in the network's own scale."""
+        config, dtype = self.config, self.config.dtype
+        x = Conv(config.channels[-1], (3, 3), dtype, axes=(None, "embed"), name="conv_in")(x)
+        x = Middle(config, name="middle")(x)
+        for i, width in enumerate(reversed(config.channels)):
+            for j in range(config.blocks + 1):
+                x = Block(width, config, name=f"stages_{i}_block_{j}")(x)
+            if i < len(config.channels) - 1:
+                x = Conv(width, (3, 3), dtype, axes=(None, "embed"), name=f"up_{i}")(nearest_double(x))
+        x = jax.nn.silu(GroupNorm(config.groups, name="norm_out")(x))
+        return Conv(3, (3, 3), dtype, axes=("embed", None), name="conv_out")(x)
+
+
+class Kl(nn.Module):
+    """The autoencoder; a video is coded frame by frame."""
+
+    config: KlConfig
+    temporal = 1
+
+    @property
+    def spatial(self) -> int:
+        """Pixels per latent along rows and columns."""
+        return self.config.spatial
+
+    @property
+    def channels(self) -> int:
+        """Latent channels."""
+        return self.config.latent_channels
+
+    def setup(self) -> None:
+        """Encoder and decoder."""
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+
+    def __call__(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
+        """Encodes and decodes; touches every parameter."""
+        return self.decode(self.encode(video))
+
+    def encode(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t H W c"]:
+        """Normalised mean of the posterior, float32, of pixels in [-1, 1]. Raises ``UserError`` for odd sizes."""
+        check_video("the FLUX autoencoder", video.shape, self.spatial, self.temporal)
+        mean = per_frame(self.encoder, video)[..., : self.channels].astype(jnp.float32)
+        return (mean - self.config.shift) * self.config.scale
+
+    def decode(self, latents: Float[Array, "b t H W c"]) -> Float[Array, "b t h w 3"]:
+        """Pixels, nearly in [-1, 1] (not clamped, as in the reference), of normalised latents."""
+        check_latents("the FLUX autoencoder", latents.shape, self.channels)
+        latents = latents.astype(jnp.float32) / self.config.scale + self.config.shift
+        return per_frame(self.decoder, latents)

@@ -1,0 +1,21 @@
+"""Strict settings for every test: float32, no silent promotion, eight CPU devices, shapes checked at run time."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import jax
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+# types.py stays outside: its structs also hold shardings and specs in place of arrays.
+install_import_hook(
+    [f"metacanvas_jax.{part}" for part in ("nn", "mllm", "connectors", "dit", "vae", "text", "kernels", "diffusion")],
+    "beartype.beartype",
+)

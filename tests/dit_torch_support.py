@@ -1,0 +1,63 @@
+"""Shared by the parity tests of the DiTs: one tiny random network in both frameworks, gradients, full-size manifests."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from metacanvas_jax.ckpt.hf_import import load_params
+from metacanvas_jax.ckpt.table import count, published_shapes
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def shapes(net, latents, condition):
+    """The unboxed parameter shapes of a network, from inputs or their shapes."""
+    time = jax.ShapeDtypeStruct(latents.shape[:1], jnp.float32)
+    return nn.meta.unbox(jax.eval_shape(net.init, jax.random.key(0), latents, time, condition))["params"]
+
+
+def imported(net, table, torch_net, folder, latents, condition):
+    """Saves the torch network and reads it back through the importer."""
+    torch_net.save_pretrained(folder)
+    return load_params(folder, table, shapes(net, latents, condition), progress=False)
+
+
+def torch_gradients(table, torch_net):
+    """The gradients of the torch network, as the importer would lay them out."""
+    gradients = {name: parameter.grad.numpy() for name, parameter in torch_net.named_parameters()}
+    result = {}
+    for entry in table:
+        values = [entry.transform.forward(gradients[entry.names(layer)[0]]) for layer in entry.tensors]
+        result[entry.path] = values[0] if entry.layers is None else np.stack(values)
+    return result
+
+
+def assert_gradients_equal(ours, reference, tolerance):
+    """Every parameter, relative to its own largest gradient."""
+    ours = flatten_dict(ours, sep="/")
+    assert ours.keys() == reference.keys()
+    errors = {path: relative(ours[path], reference[path]) for path in ours}
+    wrong = {path: error for path, error in errors.items() if not error <= tolerance}
+    assert not wrong
+
+
+def check_manifest(net, table, build, latents, condition, parameters):
+    """Names and shapes of the full-size torch network, built without memory, are the table's; so is their number."""
+    import torch
+
+    with torch.device("meta"):
+        published = {name: tuple(parameter.shape) for name, parameter in build().named_parameters()}
+    abstract = shapes(net, latents, condition)
+    assert published_shapes(table, abstract) == published
+    assert count(abstract) == parameters
+
+
+def relative(actual, expected) -> float:
+    """Largest difference, relative to the largest expected value."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())

@@ -1,0 +1,99 @@
+"""Tiny Qwen2.5-VL networks, a tokenizer and random media for the tests of the MLLM."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from metacanvas_jax.mllm import prompt as prompt_module
+from metacanvas_jax.mllm.language import LanguageConfig
+from metacanvas_jax.mllm.media import MediaConfig, Patches
+from metacanvas_jax.mllm.prompt import Prompter
+from metacanvas_jax.mllm.qwen import MllmConfig, Qwen25VL
+from metacanvas_jax.mllm.vision import VisionConfig
+from metacanvas_jax.types import MllmInputs
+
+VOCAB = 300
+LANGUAGE = LanguageConfig(
+    vocab=VOCAB, width=64, layers=3, heads=4, kv_heads=2, mlp=112, rope_sections=(2, 3, 3), rope_theta=1e6
+)
+VISION = VisionConfig(
+    depth=4, width=32, heads=2, mlp=52, out_width=64, full_attention_layers=(1, 3), patch=14, window=112
+)
+TINY = MllmConfig(LANGUAGE, VISION)
+TEXT_ONLY = MllmConfig(LANGUAGE)
+MEDIA = MediaConfig()
+SPECIAL = (
+    prompt_module.PADDING,
+    prompt_module.START,
+    prompt_module.END,
+    prompt_module.VISION_START,
+    prompt_module.VISION_END,
+    prompt_module.IMAGE,
+    prompt_module.VIDEO,
+)
+WORDS = "system You are a helpful assistant. user What is in this picture? A red cat beside a blue house, painted."
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer cut like Qwen's, with its special tokens at other numbers than the published ones."""
+    inner = Tokenizer(models.BPE())
+    inner.normalizer = normalizers.NFC()
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(_regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB - len(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    inner.train_from_iterator([WORDS] * 3, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner)
+    fast.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
+    return fast
+
+
+def _regex(pattern: str):
+    from tokenizers import Regex
+
+    return Regex(pattern)
+
+
+def random_media(grid: tuple[int, int, int], *, seconds: float | None = None, seed: int = 0) -> Patches:
+    """Random patches of a grid."""
+    values = np.random.default_rng(seed).standard_normal((int(np.prod(grid)), MEDIA.values), np.float32)
+    return Patches(values, grid, seconds)
+
+
+def random_params(model: Qwen25VL, *, seed: int = 0):
+    """Random parameters of every kind (gains, biases and adapters too), unboxed."""
+    inputs = MllmInputs(jnp.zeros((1, 2), jnp.int32), jnp.zeros((3, 1, 2), jnp.int32), jnp.ones((1, 2), bool))
+    if model.config.vision is not None:
+        inputs = example_inputs(model.config)
+    canvas = jnp.zeros((1, 1, model.config.language.width))
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), inputs, canvas, jnp.zeros((3, 1, 1), jnp.int32)))
+    leaves, tree = jax.tree.flatten_with_path(shapes["params"])
+    rng = np.random.default_rng(seed)
+
+    def make(path, leaf):
+        noise = rng.standard_normal(leaf.shape, np.float32)
+        name = path[-1].key
+        if name == "scale":
+            return 1 + 0.2 * noise
+        return (0.1 if name == "bias" else leaf.shape[-2] ** -0.5) * noise
+
+    return jax.tree.unflatten(tree, [jnp.asarray(make(path, leaf)) for path, leaf in leaves])
+
+
+def example_inputs(config: MllmConfig) -> MllmInputs:
+    """The smallest inputs with an image."""
+    return config.example()[0]

@@ -1,0 +1,234 @@
+"""FLUX against diffusers: values, gradients, names and shapes; and what the port adds to it."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dit_torch_support import (
+    assert_gradients_equal,
+    check_manifest,
+    imported,
+    random,
+    relative,
+    torch_gradients,
+)
+
+from metacanvas_jax.ckpt.tables.flux import fresh, table
+from metacanvas_jax.dit.flux import Flux, FluxConfig, flux_dev, flux_kontext_dev
+from metacanvas_jax.types import Condition
+
+TINY = FluxConfig(
+    latent_channels=4,
+    layers_double=2,
+    layers_single=2,
+    heads=2,
+    head_width=16,
+    context_width=20,
+    pooled_width=12,
+    rope_axes=(4, 6, 6),
+)
+LENGTH = 5  # context tokens
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch")
+
+
+def build(config):
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4 * config.latent_channels,
+        num_layers=config.layers_double,
+        num_single_layers=config.layers_single,
+        attention_head_dim=config.head_width,
+        num_attention_heads=config.heads,
+        joint_attention_dim=config.context_width,
+        pooled_projection_dim=config.pooled_width,
+        guidance_embeds=config.guidance,
+        axes_dims_rope=config.rope_axes,
+    )
+
+
+def inputs(config, size=(8, 12), references=(), batch=2):
+    latents = random(batch, 1, *size, config.latent_channels, seed=1)
+    condition = Condition(
+        context=jnp.asarray(random(batch, LENGTH, config.context_width, seed=2)),
+        reference=tuple(
+            jnp.asarray(random(batch, 1, *side, config.latent_channels, seed=3 + i)) for i, side in enumerate(references)
+        ),
+        pooled=jnp.asarray(random(batch, config.pooled_width, seed=8)) if config.pooled == "given" else None,
+        guidance=jnp.array([2.5, 3.5], jnp.float32)[:batch] if config.guidance else None,
+    )
+    return jnp.asarray(latents), jnp.array([0.9, 0.25], jnp.float32)[:batch], condition
+
+
+def run_torch(torch, torch_net, latents, time, condition, pooled=None):
+    """The target's velocity ``[b 1 h w c]`` by diffusers' own packing and ids."""
+    from diffusers.pipelines.flux.pipeline_flux_kontext import FluxKontextPipeline as Kontext
+
+    tokens, ids = [], []
+    for index, z in enumerate((latents, *condition.reference)):
+        z = torch.from_numpy(np.array(z[:, 0])).permute(0, 3, 1, 2)
+        batch, channels, rows, columns = z.shape
+        tokens.append(Kontext._pack_latents(z, batch, channels, rows, columns))
+        ids.append(Kontext._prepare_latent_image_ids(batch, rows // 2, columns // 2, "cpu", torch.float32))
+        ids[-1][:, 0] = index
+    out = torch_net(
+        hidden_states=torch.cat(tokens, 1),
+        encoder_hidden_states=torch.from_numpy(np.array(condition.context)),
+        pooled_projections=torch.from_numpy(np.array(condition.pooled if pooled is None else pooled)),
+        timestep=torch.from_numpy(np.array(time)),
+        guidance=None if condition.guidance is None else torch.from_numpy(np.array(condition.guidance)),
+        img_ids=torch.cat(ids),
+        txt_ids=torch.zeros(LENGTH, 3),
+    ).sample[:, : tokens[0].shape[1]]
+    _, _, rows, columns, _ = latents.shape
+    return Kontext._unpack_latents(out, 8 * rows, 8 * columns, 8).permute(0, 2, 3, 1)[:, None]
+
+
+@pytest.fixture(scope="module")
+def kontext(torch, tmp_path_factory):
+    """The tiny guided network in torch, and its parameters through the importer."""
+    from torch_support import randomize
+
+    torch_net = randomize(build(TINY))
+    latents, _, condition = inputs(TINY)
+    params = imported(Flux(TINY), table(TINY), torch_net, tmp_path_factory.mktemp("flux"), latents, condition)
+    return torch_net, params
+
+
+@pytest.fixture(scope="module")
+def random_params():
+    """Parameters that need no torch: all of them random, so that no path is dead."""
+    latents, time, condition = inputs(TINY)
+    params = nn.meta.unbox(jax.jit(Flux(TINY).init)(jax.random.key(0), latents, time, condition))["params"]
+    return jax.tree.map(lambda x: x + 0.1 * random(*x.shape, seed=x.size), params)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("size", "references"),
+    [((8, 12), [(6, 10)]), ((6, 10), []), ((4, 6), [(8, 2), (6, 6)])],
+    ids=["reference_of_another_size", "odd_token_count", "two_references"],
+)
+def test_velocity_equals_diffusers(torch, kontext, size, references):
+    torch_net, params = kontext
+    latents, time, condition = inputs(TINY, size, references)
+    with torch.no_grad():
+        expected = run_torch(torch, torch_net, latents, time, condition).numpy()
+    actual = jax.jit(Flux(TINY).apply)({"params": params}, latents, time, condition)
+    assert relative(actual, expected) <= 2e-5
+
+
+@pytest.mark.torch
+def test_without_guidance_and_zero_pooled_vector_equals_diffusers(torch, tmp_path):
+    from torch_support import randomize
+
+    config = dataclasses.replace(TINY, guidance=False, pooled="zeros", layers_double=1, layers_single=1)
+    torch_net = randomize(build(config), seed=5)
+    latents, time, condition = inputs(config, (4, 6))
+    with torch.no_grad():
+        zeros = np.zeros((2, config.pooled_width), np.float32)
+        expected = run_torch(torch, torch_net, latents, time, condition, zeros).numpy()
+    params = imported(Flux(config), table(config), torch_net, tmp_path, latents, condition)
+    actual = jax.jit(Flux(config).apply)({"params": params}, latents, time, condition)
+    assert relative(actual, expected) <= 2e-5
+
+
+@pytest.mark.torch
+def test_every_parameter_gradient_equals_torch_autograd(torch, kontext):
+    torch_net, params = kontext
+    latents, time, condition = inputs(TINY, references=[(6, 10)])
+    weights = random(*latents.shape, seed=9)
+    torch_net.zero_grad()
+    (run_torch(torch, torch_net, latents, time, condition) * torch.from_numpy(weights)).sum().backward()
+
+    def loss(params):
+        return jnp.sum(Flux(TINY).apply({"params": params}, latents, time, condition) * weights)
+
+    assert_gradients_equal(jax.jit(jax.grad(loss))(params), torch_gradients(table(TINY), torch_net), 1e-4)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("preset", [flux_kontext_dev, flux_dev])
+def test_full_size_names_and_shapes_are_those_of_the_published_model(torch, preset):
+    config = preset()
+    latents, _, condition = inputs(config, (2, 2), batch=1)
+    check_manifest(Flux(config), table(config), lambda: build(config), latents, condition, 11_901_408_320)
+
+
+def test_context_padding_is_invisible_when_masked(random_params):
+    config = dataclasses.replace(TINY, mask_context=True)
+    latents, time, condition = inputs(config, (4, 6), [(2, 4)])
+    apply = jax.jit(Flux(config).apply)
+    mask = jnp.array([[True] * 5, [True] * 3 + [False] * 2])
+    condition = condition.replace(mask=mask)
+    padded = condition.replace(
+        context=jnp.pad(condition.context, ((0, 0), (0, 3), (0, 0)), constant_values=7.0),
+        mask=jnp.pad(mask, ((0, 0), (0, 3))),
+    )
+    short, long = (apply({"params": random_params}, latents, time, c) for c in (condition, padded))
+    assert relative(long, short) <= 2e-6
+    seen = apply({"params": random_params}, latents, time, padded.replace(mask=jnp.ones_like(padded.mask)))
+    assert relative(seen, short) > 1e-3
+
+
+def test_learned_pooled_vector_starts_as_zeros_and_reads_only_unmasked_context(random_params):
+    learned, zeros = (dataclasses.replace(TINY, pooled=pooled) for pooled in ("learned", "zeros"))
+    latents, time, condition = inputs(zeros, (4, 6))
+    condition = condition.replace(mask=jnp.array([[True] * 5, [True] * 3 + [False] * 2]))
+    init = nn.meta.unbox(jax.eval_shape(Flux(learned).init, jax.random.key(0), latents, time, condition))["params"]
+    assert {f"pool/{name}" for name in init["pool"]} == set(fresh(learned))
+    start = {**random_params, "pool": jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), init["pool"])}
+    apply = jax.jit(Flux(learned).apply)
+    expected = jax.jit(Flux(zeros).apply)({"params": random_params}, latents, time, condition)
+    np.testing.assert_array_equal(apply({"params": start}, latents, time, condition), expected)
+
+    trained = {**random_params, "pool": jax.tree.map(lambda x: jnp.asarray(random(*x.shape)), init["pool"])}
+    tokens = jax.jit(lambda c: Flux(learned).apply({"params": trained}, latents, time, c, method="embed").private)
+    other = condition.replace(context=condition.context.at[1, 3:].set(9.0))
+    np.testing.assert_allclose(tokens(other), tokens(condition), rtol=1e-6)
+    other = condition.replace(context=condition.context.at[1, 2].set(9.0))
+    assert relative(tokens(other), tokens(condition)) > 1e-3
+
+
+def test_reference_order_matters_and_references_leave_the_velocity_shape(random_params):
+    latents, time, condition = inputs(TINY, (4, 6), [(4, 4), (4, 4)])
+    apply = jax.jit(Flux(TINY).apply)
+    forward = apply({"params": random_params}, latents, time, condition)
+    swapped = apply({"params": random_params}, latents, time, condition.replace(reference=condition.reference[::-1]))
+    assert forward.shape == latents.shape
+    assert relative(swapped, forward) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"guidance": None}, "guidance must be set"),
+        ({"pooled": None}, "pooled must be set"),
+        ({"channels": jnp.zeros((2, 1, 4, 6, 4))}, "Condition.channels"),
+        ({"reference": (jnp.zeros((2, 1, 5, 6, 4)),)}, r"reference 0 .*\[1, 5, 6, 4\]"),
+        ({"context": jnp.zeros((2, 5, 21))}, "width 20, not 21"),
+    ],
+    ids=["no_guidance", "no_pooled", "channels", "odd_reference", "context_width"],
+)
+def test_conditions_that_flux_cannot_use_are_refused(change, message):
+    latents, time, condition = inputs(TINY, (4, 6))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(Flux(TINY).init, jax.random.key(0), latents, time, condition.replace(**change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"rope_axes": (4, 6, 8)}, "rope_axes"), ({"pooled": "clip"}, "pooled"), ({"remat": "some"}, "remat")],
+    ids=["rope_axes", "pooled", "remat"],
+)
+def test_configs_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **change)

@@ -1,0 +1,155 @@
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from vae_support import assert_close, check_manifest, imported, random, randomize
+
+from metacanvas_jax.ckpt.tables.wan_vae import table
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.vae.wan import WAN22_VAE, WanVae, WanVaeConfig
+
+Z = 5
+TINY = WanVaeConfig(
+    encoder_width=4,
+    decoder_width=6,
+    multipliers=(1, 2, 2, 2),
+    blocks=1,
+    halve_time=(False, True, True),
+    latent_mean=tuple(0.1 * i for i in range(Z)),
+    latent_std=tuple(1 + 0.1 * i for i in range(Z)),
+)
+
+
+def diffusers_model(config):
+    AutoencoderKLWan = pytest.importorskip("diffusers").AutoencoderKLWan
+    return AutoencoderKLWan(
+        base_dim=config.encoder_width,
+        decoder_base_dim=config.decoder_width,
+        z_dim=config.channels,
+        dim_mult=list(config.multipliers),
+        num_res_blocks=config.blocks,
+        temperal_downsample=list(config.halve_time),
+        latents_mean=list(config.latent_mean),
+        latents_std=list(config.latent_std),
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_temporal=config.temporal,
+        scale_factor_spatial=config.spatial,
+    )
+
+
+@functools.cache
+def compiled(method, chunk):
+    network = WanVae(dataclasses.replace(TINY, chunk=chunk))
+    return jax.jit(lambda params, x: network.apply(params, x, method=method))
+
+
+def to_torch(x):
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 4, 1, 2, 3)))
+
+
+def from_torch(x):
+    return x.detach().numpy().transpose(0, 2, 3, 4, 1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    import torch
+
+    model = randomize(diffusers_model(TINY))
+    with torch.no_grad():
+        model.decoder.conv_out.weight.mul_(0.2)  # most pixels inside [-1, 1], where decode clamps
+    return model
+
+
+@pytest.fixture(scope="module")
+def params(model, tmp_path_factory):
+    return imported(WanVae(TINY), table(TINY), model, tmp_path_factory.mktemp("wan"))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("frames, size", [(1, (16, 48)), (5, (32, 16)), (9, (16, 32)), (17, (16, 32))])
+def test_encode_and_decode_at_once_equal_diffusers(model, params, frames, size):
+    x = random(1, frames, *size, 3, clip=1)
+    reference = from_torch(model.encode(to_torch(x)).latent_dist.mode())
+    z = (reference - np.float32(TINY.latent_mean)) / np.float32(TINY.latent_std)
+    assert_close(compiled("encode", 0)(params, x), z)
+    pixels = from_torch(model.decode(to_torch(reference)).sample)
+    assert np.mean(np.abs(pixels) < 1) > 0.8
+    assert_close(compiled("decode", 0)(params, z), pixels)
+
+
+@pytest.mark.torch
+def test_a_single_frame_in_a_batch_of_two_equals_diffusers(model, params):
+    z = random(2, 1, 2, 1, Z)
+    mean = z * np.float32(TINY.latent_std) + np.float32(TINY.latent_mean)
+    reference = from_torch(model.decode(to_torch(mean.astype(np.float32))).sample)
+    assert_close(compiled("decode", 0)(params, z), reference)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("chunk, frames", [(1, 1), (1, 9), (2, 9), (2, 13), (3, 17)])
+def test_chunks_equal_the_whole_clip(params, chunk, frames):
+    x = random(1, frames, 16, 32, 3, clip=1)
+    z = compiled("encode", 0)(params, x)
+    assert_close(compiled("encode", chunk)(params, x), np.asarray(z), 1e-5)
+    assert_close(compiled("decode", chunk)(params, z), np.asarray(compiled("decode", 0)(params, z)), 1e-5)
+
+
+@pytest.mark.torch
+def test_the_first_frame_does_not_depend_on_later_ones(params):
+    x = random(1, 9, 16, 32, 3, clip=1)
+    z = np.asarray(compiled("encode", 0)(params, x))
+    alone = compiled("encode", 0)(params, x[:, :1])
+    assert_close(alone, z[:, :1], 1e-5)
+    pixels = np.asarray(compiled("decode", 0)(params, z))
+    assert_close(compiled("decode", 0)(params, alone), pixels[:, :1], 1e-5)
+
+
+@pytest.mark.torch
+def test_full_size_names_shapes_and_count_are_those_of_wan22():
+    check_manifest(WanVae(WAN22_VAE), table(WAN22_VAE), lambda: diffusers_model(WAN22_VAE), 704_688_668)
+
+
+def test_an_image_makes_every_parameter():
+    shapes = [
+        jax.tree.map(np.shape, jax.eval_shape(WanVae(TINY).init, jax.random.key(0), np.zeros((1, t, 16, 16, 3), "float32")))
+        for t in (1, 5)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("frames, nearest", [(2, "1 or 5"), (4, "1 or 5"), (6, "5 or 9"), (120, "117 or 121")])
+def test_wrong_frame_counts_name_the_nearest_right_ones(frames, nearest):
+    with pytest.raises(UserError, match=rf"1 \+ 4 k frames, found {frames} \(nearest: {nearest}\)"):
+        WanVae(TINY).apply({}, np.zeros((1, frames, 16, 16, 3), np.float32), method="encode")
+
+
+def test_sizes_and_channels_that_do_not_fit_are_named():
+    with pytest.raises(UserError, match="divisible by 16, found 16x24"):
+        WanVae(TINY).apply({}, np.zeros((1, 1, 16, 24, 3), np.float32), method="encode")
+    with pytest.raises(UserError, match="latents of 5 channels, found 16"):
+        WanVae(TINY).apply({}, np.zeros((1, 1, 2, 2, 16), np.float32), method="decode")
+
+
+def test_bfloat16_in_chunks_keeps_latents_in_float32():
+    network = WanVae(dataclasses.replace(TINY, chunk=1, dtype="bfloat16"))
+    video = jax.ShapeDtypeStruct((1, 9, 16, 16, 3), "float32")
+    params = jax.eval_shape(network.init, jax.random.key(0), video)
+    latents = jax.eval_shape(lambda p, v: network.apply(p, v, method="encode"), params, video)
+    pixels = jax.eval_shape(lambda p, z: network.apply(p, z, method="decode"), params, latents)
+    assert (latents.dtype, pixels.dtype) == ("float32", "bfloat16")
+    assert pixels.shape == video.shape
+
+
+def test_config_names_what_does_not_fit():
+    with pytest.raises(ValueError, match="4 stages have 3 steps between them; halve_time lists 2"):
+        dataclasses.replace(TINY, halve_time=(True, True))
+    with pytest.raises(ValueError, match="same channels"):
+        dataclasses.replace(TINY, latent_std=(1.0,))
