@@ -32,13 +32,13 @@ def get_config(variant: str = "canvas") -> ConfigDict:
     config.name = f"miniature_{variant}"
     config.data = base.section(build.DataSection(path=f"{CACHE}/data"))
     language = LanguageConfig(
-        vocab=320, width=128, layers=4, heads=2, kv_heads=1, mlp=384, rope_sections=(8, 12, 12), rope_theta=1e4, tied=True
+        vocab=526, width=128, layers=4, heads=2, kv_heads=1, mlp=384, rope_sections=(8, 12, 12), rope_theta=1e4, tied=True
     )
     vision = VisionConfig(
         depth=2, width=64, heads=2, mlp=128, out_width=128, full_attention_layers=(1,), patch=6, window=24
     )
     config.mllm = base.section(
-        build.MllmSection(language, vision, tokenizer=f"{CACHE}/tokenizer", buckets=(32,)),
+        build.MllmSection(language, vision, tokenizer=f"{CACHE}/tokenizer", buckets=(24,), system=None, image_pixels=(144, 3600)),
         weights="" if variant == "mllm" else f"{CACHE}/mllm/weights",
     )
     if variant == "mllm":
@@ -49,7 +49,7 @@ def get_config(variant: str = "canvas") -> ConfigDict:
 def understanding(config: ConfigDict) -> ConfigDict:
     """Captions and questions about layout, counts and colours, from the picture and from the words alone."""
     config.objective = "understand"
-    steps = 500
+    steps = 350
     config.optimizer = base.section(
         OptimizerConfig(learning_rate=3e-3, warmup_steps=40, schedule="cosine", total_steps=steps, b2=0.99)
     )
@@ -57,17 +57,17 @@ def understanding(config: ConfigDict) -> ConfigDict:
         build.TrainSection(steps=steps, batch=64, rules=((".*", "train"),), ema=None, frozen_dtype="float32"),
         checkpoint_every=250,
     )
-    config.mllm.buckets = (64,)
+    config.mllm.buckets = (48,)
     return config
 
 
 def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
     """SANA from scratch under a frozen MLLM."""
     width = 128
-    steps = 2000
+    steps = 1000
     if canvas:
         config.canvas = base.section(CanvasConfig(rows=5, columns=5))
-        config.canvas_connector = base.section(CanvasConnectorConfig(width=width))
+        config.canvas_connector = base.section(CanvasConnectorConfig(width=width, vanilla_ratio=2.0, mlp_ratio=1.5))
     config.context_connector = base.section(ContextConnectorConfig(out_width=width, dropout=0.0))
     config.dit = base.section(
         SanaConfig(
@@ -76,6 +76,7 @@ def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
             head_width=32,
             cross_heads=2,
             layers=4,
+            mlp_ratio=1.5,
             context_width=width,
             caption_norm_init=1.0,
             zero_init_out=True,

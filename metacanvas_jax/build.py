@@ -55,6 +55,8 @@ class MllmSection:
     weights: str = ""
     tokenizer: str = ""
     buckets: tuple[int, ...] = (64, 128, 256, 512)
+    system: str | None = "You are a helpful assistant."
+    image_pixels: tuple[int, int] | None = None  # least and most pixels of an image; None: the published limits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +64,13 @@ class DataSection:
     """Where the data set lies and how it is read."""
 
     path: str
-    scenes: int = 20000
-    pictures: int = 0  # captioned OpenMoji pictures, the second source
-    picture_weight: float = 0.0
+    count: int = 20_000
+    pictures_path: str = ""
+    picture_weight: float = 0.0  # share of captioned OpenMoji pictures, the second source
     caption_dropout: float = 0.1
     threads: int = 2
     in_memory: bool = True
+    max_skips: int = 0  # corrupt records to pass over before stopping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +113,7 @@ class EvalSection:
 
     per_category: int = 40
     per_category_held_out: int = 20
+    during_training: int = 8  # seen prompts per category, every train.evaluate_every steps
     batch: int = 60
     seed: int = 123
 
@@ -235,6 +239,6 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         return value
     if hint is float and type(value) is int:
         return float(value)
-    if isinstance(hint, type) and not isinstance(value, hint):
+    if hint is not Any and isinstance(hint, type) and not isinstance(value, hint):
         raise UserError(f"config: {key} is {value!r} ({type(value).__name__}), expected {hint.__name__}")
     return value

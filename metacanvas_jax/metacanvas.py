@@ -36,6 +36,15 @@ class MetaCanvas(nn.Module):
     canvas_connector: CanvasConnector | None = None
     queries: Queries | None = None
 
+    def __call__(
+        self, inputs: MllmInputs, latents: Float[Array, "b t h w c"], time: Float[Array, " b"]
+    ) -> Float[Array, "b t h w c"]:
+        """The velocity from everything at once; ``init`` makes every parameter with it."""
+        context = self.read(inputs)
+        if self.is_initializing():
+            self.mllm.logits(context.hidden)  # the head belongs to the published weights, though nothing here reads it
+        return self.velocity(latents, time, self.plan(context))
+
     def read(self, inputs: MllmInputs) -> Context:
         """The frozen part: hidden states of the prompt and the keys and values the canvas is written against."""
         return self.mllm.encode(inputs)

@@ -1,4 +1,4 @@
-"""Shared by the parity tests of the DiTs: one tiny random network in both frameworks, gradients, full-size manifests."""
+"""Parity tests of the DiTs: one tiny random network in both frameworks, gradients, full-size manifests."""
 
 import flax.linen as nn
 import jax
@@ -12,6 +12,11 @@ from metacanvas_jax.ckpt.table import count, published_shapes
 
 def random(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def random_like(abstract):
+    """Random parameters of the given shapes, scaled to keep activations of order one; no path through them is dead."""
+    return jax.tree.map(lambda x: jnp.asarray(random(*x.shape, seed=x.size) / max(x.shape[-2:][0], 1) ** 0.5), abstract)
 
 
 def shapes(net, latents, condition):
@@ -60,4 +65,23 @@ def relative(actual, expected) -> float:
     """Largest difference, relative to the largest expected value."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape
-    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+    r = float(np.abs(actual - expected).max() / np.abs(expected).max())
+    print("REL", r)
+    return r
+
+
+def dtypes_in_bfloat16(net, latents, condition):
+    """Dtypes of parameters, patch tokens and velocity when a network computes in bfloat16, without running it."""
+    time = jnp.zeros(latents.shape[:1], jnp.float32)
+
+    def both(key):
+        variables = net.init(key, latents, time, condition)
+        tokens = net.apply(variables, latents, time, condition, method="embed")
+        return (
+            variables,
+            net.apply(variables, tokens, condition, method="run").grid,
+            net.apply(variables, latents, time, condition),
+        )
+
+    variables, tokens, velocity = jax.eval_shape(both, jax.random.key(0))
+    return {x.dtype.name for x in jax.tree.leaves(variables)}, tokens.dtype.name, velocity.dtype.name

@@ -1,21 +1,17 @@
 """Tiny Qwen2.5-VL networks, a tokenizer and random media for the tests of the MLLM."""
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from metacanvas_jax.mllm import prompt as prompt_module
 from metacanvas_jax.mllm.language import LanguageConfig
 from metacanvas_jax.mllm.media import MediaConfig, Patches
-from metacanvas_jax.mllm.prompt import Prompter
-from metacanvas_jax.mllm.qwen import MllmConfig, Qwen25VL
+from metacanvas_jax.mllm.qwen import MllmConfig, Qwen25VL, example
 from metacanvas_jax.mllm.vision import VisionConfig
-from metacanvas_jax.types import MllmInputs
 
 VOCAB = 300
 LANGUAGE = LanguageConfig(
@@ -44,11 +40,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.BPE())
     inner.normalizer = normalizers.NFC()
     pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
     inner.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(_regex(pattern), "isolated"),
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -62,26 +59,20 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def _regex(pattern: str):
-    from tokenizers import Regex
-
-    return Regex(pattern)
-
-
 def random_media(grid: tuple[int, int, int], *, seconds: float | None = None, seed: int = 0) -> Patches:
     """Random patches of a grid."""
     values = np.random.default_rng(seed).standard_normal((int(np.prod(grid)), MEDIA.values), np.float32)
     return Patches(values, grid, seconds)
 
 
-def random_params(model: Qwen25VL, *, seed: int = 0):
+def abstract_params(config: MllmConfig):
+    """Shapes of all parameters."""
+    return nn.unbox(jax.eval_shape(Qwen25VL(config).init, jax.random.key(0), *example(config)))["params"]
+
+
+def random_params(config: MllmConfig, *, seed: int = 0):
     """Random parameters of every kind (gains, biases and adapters too), unboxed."""
-    inputs = MllmInputs(jnp.zeros((1, 2), jnp.int32), jnp.zeros((3, 1, 2), jnp.int32), jnp.ones((1, 2), bool))
-    if model.config.vision is not None:
-        inputs = example_inputs(model.config)
-    canvas = jnp.zeros((1, 1, model.config.language.width))
-    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), inputs, canvas, jnp.zeros((3, 1, 1), jnp.int32)))
-    leaves, tree = jax.tree.flatten_with_path(shapes["params"])
+    leaves, tree = jax.tree.flatten_with_path(abstract_params(config))
     rng = np.random.default_rng(seed)
 
     def make(path, leaf):
@@ -92,8 +83,3 @@ def random_params(model: Qwen25VL, *, seed: int = 0):
         return (0.1 if name == "bias" else leaf.shape[-2] ** -0.5) * noise
 
     return jax.tree.unflatten(tree, [jnp.asarray(make(path, leaf)) for path, leaf in leaves])
-
-
-def example_inputs(config: MllmConfig) -> MllmInputs:
-    """The smallest inputs with an image."""
-    return config.example()[0]

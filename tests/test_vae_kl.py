@@ -1,9 +1,20 @@
 import dataclasses
+import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from vae_support import assert_close, check_manifest, images_from_torch, images_to_torch, imported, random
+from vae_support import (
+    FAST_COMPILE,
+    assert_close,
+    check_manifest,
+    images_from_torch,
+    images_to_torch,
+    imported,
+    random,
+    randomize,
+)
 
 from metacanvas_jax.ckpt.tables.kl import table
 from metacanvas_jax.errors import UserError
@@ -29,31 +40,45 @@ def diffusers_model(config):
     )
 
 
+@functools.cache
+def compiled(method, dtype="float32"):
+    network = Kl(dataclasses.replace(TINY, dtype=dtype))
+    return jax.jit(lambda params, x: network.apply(params, x, method=method), compiler_options=FAST_COMPILE)
+
+
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    from vae_support import randomize
-
-    model = randomize(diffusers_model(TINY))
-    return model, imported(Kl(TINY), table(TINY), model, tmp_path_factory.mktemp("kl"))
+def model():
+    return randomize(diffusers_model(TINY))
 
 
-@pytest.mark.torch
-@pytest.mark.parametrize("size", [(16, 24), (20, 8)])
-def test_encode_is_the_normalised_posterior_mean_of_diffusers(pair, size):
-    model, params = pair
-    x = random(2, 1, *size, 3, clip=1)
-    mean = images_from_torch(model.encode(images_to_torch(x)).latent_dist.mode())
-    latents = jax.jit(lambda p, v: Kl(TINY).apply(p, v, method="encode"))(params, x)
-    assert_close(latents, (mean - TINY.shift) * TINY.scale)
+@pytest.fixture(scope="module")
+def params(model, tmp_path_factory):
+    return imported(Kl(TINY), table(TINY), model, tmp_path_factory.mktemp("kl"))
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("size", [(4, 6), (5, 2)])
-def test_decode_equals_diffusers(pair, size):
-    model, params = pair
-    z = random(2, 1, *size, TINY.latent_channels, seed=1)
-    reference = images_from_torch(model.decode(images_to_torch(z / TINY.scale + TINY.shift)).sample)
-    assert_close(jax.jit(lambda p, v: Kl(TINY).apply(p, v, method="decode"))(params, z), reference)
+@pytest.mark.parametrize("batch, frames, size", [(2, 1, (16, 24)), (1, 3, (20, 8))])
+def test_encode_is_the_normalised_posterior_mean_of_diffusers(model, params, batch, frames, size):
+    x = random(batch, frames, *size, 3, clip=1)
+    mean = images_from_torch(model.encode(images_to_torch(x)).latent_dist.mode(), x)
+    assert_close(compiled("encode")(params, x), (mean - TINY.shift) * TINY.scale)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("batch, frames, size", [(2, 1, (4, 6)), (1, 3, (5, 2))])
+def test_decode_equals_diffusers(model, params, batch, frames, size):
+    z = random(batch, frames, *size, TINY.latent_channels, seed=1)
+    reference = images_from_torch(model.decode(images_to_torch(z / TINY.scale + TINY.shift)).sample, z)
+    assert_close(compiled("decode")(params, z), reference)
+
+
+@pytest.mark.torch
+def test_bfloat16_keeps_latents_in_float32_and_pixels_near_those_of_float32(params):
+    z = random(2, 1, 4, 6, TINY.latent_channels, seed=1)
+    pixels = compiled("decode", "bfloat16")(params, z)
+    assert pixels.dtype == "bfloat16"
+    assert_close(pixels, np.asarray(compiled("decode")(params, z)), 0.05)
+    assert jax.eval_shape(compiled("encode", "bfloat16"), params, pixels).dtype == "float32"
 
 
 @pytest.mark.torch
@@ -61,34 +86,12 @@ def test_full_size_names_shapes_and_count_are_those_of_flux():
     check_manifest(Kl(FLUX_KL), table(FLUX_KL), lambda: diffusers_model(FLUX_KL), 83_819_683)
 
 
-def test_frames_of_a_video_are_coded_one_by_one():
-    network, video = Kl(TINY), random(2, 3, 8, 8, 3, clip=1)
-    params = jax.jit(network.init)(jax.random.key(0), video[:, :1])
-    both = jax.jit(lambda p, v: (network.apply(p, v, method="encode"), network.apply(p, v)))
-    latents, pixels = both(params, video)
-    alone = [both(params, video[:, i : i + 1]) for i in range(3)]
-    assert_close(latents, np.concatenate([z for z, _ in alone], axis=1), 1e-5)
-    assert_close(pixels, np.concatenate([y for _, y in alone], axis=1), 1e-5)
-
-
 def test_wrong_sizes_and_channels_are_named():
     network = Kl(TINY)
     with pytest.raises(UserError, match=r"divisible by 4, found 16x22"):
-        network.apply({}, np.zeros((1, 1, 16, 22, 3), np.float32), method="encode")
+        network.apply({}, jnp.zeros((1, 1, 16, 22, 3)), method="encode")
     with pytest.raises(UserError, match=r"latents of 4 channels, found 16"):
-        network.apply({}, np.zeros((1, 1, 4, 4, 16), np.float32), method="decode")
-
-
-def test_bfloat16_keeps_latents_in_float32_and_pixels_near_those_of_float32():
-    z = random(1, 1, 4, 4, 4)
-    network = Kl(TINY)
-    params = jax.jit(network.init)(jax.random.key(0), np.zeros((1, 1, 8, 8, 3), np.float32))
-    half = Kl(dataclasses.replace(TINY, dtype="bfloat16"))
-    pixels = jax.jit(lambda p, v: half.apply(p, v, method="decode"))(params, z)
-    assert pixels.dtype == "bfloat16"
-    assert_close(pixels, np.asarray(network.apply(params, z, method="decode")), 0.05)
-    shapes = jax.eval_shape(lambda p, v: half.apply(p, v, method="encode"), params, pixels)
-    assert shapes.dtype == "float32"
+        network.apply({}, jnp.zeros((1, 1, 4, 4, 16)), method="decode")
 
 
 def test_config_names_what_does_not_fit():

@@ -2,9 +2,10 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from vae_support import assert_close, check_manifest, imported, random, randomize
+from vae_support import FAST_COMPILE, assert_close, check_manifest, imported, random, randomize
 
 from metacanvas_jax.ckpt.tables.wan_vae import table
 from metacanvas_jax.errors import UserError
@@ -45,7 +46,7 @@ def diffusers_model(config):
 @functools.cache
 def compiled(method, chunk):
     network = WanVae(dataclasses.replace(TINY, chunk=chunk))
-    return jax.jit(lambda params, x: network.apply(params, x, method=method))
+    return jax.jit(lambda params, x: network.apply(params, x, method=method), compiler_options=FAST_COMPILE)
 
 
 def to_torch(x):
@@ -74,9 +75,11 @@ def params(model, tmp_path_factory):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("frames, size", [(1, (16, 48)), (5, (32, 16)), (9, (16, 32)), (17, (16, 32))])
-def test_encode_and_decode_at_once_equal_diffusers(model, params, frames, size):
-    x = random(1, frames, *size, 3, clip=1)
+@pytest.mark.parametrize(
+    "batch, frames, size", [(1, 1, (16, 32)), (2, 5, (32, 16)), (1, 9, (16, 32)), (1, 17, (16, 32))]
+)
+def test_encode_and_decode_at_once_equal_diffusers(model, params, batch, frames, size):
+    x = random(batch, frames, *size, 3, clip=1)
     reference = from_torch(model.encode(to_torch(x)).latent_dist.mode())
     z = (reference - np.float32(TINY.latent_mean)) / np.float32(TINY.latent_std)
     assert_close(compiled("encode", 0)(params, x), z)
@@ -86,15 +89,7 @@ def test_encode_and_decode_at_once_equal_diffusers(model, params, frames, size):
 
 
 @pytest.mark.torch
-def test_a_single_frame_in_a_batch_of_two_equals_diffusers(model, params):
-    z = random(2, 1, 2, 1, Z)
-    mean = z * np.float32(TINY.latent_std) + np.float32(TINY.latent_mean)
-    reference = from_torch(model.decode(to_torch(mean.astype(np.float32))).sample)
-    assert_close(compiled("decode", 0)(params, z), reference)
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("chunk, frames", [(1, 1), (1, 9), (2, 9), (2, 13), (3, 17)])
+@pytest.mark.parametrize("chunk, frames", [(1, 9), (2, 17), (3, 17)])
 def test_chunks_equal_the_whole_clip(params, chunk, frames):
     x = random(1, frames, 16, 32, 3, clip=1)
     z = compiled("encode", 0)(params, x)
@@ -119,7 +114,7 @@ def test_full_size_names_shapes_and_count_are_those_of_wan22():
 
 def test_an_image_makes_every_parameter():
     shapes = [
-        jax.tree.map(np.shape, jax.eval_shape(WanVae(TINY).init, jax.random.key(0), np.zeros((1, t, 16, 16, 3), "float32")))
+        jax.tree.map(np.shape, jax.eval_shape(WanVae(TINY).init, jax.random.key(0), jnp.zeros((1, t, 16, 16, 3))))
         for t in (1, 5)
     ]
     assert shapes[0] == shapes[1]
@@ -128,14 +123,14 @@ def test_an_image_makes_every_parameter():
 @pytest.mark.parametrize("frames, nearest", [(2, "1 or 5"), (4, "1 or 5"), (6, "5 or 9"), (120, "117 or 121")])
 def test_wrong_frame_counts_name_the_nearest_right_ones(frames, nearest):
     with pytest.raises(UserError, match=rf"1 \+ 4 k frames, found {frames} \(nearest: {nearest}\)"):
-        WanVae(TINY).apply({}, np.zeros((1, frames, 16, 16, 3), np.float32), method="encode")
+        WanVae(TINY).apply({}, jnp.zeros((1, frames, 16, 16, 3)), method="encode")
 
 
 def test_sizes_and_channels_that_do_not_fit_are_named():
     with pytest.raises(UserError, match="divisible by 16, found 16x24"):
-        WanVae(TINY).apply({}, np.zeros((1, 1, 16, 24, 3), np.float32), method="encode")
+        WanVae(TINY).apply({}, jnp.zeros((1, 1, 16, 24, 3)), method="encode")
     with pytest.raises(UserError, match="latents of 5 channels, found 16"):
-        WanVae(TINY).apply({}, np.zeros((1, 1, 2, 2, 16), np.float32), method="decode")
+        WanVae(TINY).apply({}, jnp.zeros((1, 1, 2, 2, 16)), method="decode")
 
 
 def test_bfloat16_in_chunks_keeps_latents_in_float32():
@@ -153,3 +148,5 @@ def test_config_names_what_does_not_fit():
         dataclasses.replace(TINY, halve_time=(True, True))
     with pytest.raises(ValueError, match="same channels"):
         dataclasses.replace(TINY, latent_std=(1.0,))
+    with pytest.raises(ValueError, match=r"multipliers \(1, 2, 2, 3\) do not divide"):
+        dataclasses.replace(TINY, multipliers=(1, 2, 2, 3))

@@ -1,4 +1,4 @@
-"""Shared by the parity tests of the autoencoders: random torch networks, and their weights through the real importer."""
+"""Shared by the parity tests of the autoencoders: random torch networks, imported the way users import."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,8 @@ from flax import linen as nn
 
 from metacanvas_jax.ckpt.hf_import import load_params
 from metacanvas_jax.ckpt.table import count, published_shapes
+
+FAST_COMPILE = {"xla_backend_optimization_level": 0}  # a third of the time to compile, on tiny networks none to run
 
 
 def randomize(model, seed=1234):
@@ -40,7 +42,7 @@ def imported(network, table, model, folder):
 
 
 def check_manifest(network, table, build, parameters):
-    """Names and shapes of the full-size torch model, built without memory, are those of the table; so is their number."""
+    """Names, shapes and number of the full-size torch model's tensors, built without memory, are those of the table."""
     import torch
 
     with torch.device("meta"):
@@ -56,15 +58,15 @@ def random(*shape, seed=0, clip=None):
 
 
 def images_to_torch(x):
-    """[b 1 h w c] to [b c h w]."""
+    """Frames [b t h w c] to a batch of images [(b t) c h w]."""
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(x[:, 0].transpose(0, 3, 1, 2)))
+    return torch.from_numpy(np.ascontiguousarray(x.reshape(-1, *x.shape[2:]).transpose(0, 3, 1, 2)))
 
 
-def images_from_torch(x):
-    """[b c h w] to [b 1 h w c]."""
-    return x.detach().numpy().transpose(0, 2, 3, 1)[:, None]
+def images_from_torch(x, like):
+    """Images [(b t) c h w] to frames [b t h w c] with the b and t of ``like``."""
+    return x.detach().numpy().transpose(0, 2, 3, 1).reshape(*like.shape[:2], *x.shape[2:], x.shape[1])
 
 
 def assert_close(ours, reference, tolerance=5e-5):

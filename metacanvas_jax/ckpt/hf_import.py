@@ -10,6 +10,7 @@ import fnmatch
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,17 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from tqdm import tqdm
 
-from metacanvas_jax.ckpt.safetensors_io import DTYPES, Box, Checkpoint, Tensor
-from metacanvas_jax.ckpt.table import SAME, Entry, Transform, check_table, published_shape
+from metacanvas_jax.ckpt.safetensors_io import DTYPES, Checkpoint, Tensor
+from metacanvas_jax.ckpt.table import SAME, Box, Entry, Transform, check_table, published_shape
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.types import Params
 
+BFLOAT16 = np.dtype(jnp.bfloat16)
+
 logger = logging.getLogger(__name__)
 
-BLOCK_BYTES = 4 << 20  # mapped at a time: small enough for a transpose to stay in cache
+BLOCK_BYTES = 2 << 20  # mapped at a time: small enough for a transpose to stay in cache
+THREADS = 8  # that read, cast and rearrange blocks of one tensor
 
 
 def load_params(
@@ -61,14 +65,11 @@ def load_params(
     found = match(checkpoint, table, targets, ignore)
     slots = {entry.path: _slot(targets[entry.path], entry.layers) for entry in table}
     total = sum(source.info.nbytes for source in found)
-    with tqdm(total=total, unit="B", unit_scale=True, disable=None if progress else True) as bar:
+    bar = tqdm(total=total, unit="B", unit_scale=True, disable=None if progress else True)
+    with bar, ThreadPoolExecutor(THREADS) as pool:
         for source in sorted(found, key=lambda s: (s.info.file, s.info.offset)):
             slot = slots[source.entry.path]
-            blocks = slot.blocks(source.layer)
-            _fill(blocks, checkpoint, source)
-            if check_finite and not all(_finite(block) for _, block in blocks):
-                dtype = targets[source.entry.path].dtype
-                raise UserError(f"{source.info.file}: {source.name} holds NaN or infinity as {dtype}")
+            _fill(slot.blocks(source.layer), checkpoint, source, check_finite, pool)
             slot.done(source.layer)
             bar.update(source.info.nbytes)
     logger.info("read %.3f GB of %s", (checkpoint.bytes_read - read_before) / 1e9, checkpoint.path)
@@ -130,8 +131,83 @@ def _equal(checkpoint: Checkpoint, one: str, other: str) -> bool:
     return all(np.array_equal(checkpoint.read(one, box), checkpoint.read(other, box)) for box in boxes)
 
 
+def _index(box: Box, origin: Box) -> tuple[Any, ...]:
+    slices = (slice(start - first, stop - first) for (start, stop), (first, _) in zip(box, origin, strict=True))
+    return (*slices, ...)  # with the ellipsis a scalar stays an array, too
+
+
+def _size(box: Box) -> int:
+    return math.prod(stop - start for start, stop in box)
+
+
+def _pieces(transform: Transform, box: Box, itemsize: int) -> list[tuple[Box, tuple[Box, Box] | None]]:
+    """Halves a block of a parameter until each part reads at most ``BLOCK_BYTES`` of consecutive rows of the file."""
+    window = transform.window(box)
+    if window is None or _size(window[0]) * itemsize <= BLOCK_BYTES:
+        return [(box, window)]
+    for axis, (start, stop) in enumerate(box):
+        if stop - start < 2:
+            continue
+        half = transform.window((*box[:axis], (start, (start + stop) // 2), *box[axis + 1 :]))
+        if half is None or half[0][0] == window[0][0] or half[1][axis][1] >= stop:
+            continue
+        middle = half[1][axis][1]
+        return [
+            piece
+            for part in ((start, middle), (middle, stop))
+            for piece in _pieces(transform, (*box[:axis], part, *box[axis + 1 :]), itemsize)
+        ]
+    return [(box, window)]
+
+
+def _fill(
+    blocks: Sequence[tuple[Box, np.ndarray]],
+    checkpoint: Checkpoint,
+    source: Source,
+    check_finite: bool,
+    pool: ThreadPoolExecutor,
+) -> None:
+    """Copies one published tensor into the blocks of its parameter: (box inside the parameter, memory to fill)."""
+    transform = source.entry.transform
+
+    def values(box: Box | None, dtype: np.dtype) -> np.ndarray:
+        x = _cast(checkpoint.read(source.name, box), dtype)
+        if check_finite and not _finite(x):
+            raise UserError(f"{source.info.file}: {source.name} holds NaN or infinity as {dtype}")
+        return transform.forward(x)
+
+    def copy(job: tuple[Box, np.ndarray, Box, tuple[Box, Box]]) -> None:
+        box, block, piece, (wanted, covered) = job
+        block[_index(piece, box)] = values(wanted, block.dtype)[_index(piece, covered)]
+
+    jobs, whole = [], None
+    for box, block in blocks:
+        for piece, window in _pieces(transform, box, DTYPES[source.info.dtype].itemsize):
+            if window is not None:
+                jobs.append((box, block, piece, window))
+                continue
+            whole = values(None, block.dtype) if whole is None else whole
+            block[_index(piece, box)] = whole[_index(piece, ((0, 0),) * len(piece))]
+    for _ in pool.map(copy, jobs):
+        pass
+
+
+def _cast(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A contiguous copy in another dtype. Numbers that do not fit become infinite without a warning."""
+    if x.dtype == BFLOAT16 and dtype == np.float32:  # numpy has no fast loop for it
+        wide = x.view(np.uint16).astype(np.uint32, order="C")
+        return np.left_shift(wide, 16, out=wide).view(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return x.astype(dtype, order="C")
+
+
 def _finite(x: np.ndarray) -> bool:
-    return not jnp.issubdtype(x.dtype, jnp.floating) or bool(np.isfinite(x).all())
+    """Compares bits: as integers, NaN and infinity are the largest of their sign. Faster than ``isfinite``, no copy."""
+    if not x.size or not jnp.issubdtype(x.dtype, jnp.floating):
+        return True
+    signed, unsigned = np.dtype(f"i{x.itemsize}"), np.dtype(f"u{x.itemsize}")
+    infinity = np.array(np.inf, x.dtype)
+    return bool(x.view(signed).max() < infinity.view(signed) and x.view(unsigned).max() < (-infinity).view(unsigned))
 
 
 def _index(box: Box, origin: Box) -> tuple[Any, ...]:
@@ -149,6 +225,8 @@ def _pieces(transform: Transform, box: Box, itemsize: int) -> list[tuple[Box, tu
     if window is None or _size(window[0]) * itemsize <= BLOCK_BYTES:
         return [(box, window)]
     for axis, (start, stop) in enumerate(box):
+        if stop - start < 2:
+            continue
         half = transform.window((*box[:axis], (start, (start + stop) // 2), *box[axis + 1 :]))
         if half is None or half[0][0] == window[0][0] or half[1][axis][1] >= stop:
             continue
@@ -161,21 +239,51 @@ def _pieces(transform: Transform, box: Box, itemsize: int) -> list[tuple[Box, tu
     return [(box, window)]
 
 
-def _fill(blocks: Sequence[tuple[Box, np.ndarray]], checkpoint: Checkpoint, source: Source) -> None:
-    """Copies one published tensor into the blocks of its parameter (box inside the parameter, array to fill)."""
-    transform, whole = source.entry.transform, None
+def _fill(
+    blocks: Sequence[tuple[Box, np.ndarray]],
+    checkpoint: Checkpoint,
+    source: Source,
+    check_finite: bool,
+    pool: ThreadPoolExecutor,
+) -> None:
+    """Copies one published tensor into the blocks of its parameter: (box inside the parameter, memory to fill)."""
+    transform = source.entry.transform
+
+    def values(box: Box | None, dtype: np.dtype) -> np.ndarray:
+        x = _cast(checkpoint.read(source.name, box), dtype)
+        if check_finite and not _finite(x):
+            raise UserError(f"{source.info.file}: {source.name} holds NaN or infinity as {dtype}")
+        return transform.forward(x)
+
+    def copy(job: tuple[Box, np.ndarray, Box, tuple[Box, Box]]) -> None:
+        box, block, piece, (wanted, covered) = job
+        block[_index(piece, box)] = values(wanted, block.dtype)[_index(piece, covered)]
+
+    jobs, whole = [], None
     for box, block in blocks:
         for piece, window in _pieces(transform, box, DTYPES[source.info.dtype].itemsize):
-            if window is None:
-                whole = transform.forward(checkpoint.read(source.name)) if whole is None else whole
-                value = whole[_index(piece, ((0, 0),) * len(piece))]
-            else:
-                value = transform.forward(checkpoint.read(source.name, window[0]))[_index(piece, window[1])]
-            target = block[_index(piece, box)]
-            if value.dtype == target.dtype == jnp.bfloat16:  # numpy copies plain integers faster
-                value, target = value.view(np.uint16), target.view(np.uint16)
-            with np.errstate(over="ignore", invalid="ignore"):
-                target[...] = value
+            if window is not None:
+                jobs.append((box, block, piece, window))
+                continue
+            whole = values(None, block.dtype) if whole is None else whole
+            block[_index(piece, box)] = whole[_index(piece, ((0, 0),) * len(piece))]
+    for _ in pool.map(copy, jobs):
+        pass
+
+
+def _cast(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A contiguous copy in another dtype. Numbers that do not fit become infinite without a warning."""
+    if x.dtype == BFLOAT16 and dtype == np.float32:  # numpy has no fast loop for it
+        wide = x.view(np.uint16).astype(np.uint32, order="C")
+        return np.left_shift(wide, 16, out=wide).view(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return x.astype(dtype, order="C")
+
+
+def _finite(x: np.ndarray) -> bool:
+    if x.dtype == BFLOAT16:  # all bits of the exponent set; numpy has no fast loop for it either
+        return not np.any((x.view(np.uint16) & 0x7F80) == 0x7F80)
+    return not jnp.issubdtype(x.dtype, jnp.floating) or bool(np.isfinite(x).all())
 
 
 class _HostSlot:
@@ -220,7 +328,7 @@ class _DeviceSlot:
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding | None):
         self.shape, self.dtype, self.sharding = shape, dtype, sharding
-        self.stack = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+        self.stack = jnp.zeros(shape, dtype, device=sharding)
 
     def blocks(self, layer: int) -> list[tuple[Box, np.ndarray]]:
         """What to fill for one layer."""

@@ -7,16 +7,16 @@ range, and the bytes. Nothing here can run code from a file: pickles are refused
 import dataclasses
 import json
 import math
+import os
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
+from metacanvas_jax.ckpt.table import Box
 from metacanvas_jax.errors import UserError
-
-Box = tuple[tuple[int, int], ...]
-"""A block of an array: (start, stop) for every axis."""
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -65,6 +65,7 @@ class Checkpoint:
         self.path = Path(path)
         self.bytes_read = 0
         self.tensors: dict[str, Tensor] = {}
+        self._lock = threading.Lock()
         found = find_weights(self.path)
         if isinstance(found, Path):
             self.tensors = read_header(found)
@@ -83,7 +84,8 @@ class Checkpoint:
         dtype = DTYPES[tensor.dtype]
         box = tuple((0, size) for size in tensor.shape) if box is None else box
         shape = tuple(stop - start for start, stop in box)
-        self.bytes_read += math.prod(shape) * dtype.itemsize
+        with self._lock:
+            self.bytes_read += math.prod(shape) * dtype.itemsize
         if not math.prod(shape):
             return np.empty(shape, dtype)
         if not shape:
@@ -134,8 +136,8 @@ def read_header(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file}: {CONVERT}")
     size = file.stat().st_size
     with open(file, "rb") as stream:
-        first = stream.read(8)
-        if first[:4] == b"PK\x03\x04" or first[:1] == b"\x80":
+        first, brace = stream.read(8), stream.read(1)  # a header is JSON; its length may begin with a pickle's byte
+        if brace != b"{" and (first[:4] == b"PK\x03\x04" or first[:1] == b"\x80"):
             raise UserError(f"{file}: {CONVERT}")
         if first == b"version ":
             raise UserError(f"{file}: a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
@@ -144,7 +146,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
             raise UserError(f"{file}: not a safetensors file")
         if 8 + length > size:
             raise UserError(f"{file}: truncated, its header needs {8 + length} bytes and the file has {size}")
-        text = stream.read(length)
+        text = brace + stream.read(length - 1)
     try:
         header = {name: spec for name, spec in json.loads(text).items() if name != "__metadata__"}
         spans = {
@@ -160,7 +162,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
         tensor = tensors[name] = Tensor(file, dtype, shape, 8 + length + start)
         if tensor.offset + tensor.nbytes > size:
             raise UserError(f"{file}: truncated, {name} ends at byte {tensor.offset + tensor.nbytes} of {size}")
-        if start < 0 or stop - start != tensor.nbytes:
+        if start < 0 or min(shape, default=0) < 0 or stop - start != tensor.nbytes:
             raise UserError(
                 f"{file}: {name}, {dtype} {list(shape)}, takes {tensor.nbytes} bytes but is given {stop - start}"
             )
@@ -187,3 +189,5 @@ def write_file(
             if value.shape != shape or value.dtype != dtype:
                 raise ValueError(f"{name}: announced as {dtype} {shape}, given as {value.dtype} {value.shape}")
             stream.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        stream.flush()
+        os.fsync(stream.fileno())  # a rename must not outlive the bytes

@@ -98,6 +98,40 @@ LINEAR = transposed((1, 0))  # torch [out, in] to [in, out]
 CONV2D = transposed((2, 3, 1, 0))  # torch [out, in, h, w] to [h, w, in, out]
 CONV3D = transposed((2, 3, 4, 1, 0))  # torch [out, in, t, h, w] to [t, h, w, in, out]
 
+DEPTHWISE = Transform(  # torch [c, 1, h, w], one input channel per group, to [h, w, c]
+    lambda x: x[:, 0].transpose(1, 2, 0),
+    lambda x: x.transpose(2, 0, 1)[:, None],
+    lambda box: ((box[2], (0, 1), box[0], box[1]), box),
+)
+
+
+def pointwise(axes: int) -> Transform:
+    """A convolution of size one over ``axes`` axes, torch ``[out, in, 1, ...]``, as a matrix ``[in, out]``."""
+    ones = (1,) * axes
+    return Transform(
+        lambda x: x.reshape(x.shape[:2]).T,
+        lambda x: x.T.reshape(*x.shape[::-1], *ones),
+        lambda box: ((box[1], box[0], *((0, 1) for _ in ones)), box),
+    )
+
+
+POINTWISE = pointwise(2)
+
+
+def folded(axis: int, parts: int, size: int) -> Transform:
+    """Cuts one axis into ``parts`` consecutive pieces of ``size``, which are an axis of their own in front of it."""
+
+    def window(box: Box) -> tuple[Box, Box]:
+        start, stop = box[axis]
+        source = (*box[:axis], (start * size, stop * size), *box[axis + 2 :])
+        return source, (*box[: axis + 1], (0, size), *box[axis + 2 :])
+
+    return Transform(
+        lambda x: x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :]),
+        lambda x: x.reshape(*x.shape[:axis], parts * size, *x.shape[axis + 2 :]),
+        window,
+    )
+
 
 def half_split(head_width: int) -> Transform:
     """Output channels of a ``[in, out]`` kernel, or of a vector ``[out]``, from interleaved pairs to half-split heads.
@@ -119,6 +153,19 @@ def half_split(head_width: int) -> Transform:
         return whole, whole
 
     return Transform(forward, backward, window)
+
+
+def linear(
+    name: str, path: str, layers: int | None = None, kernel: Transform = LINEAR, bias: Transform | None = SAME
+) -> list[Entry]:
+    """Weight and bias of a linear layer or a convolution: ``kernel`` and ``bias`` (None: it has none)."""
+    entries = [Entry(f"{name}.weight", f"{path}/kernel", kernel, layers)]
+    return entries if bias is None else [*entries, Entry(f"{name}.bias", f"{path}/bias", bias, layers)]
+
+
+def norm(name: str, path: str, layers: int | None = None) -> list[Entry]:
+    """Gain and bias of a norm: ``scale`` and ``bias``."""
+    return [Entry(f"{name}.weight", f"{path}/scale", SAME, layers), Entry(f"{name}.bias", f"{path}/bias", SAME, layers)]
 
 
 def under(entries: Sequence[Entry], path: str = "", name: str = "") -> list[Entry]:

@@ -7,7 +7,6 @@ DiT's is shared.)
 """
 
 import dataclasses
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -20,6 +19,8 @@ from metacanvas_jax.nn.layers import Dense, Dtype, LayerNorm, RMSNorm, zeros_ini
 from metacanvas_jax.nn.modulation import AdaLNSingle
 from metacanvas_jax.nn.resize import linear_resize
 from metacanvas_jax.types import Tokens
+
+FUSE_CHOICES = ("after_patchify", "before_patchify")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class CanvasConnectorConfig:
     vanilla_block: bool = True
     dit_block: bool = True
     time_modulation: bool = True
-    fuse: Literal["after_patchify", "before_patchify"] = "after_patchify"
+    fuse: str = "after_patchify"
     latent_channels: int | None = None
     dtype: Dtype = "float32"
 
@@ -57,10 +58,8 @@ class CanvasConnectorConfig:
             raise ValueError(
                 f"CanvasConnectorConfig: vanilla width {self.block_width} is no multiple of {self.vanilla_head_width}."
             )
-        if self.fuse not in ("after_patchify", "before_patchify"):
-            raise ValueError(
-                f"CanvasConnectorConfig: fuse is 'after_patchify' or 'before_patchify', not {self.fuse!r}."
-            )
+        if self.fuse not in FUSE_CHOICES:
+            raise ValueError(f"CanvasConnectorConfig: fuse must be one of {FUSE_CHOICES}, not {self.fuse!r}.")
         if self.fuse == "before_patchify" and self.latent_channels is None:
             raise ValueError("CanvasConnectorConfig: fuse='before_patchify' needs latent_channels.")
 
@@ -166,6 +165,6 @@ class CanvasConnector(nn.Module):
             time = tokens.time if tokens.time.ndim == 1 else tokens.time[:, -1]
             _, chunks = self.time(c.time_scale * time)
             chunks = repeat(chunks, "b six d -> (b t) six d", t=frames)
-        out = self.dit(rearrange(grid, "b t h w d -> (b t) h w d"), chunks)
+        out, _ = self.dit(rearrange(grid, "b t h w d -> (b t) h w d"), chunks)
         out = rearrange(self.dit_zero(out), "(b t) h w d -> b t h w d", t=frames)
         return tokens.replace(grid=grid + out.astype(grid.dtype))

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -29,7 +28,7 @@ class ContextConnectorConfig:
     in_width: int | None = None
     expansion: int = 4
     hidden: int | None = None
-    activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
+    activation: str = "gelu"
     dropout: float = 0.1
     out_norm: bool = False
     dtype: Dtype = "float32"

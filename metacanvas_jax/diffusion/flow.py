@@ -6,7 +6,6 @@ velocity ``noise - z`` does not depend on ``t`` and a velocity network needs no 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +21,12 @@ Velocity = Callable[[Latents, Time], Latents]
 class TimeConfig:
     """How training draws noise levels.
 
-    ``uniform`` draws from [0, 1] and ignores ``mean`` and ``std``; ``logit_normal`` draws ``sigmoid(mean + std * normal)``.
-    A ``shift`` above 1 then moves the levels towards noise, as larger pictures need. SANA trains with logit_normal(0, 1)
-    and shift 3 (NVlabs/Sana ``configs/sana_config/512ms/Sana_1600M_img512.yaml``).
+    ``uniform`` draws from [0, 1] and ignores ``mean`` and ``std``; ``logit_normal`` draws ``sigmoid(mean + std * n)``
+    with ``n`` normal. A ``shift`` above 1 then moves levels towards noise, as larger pictures need. SANA trains with
+    logit_normal(0, 1) and shift 3 (NVlabs/Sana ``configs/sana_config/512ms/Sana_1600M_img512.yaml``).
     """
 
-    kind: Literal["uniform", "logit_normal"] = "logit_normal"
+    kind: str = "logit_normal"
     mean: float = 0.0
     std: float = 1.0
     shift: float = 1.0

@@ -22,9 +22,9 @@ def classifier_free(velocity_of_pair: Velocity, scale: float) -> Velocity:
     """One velocity from a conditional and an unconditional one, computed in one batch (arXiv 2207.12598).
 
     ``velocity_of_pair`` takes latents ``[2b t h w c]`` and times ``[2b]`` (or ``[2b t]``), and is bound to a condition
-    whose first ``b`` rows carry the prompt and whose last ``b`` rows carry none (see ``pair``). The result takes latents
-    ``[b t h w c]`` and times ``[b]`` (or ``[b t]``) and returns ``u + scale * (c - u)``. Scale 1 is the conditional
-    velocity: sample with that alone, at half the cost, instead of calling this.
+    whose first ``b`` rows carry the prompt and whose last ``b`` rows carry none (see ``pair``). The result takes
+    latents ``[b t h w c]`` and times ``[b]`` (or ``[b t]``) and returns ``u + scale * (c - u)``. Scale 1 is the
+    conditional velocity: sample with that alone, at half the cost, instead of calling this.
     """
 
     def velocity(latents: Latents, time: Time) -> Latents:

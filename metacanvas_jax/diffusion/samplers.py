@@ -6,7 +6,6 @@ host in float64, and the scanned step is one weighted sum in float32.
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,9 @@ from jaxtyping import Array, Float
 from metacanvas_jax.diffusion.flow import Latents, Velocity
 from metacanvas_jax.diffusion.schedules import Schedule
 
-Method = Literal["euler", "dpmpp_2m", "unipc"]
+Method = str
+"""One of "euler", "dpmpp_2m", "unipc"."""
+
 Weights = Float[np.ndarray, "steps k"]
 
 
@@ -33,7 +34,7 @@ def sample(
 
 def sample_trajectory(
     velocity: Velocity, noise: Latents, schedule: Schedule, method: Method = "euler"
-) -> Float[Array, "steps+1 b t h w c"]:
+) -> Float[Array, "stages b t h w c"]:
     """As ``sample``, but every stage: entry ``i`` is what the network sees at step ``i``, the last is the result."""
     _, seen = _run(velocity, noise, schedule, method, None, keep=True)
     return jnp.concatenate([noise.astype(jnp.float32)[None], seen])
@@ -70,7 +71,7 @@ def _log_snr(sigmas: Float[np.ndarray, " s"]) -> Float[np.ndarray, " s"]:
 
 
 def euler_weights(sigmas: Float[np.ndarray, " s"]) -> Weights:
-    """Weights of (latents, data) for ``x + (sigma' - sigma) v``, written as ``r x + (1 - r) data``, ``r = sigma'/sigma``."""
+    """Weights of (latents, data): ``x + (sigma' - sigma) v`` is ``r x + (1 - r) data`` with ``r = sigma' / sigma``."""
     ratio = sigmas[1:] / sigmas[:-1]
     return np.stack([ratio, 1 - ratio], axis=1)
 

@@ -291,7 +291,7 @@ class Flux(nn.Module):
         if config.guidance:
             self.guidance = TimeEmbed(width, dtype)
         if config.pooled == "learned":
-            self.pool = Dense(config.pooled_width, (None, None), dtype, kernel_init=zeros_init)
+            self.pool = Dense(config.pooled_width, (None, "embed"), dtype, kernel_init=zeros_init)
         self.pooled = VectorEmbed(width, dtype)
         self.double = stack(DoubleBlock, config.layers_double, remat=config.remat, inputs=4)(config)
         self.single = stack(SingleBlock, config.layers_single, remat=config.remat, inputs=4)(config)

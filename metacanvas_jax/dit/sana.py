@@ -5,7 +5,7 @@ diffusers ``models/transformers/sana_transformer.py``.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,15 +19,17 @@ from metacanvas_jax.kernels.linear_attention import relu_linear_attention
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm, layer_norm, lecun_init, zeros_init
 from metacanvas_jax.nn.mix_ffn import MixFFN
 from metacanvas_jax.nn.modulation import AdaLNSingle, gated, modulate, table_init
+from metacanvas_jax.nn.stack import REMAT_CHOICES, stack
 from metacanvas_jax.types import Condition, Grid, Tokens
 
-CAPTION_EPS = 1e-5  # caption norm and q/k norms; the published networks fix it apart from ``eps``
-QkNorm = Literal["across_heads"]
+NORM_EPS = 1e-5  # of the caption norm and the q/k norms; fixed, unlike ``SanaConfig.eps``
 
 
 @dataclasses.dataclass(frozen=True)
 class SanaConfig:
     """Shape of a SANA network; the width is ``heads * head_width``.
+
+    ``qk_norm`` "across_heads" normalises q and k over all heads together (SANA-1.5).
 
     ``context_width`` is the width of the text states it reads. ``interpolation_scale`` None means no positional
     embedding (512 and 1024 px: position comes from the depthwise convolutions); otherwise a fixed sine-cosine table
@@ -44,14 +46,14 @@ class SanaConfig:
     context_width: int
     mlp_ratio: float = 2.5
     patch: int = 1
-    qk_norm: QkNorm | None = None
+    qk_norm: str | None = None
     interpolation_scale: float | None = None
     sample_size: int = 32
     eps: float = 1e-6
     time_scale: float = 1000.0
     caption_norm_init: float = 0.01
     zero_init_out: bool = False
-    remat: Literal["none", "full"] = "none"
+    remat: str = "none"
     dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
@@ -60,8 +62,8 @@ class SanaConfig:
             raise ValueError(f"SanaConfig: width {self.width} is no multiple of cross_heads {self.cross_heads}.")
         if self.qk_norm not in (None, "across_heads"):
             raise ValueError(f"SanaConfig: qk_norm must be None or 'across_heads', not {self.qk_norm!r}.")
-        if self.remat not in ("none", "full"):
-            raise ValueError(f"SanaConfig: remat must be 'none' or 'full', not {self.remat!r}.")
+        if self.remat not in REMAT_CHOICES:
+            raise ValueError(f"SanaConfig: remat must be one of {REMAT_CHOICES}, not {self.remat!r}.")
         if self.interpolation_scale is not None and self.width % 4:
             raise ValueError(f"SanaConfig: positions need a width that is a multiple of 4, not {self.width}.")
 
@@ -118,7 +120,7 @@ class LinearAttention(nn.Module):
         width = x.shape[-1]
         q, k, v = (Dense(width, ("embed", "heads"), self.dtype, use_bias=False, name=name)(x) for name in "qkv")
         if self.qk_norm:
-            q, k = RMSNorm(CAPTION_EPS, "heads", name="q_norm")(q), RMSNorm(CAPTION_EPS, "heads", name="k_norm")(k)
+            q, k = RMSNorm(NORM_EPS, "heads", name="q_norm")(q), RMSNorm(NORM_EPS, "heads", name="k_norm")(k)
         q, k, v = (split_heads(rearrange(z, "b y x d -> b (y x) d"), self.heads) for z in (q, k, v))
         out = rearrange(relu_linear_attention(q, k, v), "b n h e -> b n (h e)").reshape(x.shape)
         return Dense(width, ("heads", "embed"), self.dtype, name="out")(out)
@@ -141,7 +143,7 @@ class CrossAttention(nn.Module):
         q = Dense(width, ("embed", "heads"), self.dtype, name="q")(rearrange(x, "b y x d -> b (y x) d"))
         k, v = (Dense(width, ("embed", "heads"), self.dtype, name=name)(caption) for name in "kv")
         if self.qk_norm:
-            q, k = RMSNorm(CAPTION_EPS, "heads", name="q_norm")(q), RMSNorm(CAPTION_EPS, "heads", name="k_norm")(k)
+            q, k = RMSNorm(NORM_EPS, "heads", name="q_norm")(q), RMSNorm(NORM_EPS, "heads", name="k_norm")(k)
         out = attention(*(split_heads(z, self.heads) for z in (q, k, v)), mask=MaskSpec(keys=mask))
         out = rearrange(out, "b n h e -> b n (h e)").reshape(x.shape)
         return Dense(width, ("heads", "embed"), self.dtype, kernel_init=self.out_init, name="out")(out)
@@ -168,7 +170,7 @@ class SanaBlock(nn.Module):
         chunks: Float[Array, "b 6 d"] | None,
         caption: Float[Array, "b l d"] | None = None,
         mask: Bool[Array, "b l"] | None = None,
-    ) -> Float[Array, "b y x d"]:
+    ) -> tuple[Float[Array, "b y x d"], None]:
         """``chunks`` of the time embedding are added to the block's table; None leaves the table alone (no time)."""
         width = x.shape[-1]
         table = self.param("table", nn.with_logical_partitioning(table_init, (None, "embed")), (6, width))[None]
@@ -186,7 +188,7 @@ class SanaBlock(nn.Module):
             x = x + cross(x, caption, mask)
         y = modulate(layer_norm(x, eps=self.eps), shift2, scale2)
         x = gated(x, MixFFN(width, self.hidden, self.dtype, name="ffn")(y), gate2)
-        return nn.with_logical_constraint(x, ("batch", "seq", None, "embed"))
+        return nn.with_logical_constraint(x, ("batch", "seq", None, "embed")), None
 
 
 class Sana(nn.Module):
@@ -205,16 +207,16 @@ class Sana(nn.Module):
         return (1, self.config.patch, self.config.patch)
 
     def setup(self) -> None:
-        """The blocks are one module; ``run`` scans it."""
+        """The blocks are one module, scanned over the layers."""
         c = self.config
         out_init = zeros_init if c.zero_init_out else lecun_init
         self.patch_in = Dense(c.width, (None, "embed"), c.dtype)
         self.time = AdaLNSingle(c.width, c.dtype)
         self.caption_fc1 = Dense(c.width, ("embed", "mlp"), c.dtype)
         self.caption_fc2 = Dense(c.width, ("mlp", "embed"), c.dtype)
-        self.caption_norm = RMSNorm(CAPTION_EPS, scale_init=nn.initializers.constant(c.caption_norm_init))
-        block = nn.remat(SanaBlock, prevent_cse=False) if c.remat == "full" else SanaBlock
-        self.blocks = block(
+        self.caption_norm = RMSNorm(NORM_EPS, scale_init=nn.initializers.constant(c.caption_norm_init))
+        blocks = stack(SanaBlock, c.layers, remat=c.remat, inputs=3)
+        self.blocks = blocks(
             c.heads, c.hidden, c.dtype, c.cross_heads, c.qk_norm is not None, c.eps, cross_out_init=out_init
         )
         self.table = self.param("table", nn.with_logical_partitioning(table_init, (None, "embed")), (2, c.width))
@@ -247,20 +249,8 @@ class Sana(nn.Module):
         return Tokens(grid=x[:, None], time=time, private=private)
 
     def run(self, tokens: Tokens, condition: Condition) -> Tokens:
-        """The blocks, one compiled body scanned over the layers."""
-
-        def step(block: SanaBlock, x, chunks, caption, mask):
-            return block(x, chunks, caption, mask), None
-
-        scan = nn.scan(
-            step,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
-            length=self.config.layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        x, _ = scan(self.blocks, tokens.grid[:, 0], tokens.private.chunks, tokens.private.caption, condition.mask)
+        """The transformer blocks."""
+        x, _ = self.blocks(tokens.grid[:, 0], tokens.private.chunks, tokens.private.caption, condition.mask)
         return tokens.replace(grid=x[:, None])
 
     def unembed(self, tokens: Tokens) -> Float[Array, "b t h w c"]:

@@ -348,13 +348,13 @@ def replace_first_frame(
 
 def first_frame_inputs(
     noisy: Float[Array, "b t h w c"], image: Float[Array, "b 1 h w c"], time: Float[Array, " b"]
-) -> tuple[Float[Array, "b t h w c"], Float[Array, "b t"], Float[Array, "b t"]]:
-    """First-frame image-to-video: latents, noise level per frame, and the weight of each frame in the loss.
+) -> tuple[Float[Array, "b t h w c"], Float[Array, "b t"], Bool[Array, "b t 1 1"]]:
+    """First-frame image-to-video: latents, noise level per frame, and the mask of what counts in the loss.
 
     The first frame is the clean latent of the image at noise level 0; what the network predicts for it has no meaning
-    and weighs 0. The same in training and in every sampling step (paper, Fig. 3; diffusers ``pipeline_wan_i2v.py`` with
-    ``expand_timesteps``).
+    and does not count. The same in training and in every sampling step (paper, Fig. 3; diffusers
+    ``pipeline_wan_i2v.py`` with ``expand_timesteps``).
     """
     free = jnp.broadcast_to(jnp.arange(noisy.shape[1]) > 0, noisy.shape[:2])
-    level = jnp.where(free, jnp.broadcast_to(time[:, None], free.shape), jnp.zeros_like(time)[:, None])
-    return replace_first_frame(noisy, image), level, free.astype(jnp.float32)
+    level = jnp.where(free, time[:, None], jnp.zeros_like(time)[:, None])
+    return replace_first_frame(noisy, image), level, free[:, :, None, None]

@@ -15,9 +15,10 @@ from jaxtyping import Float, UInt8
 
 from metacanvas_jax.data import openmoji
 from metacanvas_jax.data.requests import in_place
-from metacanvas_jax.data.scenes import SceneWorld
+from metacanvas_jax.data.scenes import Scene, SceneWorld
 
 _INK = 0.25  # a pixel this far from white in any channel is drawn on
+_MIXED = 0.2  # how much nearer a quarter may lie to another colour, in mean squared distances between the two
 _CANONICAL_CELL = 24  # larger drawings are judged at about this size
 
 
@@ -67,7 +68,7 @@ class Judge:
         wanted = max(1, world.cell // _CANONICAL_CELL)
         self.factor = max(f for f in range(1, wanted + 1) if common % f == 0)
         self.cell = world.cell // self.factor
-        self.block = max(f for f in range(1, max(2, self.cell // 5)) if self.cell % f == 0)
+        self.block = max(f for f in range(1, max(2, self.cell // 6 + 1)) if self.cell % f == 0)
         self.smallest = max(4, self.cell**2 // 36)  # fragments of fewer pixels are ignored
         sprites = 1 - openmoji.sprites(world.objects, world.colours, world.sprite, world.cell)
         drawings = _reduce(sprites.reshape(-1, world.cell, world.cell, 3), self.factor)
@@ -75,6 +76,9 @@ class Judge:
         self.energy = np.square(drawings).sum((1, 2, 3))
         self.drawings = drawings
         self.coarse = _reduce(drawings, self.block).reshape(len(drawings), -1)
+        # A window of less ink than this is too far from every drawing (triangle inequality on block means).
+        slack = np.sqrt(threshold * self.energy) / self.block
+        self.faintest = float((np.linalg.norm(self.coarse, axis=1) - slack).min())
 
     def detect(self, image: UInt8[np.ndarray, "h w 3"] | Float[np.ndarray, "h w 3"]) -> list[Detection]:
         """Everything in a picture (uint8, or float in [0, 1]), drawings of the world first, by increasing error.
@@ -87,10 +91,20 @@ class Judge:
         for error, drawing, y, x in self._matches(ink):
             if all(max(abs(y - b), abs(x - a)) >= 0.75 * self.cell for _, _, b, a in found):
                 found.append((error, drawing, y, x))
+        found = [match for match in found if self._one_colour(ink, *match[1:])]
         for _, _, y, x in found:
             taken[y : y + self.cell, x : x + self.cell] = False
         detections = [self._detection(*match) for match in found]
         return detections + self._unknown(taken)
+
+    def truth(self, scene: Scene) -> list[Detection]:
+        """What is detected in a perfect picture of a scene."""
+        found = []
+        for item in scene.items:
+            drawing = self.world.objects.index(item.object) * len(self.world.colours)
+            drawing += self.world.colours.index(item.colour)
+            found.append(self._detection(0.0, drawing, item.y / self.factor, item.x / self.factor))
+        return found
 
     def judge(self, image: np.ndarray, metadata: dict[str, Any]) -> bool:
         """Whether a picture fulfils GenEval metadata."""
@@ -119,36 +133,53 @@ class Judge:
     def _matches(self, ink: np.ndarray) -> list[tuple[float, int, int, int]]:
         """(error, drawing, y, x) of every window within the thresholds, best first."""
         cell, block = self.cell, self.block
-        windows = np.lib.stride_tricks.sliding_window_view(ink, (cell, cell), (0, 1))  # [y x 3 cell cell]
-        means = np.lib.stride_tricks.sliding_window_view(_box_mean(ink, block), (cell - block + 1,) * 2, (0, 1))
-        means = means[..., ::block, ::block].transpose(0, 1, 3, 4, 2)
-        means = means.reshape(*windows.shape[:2], -1)
-        bound = np.square(means).sum(-1)[..., None] - 2 * means @ self.coarse.T + np.square(self.coarse).sum(-1)
-        candidates = np.argwhere(bound * block**2 < self.threshold * self.energy)
-        matches = []
-        half = cell // 2
-        for y, x, drawing in candidates:
-            difference = np.square(windows[y, x].transpose(1, 2, 0) - self.drawings[drawing]).sum(-1)
-            error = difference.sum() / self.energy[drawing]
-            quarters = np.add.reduceat(np.add.reduceat(difference, (0, half), 0), (0, half), 1)
-            if error < self.threshold and quarters.max() < self.local_threshold * self.energy[drawing] / 4:
-                matches.append((float(error), int(drawing), int(y), int(x)))
-        return sorted(matches)
+        views = np.lib.stride_tricks.sliding_window_view
+        means = views(_box_mean(ink, block), (cell - block + 1,) * 2, (0, 1))[..., ::block, ::block]
+        means = means.transpose(0, 1, 3, 4, 2)  # [y x rows columns 3] of every window
+        norms = np.sqrt(np.square(means).sum((2, 3, 4)))
+        ys, xs = np.where(norms > self.faintest)
+        means = means[ys, xs].reshape(len(ys), self.coarse.shape[1])
+        bound = np.square(norms[ys, xs])[:, None] - 2 * means @ self.coarse.T + np.square(self.coarse).sum(-1)
+        window, drawing = np.where(bound * block**2 < self.threshold * self.energy)
+        if not len(window):
+            return []
+        ys, xs, energy = ys[window], xs[window], self.energy[drawing]
+        difference = views(ink, (cell, cell), (0, 1))[ys, xs].transpose(0, 2, 3, 1) - self.drawings[drawing]
+        quarters = _quarters(difference)
+        error = quarters.sum((1, 2)) / energy
+        passed = (error < self.threshold) & (quarters.max((1, 2)) < self.local_threshold * energy / 4)
+        found = zip(error[passed], drawing[passed], ys[passed], xs[passed], strict=True)
+        return sorted((float(e), int(d), int(y), int(x)) for e, d, y, x in found)
 
-    def _detection(self, error: float, drawing: int, y: int, x: int) -> Detection:
+    def _one_colour(self, ink: np.ndarray, drawing: int, y: int, x: int) -> bool:
+        """Whether no quarter of a match lies clearly closer to the same drawing in another colour.
+
+        The lines make up most of a drawing's energy, so that its error alone would let two colours pass as one.
+        """
+        colours = len(self.world.colours)
+        kind = self.drawings[drawing - drawing % colours :][:colours]
+        window = ink[y : y + self.cell, x : x + self.cell]
+        own, others = _quarters(window - self.drawings[drawing]), _quarters(window - kind)
+        apart = _quarters(self.drawings[drawing] - kind).mean((1, 2), keepdims=True)
+        return bool(np.all(own - others <= _MIXED * apart))
+
+    def _detection(self, error: float, drawing: int, y: float, x: float) -> Detection:
         kind, colour = divmod(drawing, len(self.world.colours))
-        box = (self.boxes[drawing] + (x, y, x, y)) * self.factor
-        left, top, right, bottom = (float(edge) for edge in box)
-        return Detection(self.world.objects[kind], self.world.colours[colour], (left, top, right, bottom), error)
+        box = self._scaled(self.boxes[drawing] + (x, y, x, y))
+        return Detection(self.world.objects[kind], self.world.colours[colour], box, error)
 
     def _unknown(self, taken: np.ndarray) -> list[Detection]:
         """Every connected patch of ink that belongs to no detected drawing."""
         from scipy import ndimage  # of the [miniature] extra, as the drawings are
 
-        labels, _ = ndimage.label(taken, np.ones((3, 3)))
-        sizes = np.bincount(labels.ravel())
-        boxes = [_box(labels == i) * self.factor for i in range(1, len(sizes)) if sizes[i] >= self.smallest]
-        return [Detection(None, None, tuple(map(float, box)), math.inf) for box in boxes]
+        labels = np.zeros(taken.shape, np.int32)
+        ndimage.label(taken, np.ones((3, 3)), output=labels)
+        large = [label for label, size in enumerate(np.bincount(labels.ravel())) if label and size >= self.smallest]
+        return [Detection(None, None, self._scaled(_box(labels == label)), math.inf) for label in large]
+
+    def _scaled(self, box: np.ndarray) -> tuple[float, float, float, float]:
+        left, top, right, bottom = (float(edge) * self.factor for edge in box)
+        return left, top, right, bottom
 
 
 def relations(a: Detection, b: Detection, slack: float = 0.1) -> set[str]:
@@ -164,13 +195,11 @@ def relations(a: Detection, b: Detection, slack: float = 0.1) -> set[str]:
     return {relation for relation, true in holds.items() if true}
 
 
-def check(
-    detections: Sequence[Detection], metadata: dict[str, Any], size: float, strict: bool = True
-) -> list[str]:
+def check(detections: Sequence[Detection], metadata: dict[str, Any], size: float, strict: bool = True) -> list[str]:
     """Every reason why detections fail the metadata, by GenEval's rules; none when they fulfil it.
 
-    ``include`` asks for at least ``count`` of a class, in a colour, in a relation to an earlier clause's objects, or (this
-    project's addition) in a place; ``exclude`` forbids ``count`` of a class. ``strict`` also forbids whatever the
+    ``include`` asks for at least ``count`` of a class, in a colour, in a relation to an earlier clause's objects, or
+    (this project's addition) in a place; ``exclude`` forbids ``count`` of a class. ``strict`` also forbids whatever the
     included classes do not account for.
     """
     reasons: list[str] = []
@@ -216,6 +245,12 @@ def _reduce(images: np.ndarray, factor: int) -> np.ndarray:
         return images
     blocks = images.reshape(n, height // factor, factor, width // factor, factor, channels)
     return blocks.mean((2, 4))
+
+
+def _quarters(difference: np.ndarray) -> np.ndarray:
+    """Squared sums over the quarters of ``[... h w c]``, as ``[... 2 2]``."""
+    middle = (0, difference.shape[-2] // 2)
+    return np.add.reduceat(np.add.reduceat(np.square(difference).sum(-1), middle, -2), middle, -1)
 
 
 def _box_mean(image: np.ndarray, block: int) -> np.ndarray:

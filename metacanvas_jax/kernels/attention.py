@@ -34,9 +34,9 @@ def attention(
     Scores and softmax are float32, the output has the dtype of q. ``scale`` defaults to ``e ** -0.5``. A query that sees
     no key at all (padding) gets a finite value without meaning.
     """
-    return jax.nn.dot_product_attention(
-        q, k, v, mask=dense_mask(mask or MaskSpec(), q.shape[1], k.shape[1]), scale=scale, implementation="xla"
-    )
+    mask = dense_mask(mask or MaskSpec(), q.shape[1], k.shape[1])
+    with jax.numpy_dtype_promotion("standard"):  # jax's own code mixes bfloat16 and float32
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation="xla")
 
 
 def dense_mask(mask: MaskSpec, n: int, m: int) -> Bool[Array, "b 1 n m"] | None:

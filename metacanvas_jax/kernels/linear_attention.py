@@ -16,9 +16,9 @@ def relu_linear_attention(
     ``SanaLinearAttnProcessor2_0`` (which appends ones to v instead of summing k apart).
     """
     dtype = q.dtype
-    q, k = jax.nn.relu(q).astype(jnp.float32), jax.nn.relu(k)
-    memory = jnp.einsum("bmhe,bmhf->bhef", k, v, preferred_element_type=jnp.float32)
-    weight = jnp.sum(k, axis=1, dtype=jnp.float32)
+    q, k = jax.nn.relu(q).astype(jnp.float32), jax.nn.relu(k).astype(jnp.float32)
+    memory = jnp.einsum("bmhe,bmhf->bhef", k, v.astype(jnp.float32))
+    weight = jnp.sum(k, axis=1)
     total = jnp.einsum("bnhe,bhef->bnhf", q, memory)
     norm = jnp.einsum("bnhe,bhe->bnh", q, weight)
     return (total / (norm[..., None] + EPS)).astype(dtype)

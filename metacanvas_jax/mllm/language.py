@@ -19,10 +19,10 @@ from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm
 from metacanvas_jax.nn.lora import Lora, LoraConfig
 from metacanvas_jax.nn.rope import inverse_frequencies, rotate
+from metacanvas_jax.nn.stack import REMAT_CHOICES, stack
 from metacanvas_jax.types import KeyValues
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
-REMAT = ("none", "full")
 
 embedding_init = nn.initializers.normal(0.02)
 
@@ -59,8 +59,8 @@ class LanguageConfig:
             raise ValueError(
                 f"rope_sections {self.rope_sections} must sum to {self.head_channels // 2}, half the head width"
             )
-        if self.remat not in REMAT:
-            raise ValueError(f"remat must be one of {REMAT}, not {self.remat!r}")
+        if self.remat not in REMAT_CHOICES:
+            raise ValueError(f"remat must be one of {REMAT_CHOICES}, not {self.remat!r}")
         if self.lora is not None and (unknown := set(self.lora.targets) - set(PROJECTIONS)):
             raise ValueError(f"unknown LoRA targets {sorted(unknown)}: choose from {PROJECTIONS}")
 
@@ -163,17 +163,8 @@ class Language(nn.Module):
     def setup(self):
         """Parameters."""
         c = self.config
-        layer = nn.remat(Layer, prevent_cse=False) if c.remat == "full" else Layer
-        scanned = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast),
-            length=c.layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
         self.embedding = Embedding(c.vocab, c.width, c.dtype)
-        self.layers = scanned(c)
+        self.layers = stack(Layer, c.layers, remat=c.remat, inputs=2, scanned=1)(c)
         self.norm = RMSNorm(c.norm_eps)
         if not c.tied:
             self.head = Dense(c.vocab, ("embed", "vocab"), c.dtype, use_bias=False)

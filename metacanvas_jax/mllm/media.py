@@ -56,7 +56,7 @@ class MediaConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Patches:
-    """One image or video, ready for the vision tower. ``seconds`` from one temporal grid to the next; None: an image."""
+    """One image or video, ready for the vision tower. ``seconds`` from grid to grid of a video; None: an image."""
 
     values: Float[np.ndarray, "p q"]
     grid: Grid  # in patches
@@ -83,7 +83,7 @@ def resized(height: int, width: int, unit: int, limits: tuple[int, int]) -> tupl
 
 
 def budgeted(height: int, width: int, unit: int, tokens: int) -> tuple[int, int]:
-    """Sides in multiples of ``unit`` that make at most ``tokens`` merged tokens: the nearest aspect ratio that uses them up.
+    """Sides in multiples of ``unit`` that make at most ``tokens`` merged tokens, of the nearest aspect ratio.
 
     Raises UserError for an empty image.
     """
@@ -160,8 +160,8 @@ def sample_frames(
 ) -> tuple[Int[np.ndarray, " t"], float]:
     """Which of ``count`` frames to read for about ``target`` a second, and the frames per second that they stand for.
 
-    Their number lies in ``[least, most]`` as far as the video allows and is a multiple of ``multiple``. Raises UserError if
-    the video is shorter than ``multiple``.
+    Their number is a multiple of ``multiple`` and lies in ``[least, most]`` as far as the video allows.
+    Raises UserError if the video is shorter than ``multiple``.
     """
     number = min(max(count / fps * target, least), min(most, count) // multiple * multiple)
     number = int(number // multiple) * multiple

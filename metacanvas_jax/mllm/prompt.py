@@ -1,7 +1,7 @@
 """Prompts: chat template, placeholders for media, positions, and batches of static shape. On the host, in numpy.
 
-A prompt is one user turn in Qwen's chat format. It ends at the end-of-sequence token of that turn, where a canvas starts
-(paper, section 3.2); ``assistant=True`` opens the assistant's turn instead, for generating text.
+A prompt is one user turn in Qwen's chat format. It ends at the end-of-sequence token of that turn, where a canvas
+starts (paper, section 3.2); ``assistant=True`` opens the assistant's turn instead, for generating text.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ IMAGE, VIDEO, PADDING = "<|image_pad|>", "<|video_pad|>", "<|endoftext|>"
 class PromptConfig:
     """How prompts are worded and batched.
 
-    ``buckets`` are the padded lengths in use, ascending; ``rule`` is the rule for text after a video (``positions.py``);
-    ``tokens_per_second`` is that of the model, and ``media`` is how the media of its prompts were read.
+    ``buckets`` are the padded lengths in use, ascending; ``rule`` is the rule for text after a video
+    (``positions.py``); ``tokens_per_second`` is that of the model; ``media`` is how the media of its prompts are read.
     """
 
     buckets: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
@@ -40,7 +40,7 @@ class PromptConfig:
     pad_left: bool = False
     rule: str = "published"
     tokens_per_second: float = 2.0
-    media: MediaConfig = MediaConfig()
+    media: MediaConfig = dataclasses.field(default_factory=MediaConfig)
 
     def __post_init__(self):
         if not self.buckets or list(self.buckets) != sorted(set(self.buckets)) or self.buckets[0] < 1:
@@ -71,7 +71,10 @@ class Prompter:
             raise UserError(f"the tokenizer has no {', '.join(missing)}: it is not one of the Qwen2-VL family")
         self._reserved = frozenset(self.ids.values())
         self._newline = self._encode(["\n"])[0]
-        system = [] if config.system is None else self._turn("system", config.system)
+        system = []
+        if config.system is not None:
+            (text,) = self._texts([f"system\n{config.system}"])
+            system = [self.ids[START], *text, self.ids[END], *self._newline]
         self._head = np.asarray([*system, self.ids[START]], np.int32)
         opened = [*self._newline, self.ids[START], *self._encode(["assistant\n"])[0]] if config.assistant else []
         self._tail = np.asarray([self.ids[END], *opened], np.int32)
@@ -102,6 +105,14 @@ class Prompter:
         positions = sequence_positions(lengths, self.config.rule)
         return Prompt(np.concatenate(tokens).astype(np.int32), positions, tuple(places))
 
+    def text(self, text: str) -> Int[np.ndarray, " n"]:
+        """Tokens of bare text, such as an answer. Raises UserError for text that holds a special token."""
+        return self._texts([text])[0]
+
+    def decode(self, tokens: Int[np.ndarray, " n"]) -> str:
+        """Text of tokens, such as a generated answer."""
+        return self._encoder.decode([int(token) for token in tokens]).strip()
+
     def texts(self, texts: Sequence[str]) -> list[Prompt]:
         """Many prompts of text only, encoded together: the fast path. Raises UserError as a single prompt does."""
         prompts = []
@@ -111,12 +122,14 @@ class Prompter:
             prompts.append(Prompt(tokens, positions))
         return prompts
 
-    def batch(self, prompts: Sequence[Prompt], *, length: int | None = None, layout: Layout | None = None) -> MllmInputs:
+    def batch(
+        self, prompts: Sequence[Prompt], *, length: int | None = None, layout: Layout | None = None
+    ) -> MllmInputs:
         """Pads prompts to ``length`` (the smallest bucket that holds them unless given) and stacks them.
 
-        ``layout`` fixes the media of the batch where shapes must agree between batches; otherwise it is what the prompts
-        need. Raises UserError for a prompt that is longer than the length or the largest bucket, or does not fit the
-        layout.
+        ``layout`` fixes the media of the batch where shapes must agree between batches; otherwise it is what the
+        prompts need. Raises UserError for a prompt that is longer than the length or the largest bucket, or does not
+        fit the layout.
         """
         longest = max(len(prompt.tokens) for prompt in prompts)
         if length is None:
@@ -140,7 +153,9 @@ class Prompter:
         room = dict(layout)
         for grid, count in needed_layout(prompts):
             if count > room.get(grid, 0):
-                raise UserError(f"a prompt has {count} media of grid {grid}, the layout of the batch has room for {layout}")
+                raise UserError(
+                    f"a prompt has {count} media of grid {grid}, the layout of the batch has room for {layout}"
+                )
         groups = []
         for grid, count in layout:
             merged = int(np.prod(grid)) // self.config.media.merge**2
@@ -158,9 +173,6 @@ class Prompter:
         t, h, w = patches.grid
         step = 1.0 if patches.seconds is None else self.config.tokens_per_second * patches.seconds
         return Block((t, h // self.config.media.merge, w // self.config.media.merge), step)
-
-    def _turn(self, role: str, text: str) -> list[int]:
-        return [self.ids[START], *self._texts([f"{role}\n{text}"])[0], self.ids[END], *self._newline]
 
     def _texts(self, texts: Sequence[str]) -> list[Int[np.ndarray, " n"]]:
         encoded = self._encode(texts)

@@ -14,6 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from metacanvas_jax.mllm.language import Language, LanguageConfig
 from metacanvas_jax.mllm.vision import Vision, VisionConfig
+from metacanvas_jax.nn.layers import Dtype
+from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.types import Context, Media, MllmInputs
 
 
@@ -34,6 +36,34 @@ class MllmConfig:
             )
 
 
+_LANGUAGE_3B = LanguageConfig(
+    vocab=151936,
+    width=2048,
+    layers=36,
+    heads=16,
+    kv_heads=2,
+    mlp=11008,
+    rope_sections=(16, 24, 24),
+    tied=True,
+)
+_VISION_3B = VisionConfig(
+    depth=32, width=1280, heads=16, mlp=3420, out_width=2048, full_attention_layers=(7, 15, 23, 31)
+)
+
+
+def qwen2_5_vl_3b(*, lora: LoraConfig | None = None, remat: str = "none", dtype: Dtype = "float32") -> MllmConfig:
+    """Qwen2.5-VL-3B-Instruct."""
+    language = dataclasses.replace(_LANGUAGE_3B, lora=lora, remat=remat, dtype=dtype)
+    return MllmConfig(language, dataclasses.replace(_VISION_3B, remat=remat, dtype=dtype))
+
+
+def qwen2_5_vl_7b(*, lora: LoraConfig | None = None, remat: str = "none", dtype: Dtype = "float32") -> MllmConfig:
+    """Qwen2.5-VL-7B-Instruct: wider, shallower, and with a head of its own."""
+    sizes = {"vocab": 152064, "width": 3584, "layers": 28, "heads": 28, "kv_heads": 4, "mlp": 18944, "tied": False}
+    language = dataclasses.replace(_LANGUAGE_3B, **sizes, lora=lora, remat=remat, dtype=dtype)
+    return MllmConfig(language, dataclasses.replace(_VISION_3B, out_width=3584, remat=remat, dtype=dtype))
+
+
 def place(
     embeddings: Float[Array, "b l d"], features: Float[Array, "b r d"], slots: Int[Array, "b r"]
 ) -> Float[Array, "b l d"]:
@@ -45,6 +75,18 @@ def place(
 def next_position(positions: Int[Array, "3 b l"], mask: Bool[Array, "b l"]) -> Int[Array, " b"]:
     """One after the largest position of a real token on any axis."""
     return jnp.max(jnp.where(mask[None], positions, -1), axis=(0, 2)) + 1
+
+
+def example(config: MllmConfig) -> tuple[MllmInputs, Float[Array, "1 1 d"], Int[Array, "3 1 1"]]:
+    """The smallest arguments of ``Qwen25VL.__call__`` that touch every parameter, for ``init`` and ``eval_shape``."""
+    media: tuple[Media, ...] = ()
+    if config.vision is not None:
+        side = config.vision.merge
+        patches = jnp.zeros((1, 1, side**2, config.vision.patch_values))
+        media = (Media(patches, jnp.zeros((1, 1, 1), jnp.int32), (1, side, side)),)
+    positions = jnp.zeros((3, 1, 1), jnp.int32)
+    inputs = MllmInputs(jnp.zeros((1, 1), jnp.int32), positions, jnp.ones((1, 1), bool), media)
+    return inputs, jnp.zeros((1, 1, config.language.width)), positions
 
 
 class Qwen25VL(nn.Module):

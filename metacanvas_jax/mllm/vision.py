@@ -18,10 +18,10 @@ from jaxtyping import Array, Bool, Float, Int
 from metacanvas_jax.kernels.attention import attention
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm
 from metacanvas_jax.nn.rope import inverse_frequencies, rotate
+from metacanvas_jax.nn.stack import REMAT_CHOICES, stack
 from metacanvas_jax.types import Grid
 
 ROPE_THETA = 1e4
-REMAT = ("none", "full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,8 @@ class VisionConfig:
             )
         if any(not 0 <= layer < self.depth for layer in self.full_attention_layers):
             raise ValueError(f"full_attention_layers {self.full_attention_layers} must lie below depth {self.depth}")
-        if self.remat not in REMAT:
-            raise ValueError(f"remat must be one of {REMAT}, not {self.remat!r}")
+        if self.remat not in REMAT_CHOICES:
+            raise ValueError(f"remat must be one of {REMAT_CHOICES}, not {self.remat!r}")
 
     @property
     def patch_values(self) -> int:
@@ -191,16 +191,9 @@ class Vision(nn.Module):
         x = rearrange(patches, "b (t r u) q -> (b t) r (u q)", t=t, u=unit)[:, plan.order]
         x = rearrange(x, "b r (u q) -> b (r u) q", u=unit)
         x = Dense(c.width, (None, "embed"), c.dtype, use_bias=False, name="patch")(x)
-        scanned = nn.scan(
-            nn.remat(Block, prevent_cse=False) if c.remat == "full" else Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
-            length=c.depth,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
         full = jnp.asarray(np.isin(np.arange(c.depth), c.full_attention_layers))
         groups = tuple((count, size * unit) for count, size in plan.groups)
-        x, _ = scanned(c, groups, name="layers")(x, full, angles)
+        layers = stack(Block, c.depth, remat=c.remat, inputs=2, scanned=1)(c, groups, name="layers")
+        x, _ = layers(x, full, angles)
         x = Merger(c, name="merger")(x)[:, np.argsort(plan.order)]
         return rearrange(x, "(b t) r o -> b (t r) o", t=t)

@@ -18,8 +18,10 @@ def sinusoid(time: Float[Array, "*n"], width: int = SINUSOID_WIDTH) -> Float[Arr
     ``models/embeddings.py::get_timestep_embedding`` with ``flip_sin_to_cos`` and no frequency shift.
     """
     half = width // 2
-    frequencies = np.exp(-np.log(np.float32(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half))
-    frequencies = jnp.expand_dims(jnp.asarray(frequencies, jnp.float32), range(time.ndim))
+    # float32 exponents as in the reference, whose exponential is nearer to the rounded one than numpy's float32 is.
+    exponents = -np.log(np.float32(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    frequencies = jnp.expand_dims(jnp.asarray(frequencies), range(time.ndim))
     angles = time.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 

@@ -10,10 +10,11 @@ REMAT_POLICIES = {
 REMAT_CHOICES = ("none", *REMAT_POLICIES)
 
 
-def stack(block: type[nn.Module], length: int, *, remat: str, inputs: int) -> type[nn.Module]:
+def stack(block: type[nn.Module], length: int, *, remat: str, inputs: int, scanned: int = 0) -> type[nn.Module]:
     """``length`` layers of ``block`` whose parameters are stacked along a first axis named ``layers``.
 
-    ``block`` maps ``(carry, *inputs)`` to ``(carry, None)``; every layer gets the same ``inputs``. ``remat`` is one of
+    ``block`` maps ``(carry, *inputs)`` to ``(carry, output)``, and outputs are stacked. Of its ``inputs`` the first
+    ``scanned`` are stacked too, so that each layer gets its own; the rest are the same for all. ``remat`` is one of
     ``REMAT_CHOICES``. Construct the result with the block's own fields and a name.
     """
     if remat != "none":
@@ -22,7 +23,7 @@ def stack(block: type[nn.Module], length: int, *, remat: str, inputs: int) -> ty
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(nn.broadcast,) * inputs,
+        in_axes=(0,) * scanned + (nn.broadcast,) * (inputs - scanned),
         length=length,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )

@@ -17,8 +17,9 @@ def initialize(
 ) -> None:
     """Joins this process to the others; must run before anything touches a device.
 
-    On Cloud TPU, Slurm and the like all of it is detected: pass ``processes`` only, as the number to insist on. Elsewhere
-    pass ``coordinator`` (host:port of process 0) and ``process`` too. One process without coordinator needs no joining.
+    On Cloud TPU, Slurm and the like all of it is detected: pass ``processes`` only, as the number to insist on.
+    Elsewhere pass ``coordinator`` (host:port of process 0) and ``process`` too. One process without coordinator needs
+    no joining.
 
     If the others do not come up within ``timeout_s``, one line on stderr says so and the process ends with exit code 2.
 

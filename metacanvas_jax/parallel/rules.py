@@ -18,6 +18,8 @@ RULES: Rules = (
     # Activations: samples over both kinds of data parallelism, the token sequence over the context axis.
     ("batch", ("data", "fsdp")),
     ("seq", "context"),
+    # The autoencoders' pictures are cut into bands of rows; neighbours exchange a row per convolution.
+    ("rows", "context"),
     # Megatron pairs: the axis inside a block is split, so a block needs one all-reduce, at its end.
     ("mlp", "tensor"),
     ("heads", "tensor"),

@@ -82,9 +82,7 @@ def understanding(model: Qwen25VL) -> tuple[Prepare, Loss]:
         del frozen, key
         return batch
 
-    def loss(
-        trainable: Params, frozen: Params, batch: Batch, key: Key[Array, ""]
-    ) -> tuple[Float[Array, ""], Metrics]:
+    def loss(trainable: Params, frozen: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
         del key
         variables = {"params": merge(trainable, frozen)}
         context = model.apply(variables, mllm_inputs(batch), cache=False, method="encode")

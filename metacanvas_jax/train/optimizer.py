@@ -20,7 +20,7 @@ class OptimizerConfig:
     """Plain data; the defaults are AdamW's own and the paper's clipping.
 
     The warm-up is linear from ``warmup_from`` to ``learning_rate`` over ``warmup_steps``. "cosine" and "linear" then
-    fall to ``final_fraction * learning_rate`` at ``total_steps`` and stay there. Decay acts on the parameters whose path
+    fall to ``final_fraction * learning_rate`` at ``total_steps`` and stay there. Decay acts on parameters whose path
     matches ``decay_rule`` as a whole; the number of axes cannot tell kernels from gains, as scanned gains have two.
     """
 

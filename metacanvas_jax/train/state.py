@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, Key
 
 from metacanvas_jax.types import Params
@@ -59,3 +60,33 @@ def update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float, 
         n = step.astype(jnp.float32)
         rate = jnp.minimum(rate, (1.0 + n) / (10.0 + n))
     return jax.tree.map(lambda old, new: old + (1.0 - rate) * (new - old), ema, params)
+
+
+def abstract_state(
+    abstract: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool = False
+) -> TrainState:
+    """Shapes and shardings of the state of abstract trainables: what a checkpoint is restored into.
+
+    Moments and average lie where their parameters lie; everything else is copied to all devices.
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    masters = jax.tree.map(lambda x: _struct(x, x.sharding, jnp.float32), abstract)
+    state = jax.eval_shape(lambda params: new_state(params, optimizer, ema=ema), masters)
+    opt_state = optax.tree_map_params(
+        optimizer,
+        lambda leaf, param: _struct(leaf, param.sharding),
+        state.opt_state,
+        masters,
+        transform_non_params=lambda leaf: _struct(leaf, everywhere),
+    )
+    return TrainState(
+        step=_struct(state.step, everywhere),
+        params=masters,
+        opt_state=opt_state,
+        ema=masters if ema else None,
+        finite=_struct(state.finite, everywhere),
+    )
+
+
+def _struct(x: Any, sharding: Any, dtype: Any = None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=sharding)

@@ -27,8 +27,8 @@ class DcAeConfig:
     """Shape of the network. Stages are listed shallow first, each half the size of the one before.
 
     Stages below ``attention_from`` are made of residual convolutions, the others of linear attention and Mix-FFN.
-    ``window`` is the size of the depthwise convolution that gives the attention its second scale. The transformer's latents
-    are ``scale`` times the network's.
+    ``window`` is the size of the depthwise convolution that gives the attention its second scale. The latents of the
+    transformer are ``scale`` times the network's.
     """
 
     channels: tuple[int, ...]
@@ -124,7 +124,7 @@ class ConvBlock(nn.Module):
 class MultiscaleAttention(nn.Module):
     """ReLU linear attention over all positions, on the projections and on a blurred copy of them.
 
-    The three projections are thirds of one fused axis that is cut into heads of ``3 * head_width`` consecutive channels,
+    The three projections are thirds of one fused axis. It is cut into heads of ``3 * head_width`` consecutive channels,
     in each of which the query stands first, then the key, then the value: ``qkv_0`` is not the query.
     """
 
@@ -153,7 +153,9 @@ class Blur(nn.Module):
         """Keeps size and width; no biases."""
         width, size = self.config.head_width, self.config.window
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1), out_axis=())
-        depth = self.param("depth", nn.with_logical_partitioning(init, (None, None, "heads")), (size, size, x.shape[-1]))
+        depth = self.param(
+            "depth", nn.with_logical_partitioning(init, (None, None, "heads")), (size, size, x.shape[-1])
+        )
         init = nn.initializers.lecun_normal(batch_axis=(0,))
         shape = (x.shape[-1] // width, width, width)
         point = self.param("point", nn.with_logical_partitioning(init, ("heads", None, None)), shape)
@@ -210,7 +212,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to pixels. Stages keep the encoder's numbers and run from the deepest up; ``up_i`` leads to stage ``i``."""
+    """Latents to pixels. Stages keep the encoder's numbers and run from the deepest; ``up_i`` leads to stage ``i``."""
 
     config: DcAeConfig
 

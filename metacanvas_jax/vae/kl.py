@@ -59,7 +59,9 @@ def group_norm(
     y = y - jnp.mean(y, axis=(1, 2, 4), keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=(1, 2, 4), keepdims=True) + eps)
     y = einops.rearrange(y, "b h w g c -> b h w (g c)")
-    return (y * scale.astype(jnp.float32)[None, None, None] + bias.astype(jnp.float32)[None, None, None]).astype(x.dtype)
+    return (y * scale.astype(jnp.float32)[None, None, None] + bias.astype(jnp.float32)[None, None, None]).astype(
+        x.dtype
+    )
 
 
 class GroupNorm(nn.Module):

@@ -88,6 +88,10 @@ class PatchPca(nn.Module):
             "scale", nn.with_logical_partitioning(nn.initializers.ones_init(), (None,)), (channels,), jnp.float32
         )
 
+    def __call__(self, video: Float[Array, "b t H W 3"]) -> Float[Array, "b t H W 3"]:
+        """There and back."""
+        return self.decode(self.encode(video))
+
     def encode(self, video: Float[Array, "b t H W 3"]) -> Float[Array, "b t h w c"]:
         """Latents of pixels in [-1, 1]; raises ValueError when the sides do not divide by the patch."""
         patches = to_patches(video.astype(jnp.float32), self.config.patch)
@@ -105,8 +109,8 @@ class PatchPca(nn.Module):
 def fit(images: UInt8[np.ndarray, "n H W 3"], config: PatchPcaConfig) -> tuple[Params, float]:
     """Parameters of ``PatchPca`` from pictures with a white background, and the PSNR in dB on their patches.
 
-    Directions are the leading eigenvectors of the second moment around white, over all patches that are not blank; gains
-    are ``std ** -whitening``, scaled so that the mean variance of the channels is 1. Signs are fixed, so the same
+    Directions are the leading eigenvectors of the second moment around white, over all patches that are not blank;
+    gains are ``std ** -whitening``, scaled so that the mean variance of the channels is 1. Signs are fixed, so the same
     pictures give the same latents. Raises ValueError when the sides do not divide by the patch or when the patches vary
     in fewer directions than ``channels``.
     """

@@ -7,6 +7,7 @@ Source: Wan-Video/Wan2.2 ``wan/modules/vae2_2.py``; diffusers ``AutoencoderKLWan
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import einops
 import flax.linen as nn
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from metacanvas_jax.nn.layers import Conv, Dense
+from metacanvas_jax.nn.layers import Dense
 from metacanvas_jax.vae.base import check_latents, check_video
 from metacanvas_jax.vae.wan_blocks import VIDEO, ChannelNorm, Middle, Past, Stage, conv3d, remember
 
@@ -26,11 +27,12 @@ PATCH = 2  # pixels folded into channels before the first convolution, along row
 class WanVaeConfig:
     """Shape of the network.
 
-    ``multipliers`` give the widths of the stages as multiples of ``encoder_width`` and ``decoder_width``, shallow first;
+    ``multipliers`` give the widths of the stages, shallow first, in ``encoder_width`` and ``decoder_width``;
     ``halve_time`` says which down steps of the encoder halve the frames too. An encoder stage has ``blocks`` residual
     blocks, a decoder stage one more. The transformer's latents are ``(mean - latent_mean) / latent_std``, by channel.
 
-    ``chunk`` is how many latent frames are coded at a time; 0 codes a whole clip at once.
+    ``chunk`` is how many latent frames are coded at a time, the finest stages of the decoder then taking one frame of
+    pixels at a time; 0 codes a whole clip at once.
     """
 
     encoder_width: int
@@ -49,11 +51,18 @@ class WanVaeConfig:
                 f"WanVaeConfig: {len(self.multipliers)} stages have {len(self.multipliers) - 1} steps between them; "
                 f"halve_time lists {len(self.halve_time)}"
             )
+        if not any(self.halve_time):
+            raise ValueError(f"WanVaeConfig: one step must halve the frames: {self.halve_time}")
         if len(self.latent_mean) != len(self.latent_std) or not all(std > 0 for std in self.latent_std):
             raise ValueError(
                 f"WanVaeConfig: latent_mean ({len(self.latent_mean)} values) and latent_std ({len(self.latent_std)} "
                 "values, all > 0) must list the same channels"
             )
+        wide, steps = self.multipliers, [8 if time else 4 for time in self.halve_time]  # positions folded into one
+        encoder = zip((1, *wide), wide, (*steps, 1), strict=False)
+        decoder = zip(wide[:0:-1], (wide[-1], *wide[:0:-1]), steps[::-1], strict=False)
+        if any(f * i % o for i, o, f in encoder) or any(f * o % i for o, i, f in decoder):
+            raise ValueError(f"WanVaeConfig: multipliers {wide} do not divide by each other across steps {steps}")
         if self.blocks < 1 or self.chunk < 0:
             raise ValueError(f"WanVaeConfig: blocks {self.blocks} must be >= 1 and chunk {self.chunk} >= 0")
 
@@ -108,6 +117,31 @@ def unpatchify(x: Float[Array, "b t H W i"]) -> Float[Array, "b t h w c"]:
     return einops.rearrange(x, "b t h w (c s r) -> b t (h r) (w s) c", r=PATCH, s=PATCH)
 
 
+def in_chunks(
+    network: nn.Module, run: Callable[..., tuple[Array, Past]], x: Float[Array, "b t h w i"], past: Past, size: int
+) -> tuple[Float[Array, "b T H W o"], Past]:
+    """``run(network, x, past)`` on ``size`` frames at a time, under a scan.
+
+    The clip's first frame, which may need another shape than the others, and what division by ``size`` leaves over make
+    a first chunk of their own.
+    """
+    count = (x.shape[1] - (0 if past else 1)) // size
+    head, parts = x.shape[1] - count * size, []
+    if head:
+        y, past = run(network, x[:, :head], past)
+        parts.append(y)
+    if count:
+        chunks = einops.rearrange(x[:, head:], "b (n t) h w c -> n b t h w c", n=count)
+        scan = nn.scan(
+            lambda module, past, chunk: run(module, chunk, past)[::-1],
+            variable_broadcast="params",
+            split_rngs={"params": False},
+        )
+        past, y = scan(network, past, chunks)
+        parts.append(einops.rearrange(y, "n b t h w c -> b (n t) h w c"))
+    return jnp.concatenate(parts, axis=1), past
+
+
 class Encoder(nn.Module):
     """A chunk of pixels to the mean of the posterior, in the network's own scale."""
 
@@ -118,7 +152,7 @@ class Encoder(nn.Module):
         """``1 + temporal * k`` frames of the first chunk become ``1 + k``, ``temporal * k`` of a later one ``k``."""
         config, dtype, now = self.config, self.config.dtype, {}
         x, now["conv_in"] = remember(patchify(x.astype(dtype)), past.get("conv_in"), 2)
-        x = conv3d(config.encoder_width, dtype, "conv_in")(x)
+        x = conv3d(config.encoder_width, dtype, name="conv_in")(x)
         for i, multiplier in enumerate(config.multipliers):
             inner, width, name = i < len(config.halve_time), config.encoder_width * multiplier, f"stages_{i}"
             time = inner and config.halve_time[i]
@@ -127,7 +161,7 @@ class Encoder(nn.Module):
         x, now["middle"] = Middle(dtype, name="middle")(x, past.get("middle", {}))
         x = jax.nn.silu(ChannelNorm(name="norm_out")(x))
         x, now["conv_out"] = remember(x, past.get("conv_out"), 2)
-        x = conv3d(2 * config.channels, dtype, "conv_out", ("embed", None))(x)
+        x = conv3d(2 * config.channels, dtype, axes=("embed", None), name="conv_out")(x)
         moments = Dense(2 * config.channels, (None, None), dtype, name="project")(x)
         return moments[..., : config.channels], now
 
@@ -137,44 +171,49 @@ class Decoder(nn.Module):
 
     config: WanVaeConfig
 
-    @nn.compact
+    def setup(self) -> None:
+        """All layers."""
+        config, dtype = self.config, self.config.dtype
+        widths = [config.decoder_width * multiplier for multiplier in reversed(config.multipliers)]
+        steps = [("up", time) for time in reversed(config.halve_time)] + [("none", False)]
+        self.project = Dense(config.channels, (None, None), dtype)
+        self.conv_in = conv3d(widths[0], dtype)
+        self.middle = Middle(dtype)
+        self.stages = [
+            Stage(width, config.blocks + 1, step, time, step == "up", dtype)
+            for width, (step, time) in zip(widths, steps, strict=True)
+        ]
+        self.norm_out = ChannelNorm()
+        self.conv_out = conv3d(3 * PATCH**2, dtype, axes=("embed", None))
+
     def __call__(self, x: Float[Array, "b T H W c"], past: Past) -> tuple[Float[Array, "b t h w 3"], Past]:
         """``1 + k`` frames of the first chunk become ``1 + temporal * k``, ``k`` of a later one ``temporal * k``."""
-        config, dtype, now = self.config, self.config.dtype, {}
-        x = Dense(config.channels, (None, None), dtype, name="project")(x)
-        widths = [config.decoder_width * multiplier for multiplier in reversed(config.multipliers)]
-        x, now["conv_in"] = remember(x, past.get("conv_in"), 2)
-        x = conv3d(widths[0], dtype, "conv_in")(x)
-        x, now["middle"] = Middle(dtype, name="middle")(x, past.get("middle", {}))
-        for i, width in enumerate(widths):
-            inner, name = i < len(config.halve_time), f"stages_{i}"
-            time = inner and config.halve_time[::-1][i]
-            run = Stage(width, config.blocks + 1, "up" if inner else "none", time, inner, dtype, name=name)
-            x, now[name] = run(x, past.get(name, {}))
-        x = jax.nn.silu(ChannelNorm(name="norm_out")(x))
-        x, now["conv_out"] = remember(x, past.get("conv_out"), 2)
-        x = conv3d(3 * PATCH**2, dtype, "conv_out", ("embed", None))(x)
-        return jnp.clip(unpatchify(x), -1, 1), now
+        x, coarse = self.coarse(x, past.get("coarse", {}))
+        size = 1 if self.config.chunk else x.shape[1]
+        x, fine = in_chunks(self, Decoder.fine, x, past.get("fine", {}), size)
+        return x, {"coarse": coarse, "fine": fine}
 
+    def coarse(self, x: Float[Array, "b T H W c"], past: Past) -> tuple[Float[Array, "b t h w d"], Past]:
+        """Up to the last stage that doubles the frames."""
+        now = {}
+        x, now["conv_in"] = remember(self.project(x), past.get("conv_in"), 2)
+        x, now["middle"] = self.middle(self.conv_in(x), past.get("middle", {}))
+        for i in range(self._frames_final):
+            x, now[f"stages_{i}"] = self.stages[i](x, past.get(f"stages_{i}", {}))
+        return x, now
 
-def in_chunks(network: nn.Module, x: Float[Array, "b t h w i"], size: int) -> Float[Array, "b T H W o"]:
-    """Runs ``network(x, past) -> (y, past)`` on a first chunk, then on chunks of ``size`` frames under a scan.
+    def fine(self, x: Float[Array, "b t H W d"], past: Past) -> tuple[Float[Array, "b t h w 3"], Past]:
+        """From there to pixels; here any split of the frames will do, and the largest activations are."""
+        now = {}
+        for i in range(self._frames_final, len(self.stages)):
+            x, now[f"stages_{i}"] = self.stages[i](x, past.get(f"stages_{i}", {}))
+        x, now["conv_out"] = remember(jax.nn.silu(self.norm_out(x)), past.get("conv_out"), 2)
+        return jnp.clip(unpatchify(self.conv_out(x)), -1, 1), now
 
-    The first chunk has the clip's first frame and what division by ``size`` leaves over, so that all others have one shape.
-    """
-    count = (x.shape[1] - 1) // size
-    head = x.shape[1] - count * size
-    y, past = network(x[:, :head], {})
-    if not count:
-        return y
-    chunks = einops.rearrange(x[:, head:], "b (n t) h w c -> n b t h w c", n=count)
-    scan = nn.scan(
-        lambda module, past, chunk: module(chunk, past)[::-1],
-        variable_broadcast="params",
-        split_rngs={"params": False},
-    )
-    _, rest = scan(network, past, chunks)
-    return jnp.concatenate([y, einops.rearrange(rest, "n b t h w c -> b (n t) h w c")], axis=1)
+    @property
+    def _frames_final(self) -> int:
+        """The first stage that sees all frames of the video."""
+        return len(self.config.halve_time) - self.config.halve_time.index(True)
 
 
 class WanVae(nn.Module):
@@ -213,7 +252,8 @@ class WanVae(nn.Module):
         """
         check_video("the Wan autoencoder", video.shape, self.spatial, self.temporal)
         video = nn.with_logical_constraint(video, VIDEO)
-        mean = in_chunks(self.encoder, video, self.temporal * (self.config.chunk or video.shape[1]))
+        size = self.temporal * (self.config.chunk or video.shape[1])
+        mean, _ = in_chunks(self.encoder, Encoder.__call__, video, {}, size)
         return (mean.astype(jnp.float32) - self._vector(self.config.latent_mean)) / self._vector(self.config.latent_std)
 
     def decode(self, latents: Float[Array, "b T H W c"]) -> Float[Array, "b t h w 3"]:
@@ -221,7 +261,8 @@ class WanVae(nn.Module):
         check_latents("the Wan autoencoder", latents.shape, self.channels)
         latents = nn.with_logical_constraint(latents.astype(jnp.float32), VIDEO)
         latents = latents * self._vector(self.config.latent_std) + self._vector(self.config.latent_mean)
-        return in_chunks(self.decoder, latents, self.config.chunk or latents.shape[1])
+        video, _ = in_chunks(self.decoder, Decoder.__call__, latents, {}, self.config.chunk or latents.shape[1])
+        return video
 
     def _vector(self, values: tuple[float, ...]) -> Float[Array, "1 1 1 1 c"]:
         return jnp.asarray(np.asarray(values, np.float32))[None, None, None, None]

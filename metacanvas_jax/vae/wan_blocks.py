@@ -1,11 +1,11 @@
 """Building blocks of the Wan 2.2 autoencoder. Time is causal everywhere, so a clip can be coded in chunks.
 
-What a chunk needs of the frames before it is its ``Past``: for every convolution over time, its last input frames.
-The past of a clip's first chunk is empty and stands for zeros, which is the causal padding; so one chunk that holds the
-whole clip needs no past at all, and any split into chunks gives the same numbers. Only resampling in time knows that the
-first frame of the clip is special: it stays one frame.
+What a chunk needs of the frames before it is its ``Past``: for every convolution over time, its last input frames. The
+past of a clip's first chunk is empty and stands for zeros, which is the causal padding; so a chunk that holds a whole
+clip needs no past at all, and any split into chunks gives the same numbers. Only resampling in time knows that a clip's
+first frame is special: it stays one frame.
 
-Source: Wan-Video/Wan2.2 ``wan/modules/vae2_2.py``; diffusers ``AutoencoderKLWan``, which keeps the same frames in a list.
+Source: Wan-Video/Wan2.2 ``wan/modules/vae2_2.py``; diffusers ``AutoencoderKLWan``, which keeps these frames in a list.
 """
 
 from typing import Any
@@ -75,7 +75,9 @@ class ChannelNorm(nn.Module):
         return channel_norm(x, self.param("scale", nn.with_logical_partitioning(ones_init, (None,)), (x.shape[-1],)))
 
 
-def conv3d(features: int, dtype: Dtype, name: str, axes: tuple[str | None, str | None] = (None, "embed")) -> Conv:
+def conv3d(
+    features: int, dtype: Dtype, axes: tuple[str | None, str | None] = (None, "embed"), name: str | None = None
+) -> Conv:
     """3x3x3, zero padded in space; its two earlier frames come from ``remember``."""
     return Conv(features, (3, 3, 3), dtype, padding=((0, 0), (1, 1), (1, 1)), axes=axes, name=name)
 
@@ -93,7 +95,7 @@ class Block(nn.Module):
         for i in (1, 2):
             y = jax.nn.silu(ChannelNorm(name=f"norm{i}")(y))
             y, now[f"conv{i}"] = remember(y, past.get(f"conv{i}"), 2)
-            y = conv3d(self.features, self.dtype, f"conv{i}")(y)
+            y = conv3d(self.features, self.dtype, name=f"conv{i}")(y)
         if x.shape[-1] != self.features:
             x = Dense(self.features, (None, "embed"), self.dtype, name="shortcut")(x)
         return nn.with_logical_constraint(x + y, VIDEO), now

@@ -1,10 +1,7 @@
 """Weights of DC-AE (diffusers ``AutoencoderDC``, subfolder ``vae``)."""
 
-from metacanvas_jax.ckpt.table import CONV2D, LINEAR, SAME, Entry, Transform, then
+from metacanvas_jax.ckpt.table import CONV2D, DEPTHWISE, LINEAR, POINTWISE, SAME, Entry, Transform, linear, norm
 from metacanvas_jax.vae.dc_ae import DcAeConfig
-
-POINTWISE = then(Transform(lambda x: x[..., 0, 0], lambda x: x[..., None, None]), LINEAR)  # 1x1 convolution to Dense
-DEPTHWISE = Transform(lambda x: x[:, 0].transpose(1, 2, 0), lambda x: x.transpose(2, 0, 1)[:, None])
 
 
 def _groups(width: int) -> Transform:
@@ -13,10 +10,6 @@ def _groups(width: int) -> Transform:
         lambda x: x.reshape(-1, width, width).transpose(0, 2, 1),
         lambda x: x.transpose(0, 2, 1).reshape(-1, width, 1, 1),
     )
-
-
-def _layer(name: str, path: str) -> list[Entry]:
-    return [Entry(f"{name}.weight", f"{path}/kernel", CONV2D), Entry(f"{name}.bias", f"{path}/bias", SAME)]
 
 
 def _conv_block() -> list[tuple[str, str, Transform]]:
@@ -56,12 +49,9 @@ def table(config: DcAeConfig) -> list[Entry]:
     """
     entries, last = [], len(config.channels) - 1
     for side in ("encoder", "decoder"):
-        entries += _layer(f"{side}.conv_in", f"{side}/conv_in")
-        entries += _layer(f"{side}.conv_out", f"{side}/conv_out")
-    entries += [
-        Entry("decoder.norm_out.weight", "decoder/norm_out/scale", SAME),
-        Entry("decoder.norm_out.bias", "decoder/norm_out/bias", SAME),
-    ]
+        entries += linear(f"{side}.conv_in", f"{side}/conv_in", kernel=CONV2D)
+        entries += linear(f"{side}.conv_out", f"{side}/conv_out", kernel=CONV2D)
+    entries += norm("decoder.norm_out", "decoder/norm_out")
     for i in range(len(config.channels)):
         block = _attention_block(config.head_width) if i >= config.attention_from else _conv_block()
         down, up = f"encoder.down_blocks.{i}", f"decoder.up_blocks.{i}"
@@ -78,6 +68,6 @@ def table(config: DcAeConfig) -> list[Entry]:
                 )
             )
         if i < last:
-            entries += _layer(f"{down}.{blocks}.conv", f"encoder/down_{i}")
-            entries += _layer(f"{up}.0.conv", f"decoder/up_{i}")
+            entries += linear(f"{down}.{blocks}.conv", f"encoder/down_{i}", kernel=CONV2D)
+            entries += linear(f"{up}.0.conv", f"decoder/up_{i}", kernel=CONV2D)
     return entries

@@ -1,6 +1,6 @@
 """Weights of FLUX.1 transformers: diffusers ``FluxTransformer2DModel`` (folder ``transformer`` of its pipelines)."""
 
-from metacanvas_jax.ckpt.table import LINEAR, SAME, Box, Entry, Transform, half_split, then
+from metacanvas_jax.ckpt.table import LINEAR, Entry, folded, half_split, linear, then
 from metacanvas_jax.dit.flux import FluxConfig
 
 MLP = (("linear_1", "fc1"), ("linear_2", "fc2"))
@@ -32,25 +32,25 @@ def table(config: FluxConfig) -> list[Entry]:
     """Every published tensor of the network, paths relative to its own parameters."""
     double, single = "transformer_blocks.{i}", "single_transformer_blocks.{i}"
     entries = [
-        *dense("x_embedder", "patch_in"),
-        *dense("context_embedder", "context"),
-        *dense("norm_out.linear", "modulation"),
-        *dense("proj_out", "out"),
+        *linear("x_embedder", "patch_in"),
+        *linear("context_embedder", "context"),
+        *linear("norm_out.linear", "modulation"),
+        *linear("proj_out", "out"),
     ]
     for name, path in (("timestep", "time"), ("guidance", "guidance"), ("text", "pooled")):
         if path != "guidance" or config.guidance:
             for theirs, ours in MLP:
-                entries += dense(f"time_text_embed.{name}_embedder.{theirs}", f"{path}/{ours}")
+                entries += linear(f"time_text_embed.{name}_embedder.{theirs}", f"{path}/{ours}")
     for stream, names in (("image", IMAGE), ("text", TEXT)):
         entries += heads(double, f"double/{stream}", names, config.layers_double, config.head_width)
         for part in ("modulation", "out", "up", "down"):
-            entries += dense(f"{double}.{names[part]}", f"double/{stream}/{part}", config.layers_double)
+            entries += linear(f"{double}.{names[part]}", f"double/{stream}/{part}", config.layers_double)
     entries += heads(single, "single", IMAGE, config.layers_single, config.head_width)
-    entries += dense(f"{single}.norm.linear", "single/modulation", config.layers_single)
+    entries += linear(f"{single}.norm.linear", "single/modulation", config.layers_single)
     up, up_bias = then(LINEAR, folded(1, config.mlp_ratio, config.width)), folded(0, config.mlp_ratio, config.width)
-    entries += dense(f"{single}.proj_mlp", "single/up", config.layers_single, up, up_bias)
+    entries += linear(f"{single}.proj_mlp", "single/up", config.layers_single, up, up_bias)
     joined = then(LINEAR, folded(0, 1 + config.mlp_ratio, config.width))
-    entries += dense(f"{single}.proj_out", "single/out", config.layers_single, joined)
+    entries += linear(f"{single}.proj_out", "single/out", config.layers_single, joined)
     return entries
 
 
@@ -59,38 +59,13 @@ def fresh(config: FluxConfig) -> list[str]:
     return ["pool/kernel", "pool/bias"] if config.pooled == "learned" else []
 
 
-def dense(
-    name: str, path: str, layers: int | None = None, kernel: Transform = LINEAR, bias: Transform = SAME
-) -> list[Entry]:
-    """Weight and bias of a linear layer."""
-    return [
-        Entry(f"{name}.weight", f"{path}/kernel", kernel, layers),
-        Entry(f"{name}.bias", f"{path}/bias", bias, layers),
-    ]
-
-
 def heads(block: str, path: str, names: dict[str, str], layers: int, head_width: int) -> list[Entry]:
     """Projections and norms of one attention; q and k go from interleaved pairs to half-split heads."""
     split = half_split(head_width)
     return [
-        *dense(f"{block}.{names['q']}", f"{path}/attention/q", layers, then(LINEAR, split), split),
-        *dense(f"{block}.{names['k']}", f"{path}/attention/k", layers, then(LINEAR, split), split),
-        *dense(f"{block}.{names['v']}", f"{path}/attention/v", layers),
+        *linear(f"{block}.{names['q']}", f"{path}/attention/q", layers, then(LINEAR, split), split),
+        *linear(f"{block}.{names['k']}", f"{path}/attention/k", layers, then(LINEAR, split), split),
+        *linear(f"{block}.{names['v']}", f"{path}/attention/v", layers),
         Entry(f"{block}.{names['q_norm']}.weight", f"{path}/attention/q_norm/scale", split, layers),
         Entry(f"{block}.{names['k_norm']}.weight", f"{path}/attention/k_norm/scale", split, layers),
     ]
-
-
-def folded(axis: int, parts: int, size: int) -> Transform:
-    """Cuts one axis into ``parts`` consecutive pieces of ``size``, which are an axis of their own in front of it."""
-
-    def window(box: Box) -> tuple[Box, Box]:
-        start, stop = box[axis]
-        source = (*box[:axis], (start * size, stop * size), *box[axis + 2 :])
-        return source, (*box[: axis + 1], (0, size), *box[axis + 2 :])
-
-    return Transform(
-        lambda x: x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :]),
-        lambda x: x.reshape(*x.shape[:axis], parts * size, *x.shape[axis + 2 :]),
-        window,
-    )

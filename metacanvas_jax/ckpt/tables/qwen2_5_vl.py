@@ -7,16 +7,17 @@ from their state dict, name them ``model.language_model.*`` and ``model.visual.*
 import numpy as np
 from einops import rearrange
 
-from metacanvas_jax.ckpt.table import LINEAR, SAME, Entry, Transform, then
+from metacanvas_jax.ckpt.table import LINEAR, SAME, Box, Entry, Transform, then
 from metacanvas_jax.mllm.language import LanguageConfig
 from metacanvas_jax.mllm.qwen import MllmConfig
 from metacanvas_jax.mllm.vision import VisionConfig
 
 
-def fused_by_head(heads: int) -> Transform:
+def fused_by_head(heads: int, width: int) -> Transform:
     """Output channels of a fused qkv projection from (q k v, heads, width) to (heads, q k v, width).
 
-    A slice of the result holds whole heads, so the projection can be sharded over them.
+    ``width`` is that of all heads together. A slice of the result holds whole heads, so the projection can be sharded
+    over them; in the published order they lie apart, so the channels are read whole and only other axes are cut.
     """
 
     def forward(x: np.ndarray) -> np.ndarray:
@@ -25,7 +26,11 @@ def fused_by_head(heads: int) -> Transform:
     def backward(x: np.ndarray) -> np.ndarray:
         return rearrange(x, "... (h s e) -> ... (s h e)", s=3, h=heads)
 
-    return Transform(forward, backward)
+    def window(box: Box) -> tuple[Box, Box]:
+        channels = (*box[:-1], (0, 3 * width))
+        return channels, channels
+
+    return Transform(forward, backward, window)
 
 
 def patch_kernel(config: VisionConfig) -> Transform:
@@ -72,7 +77,7 @@ def vision_table(config: VisionConfig) -> list[Entry]:
     def entry(name: str, path: str, transform: Transform, layers: int | None = None) -> Entry:
         return Entry(f"visual.{name}", f"vision/{path}", transform, layers, (f"model.visual.{name}",))
 
-    by_head = fused_by_head(config.heads)
+    by_head = fused_by_head(config.heads, config.width)
     entries = [
         entry("patch_embed.proj.weight", "patch/kernel", patch_kernel(config)),
         entry("blocks.{i}.norm1.weight", "layers/attention_norm/scale", SAME, config.depth),

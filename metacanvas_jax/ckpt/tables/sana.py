@@ -1,12 +1,7 @@
 """SANA: names of diffusers ``SanaTransformer2DModel`` and where they go in ``dit/sana.py``."""
 
-import numpy as np
-
-from metacanvas_jax.ckpt.table import LINEAR, SAME, Entry, Transform
+from metacanvas_jax.ckpt.table import DEPTHWISE, POINTWISE, SAME, Entry, Transform, linear
 from metacanvas_jax.dit.sana import SanaConfig
-
-POINTWISE = Transform(lambda x: x[:, :, 0, 0].T, lambda x: np.ascontiguousarray(x.T)[:, :, None, None])
-DEPTHWISE = Transform(lambda x: x[:, 0].transpose(1, 2, 0), lambda x: x.transpose(2, 0, 1)[:, None])
 
 
 def patch_kernel(patch: int) -> Transform:
@@ -15,12 +10,6 @@ def patch_kernel(patch: int) -> Transform:
         lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
         lambda x: x.reshape(patch, patch, -1, x.shape[-1]).transpose(3, 2, 0, 1),
     )
-
-
-def linear(name: str, path: str, layers: int | None = None, bias: bool = True) -> list[Entry]:
-    """Weight and bias of a linear layer."""
-    entries = [Entry(f"{name}.weight", f"{path}/kernel", LINEAR, layers)]
-    return [*entries, Entry(f"{name}.bias", f"{path}/bias", SAME, layers)] if bias else entries
 
 
 def table(config: SanaConfig) -> list[Entry]:
@@ -45,9 +34,9 @@ def table(config: SanaConfig) -> list[Entry]:
         Entry("scale_shift_table", "table", SAME),
         *linear("proj_out", "out"),
     ]
-    for name, path, bias in ((f"{block}.attn1", f"{to}/attention", False), (f"{block}.attn2", f"{to}/cross", True)):
+    for name, path, bias in ((f"{block}.attn1", f"{to}/attention", None), (f"{block}.attn2", f"{to}/cross", SAME)):
         for z in "qkv":
-            entries += linear(f"{name}.to_{z}", f"{path}/{z}", n, bias)
+            entries += linear(f"{name}.to_{z}", f"{path}/{z}", n, bias=bias)
         entries += linear(f"{name}.to_out.0", f"{path}/out", n)
         if config.qk_norm is not None:
             entries += [Entry(f"{name}.norm_{z}.weight", f"{path}/{z}_norm/scale", SAME, n) for z in "qk"]

@@ -1,6 +1,6 @@
 """Weights of Wan transformers: diffusers ``WanTransformer3DModel`` (folder ``transformer`` of its pipelines)."""
 
-from metacanvas_jax.ckpt.table import LINEAR, SAME, Entry, Transform, half_split, then
+from metacanvas_jax.ckpt.table import LINEAR, SAME, Entry, Transform, half_split, linear, then
 from metacanvas_jax.dit.wan import WanConfig
 
 
@@ -11,17 +11,17 @@ def table(config: WanConfig) -> list[Entry]:
     """
     block, layers = "blocks.{i}", config.layers
     entries = [
-        *dense("patch_embedding", "patch_in", kernel=patch_kernel(config)),
-        *dense("condition_embedder.time_embedder.linear_1", "time/fc1"),
-        *dense("condition_embedder.time_embedder.linear_2", "time/fc2"),
-        *dense("condition_embedder.time_proj", "time_chunks"),
-        *dense("condition_embedder.text_embedder.linear_1", "context_fc1"),
-        *dense("condition_embedder.text_embedder.linear_2", "context_fc2"),
+        *linear("patch_embedding", "patch_in", kernel=patch_kernel(config)),
+        *linear("condition_embedder.time_embedder.linear_1", "time/fc1"),
+        *linear("condition_embedder.time_embedder.linear_2", "time/fc2"),
+        *linear("condition_embedder.time_proj", "time_chunks"),
+        *linear("condition_embedder.text_embedder.linear_1", "context_fc1"),
+        *linear("condition_embedder.text_embedder.linear_2", "context_fc2"),
         Entry("scale_shift_table", "table", ROW),
-        *dense("proj_out", "out"),
+        *linear("proj_out", "out"),
         Entry(f"{block}.scale_shift_table", "blocks/table", ROW, layers),
-        *dense(f"{block}.ffn.net.0.proj", "blocks/up", layers),
-        *dense(f"{block}.ffn.net.2", "blocks/down", layers),
+        *linear(f"{block}.ffn.net.0.proj", "blocks/up", layers),
+        *linear(f"{block}.ffn.net.2", "blocks/down", layers),
     ]
     # Only the self-attention rotates, so only its q and k go from interleaved pairs to half-split heads.
     for name, path, split in (("attn1", "self", half_split(config.head_width)), ("attn2", "cross", SAME)):
@@ -31,7 +31,7 @@ def table(config: WanConfig) -> list[Entry]:
             ("to_v", "v", SAME),
             ("to_out.0", "out", SAME),
         ):
-            entries += dense(f"{block}.{name}.{theirs}", f"blocks/{path}/{ours}", layers, then(LINEAR, order), order)
+            entries += linear(f"{block}.{name}.{theirs}", f"blocks/{path}/{ours}", layers, then(LINEAR, order), order)
         for norm in "qk":
             entries.append(
                 Entry(f"{block}.{name}.norm_{norm}.weight", f"blocks/{path}/{norm}_norm/scale", split, layers)
@@ -48,16 +48,6 @@ def fresh(config: WanConfig) -> list[str]:
 
 
 ROW = Transform(lambda x: x[0], lambda x: x[None])
-
-
-def dense(
-    name: str, path: str, layers: int | None = None, kernel: Transform = LINEAR, bias: Transform = SAME
-) -> list[Entry]:
-    """Weight and bias of a linear layer."""
-    return [
-        Entry(f"{name}.weight", f"{path}/kernel", kernel, layers),
-        Entry(f"{name}.bias", f"{path}/bias", bias, layers),
-    ]
 
 
 def patch_kernel(config: WanConfig) -> Transform:

@@ -1,26 +1,21 @@
 """Weights of the Wan 2.2 autoencoder (diffusers ``AutoencoderKLWan``, subfolder ``vae``)."""
 
-from metacanvas_jax.ckpt.table import CONV2D, CONV3D, LINEAR, SAME, Entry, Transform, then
+from metacanvas_jax.ckpt.table import CONV2D, CONV3D, POINTWISE, Entry, Transform, linear, pointwise
 from metacanvas_jax.vae.wan import WanVaeConfig
 
-POINTWISE2D = then(Transform(lambda x: x[..., 0, 0], lambda x: x[..., None, None]), LINEAR)
-POINTWISE3D = then(Transform(lambda x: x[..., 0, 0, 0], lambda x: x[..., None, None, None]), LINEAR)
+POINTWISE3D = pointwise(3)
 GAIN2D = Transform(lambda x: x[:, 0, 0], lambda x: x[:, None, None])
 GAIN3D = Transform(lambda x: x[:, 0, 0, 0], lambda x: x[:, None, None, None])
-
-
-def _layer(name: str, path: str, kernel: Transform) -> list[Entry]:
-    return [Entry(f"{name}.weight", f"{path}/kernel", kernel), Entry(f"{name}.bias", f"{path}/bias", SAME)]
 
 
 def _block(name: str, path: str, shortcut: bool) -> list[Entry]:
     entries = [
         Entry(f"{name}.norm1.gamma", f"{path}/norm1/scale", GAIN3D),
-        *_layer(f"{name}.conv1", f"{path}/conv1", CONV3D),
+        *linear(f"{name}.conv1", f"{path}/conv1", kernel=CONV3D),
         Entry(f"{name}.norm2.gamma", f"{path}/norm2/scale", GAIN3D),
-        *_layer(f"{name}.conv2", f"{path}/conv2", CONV3D),
+        *linear(f"{name}.conv2", f"{path}/conv2", kernel=CONV3D),
     ]
-    return [*entries, *_layer(f"{name}.conv_shortcut", f"{path}/shortcut", POINTWISE3D)] if shortcut else entries
+    return [*entries, *linear(f"{name}.conv_shortcut", f"{path}/shortcut", kernel=POINTWISE3D)] if shortcut else entries
 
 
 def _stages(side: str, step: str, widths: list[int], blocks: int, time: tuple[bool, ...]) -> list[Entry]:
@@ -31,29 +26,29 @@ def _stages(side: str, step: str, widths: list[int], blocks: int, time: tuple[bo
             entries += _block(f"{name}.resnets.{j}", f"{path}/block_{j}", shortcut=width != features)
             width = features
         if i < len(time):
-            entries += _layer(f"{name}.{step}sampler.resample.1", f"{path}/{step}/space", CONV2D)
+            entries += linear(f"{name}.{step}sampler.resample.1", f"{path}/{step}/space", kernel=CONV2D)
             if time[i]:
-                entries += _layer(f"{name}.{step}sampler.time_conv", f"{path}/{step}/time", CONV3D)
+                entries += linear(f"{name}.{step}sampler.time_conv", f"{path}/{step}/time", kernel=CONV3D)
     return entries
 
 
 def table(config: WanVaeConfig) -> list[Entry]:
     """Every tensor of the published file; paths are relative to the parameters of ``WanVae``."""
     entries = [
-        *_layer("quant_conv", "encoder/project", POINTWISE3D),
-        *_layer("post_quant_conv", "decoder/project", POINTWISE3D),
+        *linear("quant_conv", "encoder/project", kernel=POINTWISE3D),
+        *linear("post_quant_conv", "decoder/project", kernel=POINTWISE3D),
     ]
     for side in ("encoder", "decoder"):
         middle, path = f"{side}.mid_block", f"{side}/middle"
         entries += [
-            *_layer(f"{side}.conv_in", f"{side}/conv_in", CONV3D),
+            *linear(f"{side}.conv_in", f"{side}/conv_in", kernel=CONV3D),
             *_block(f"{middle}.resnets.0", f"{path}/block_0", shortcut=False),
             *_block(f"{middle}.resnets.1", f"{path}/block_1", shortcut=False),
             Entry(f"{middle}.attentions.0.norm.gamma", f"{path}/attention/norm/scale", GAIN2D),
-            *_layer(f"{middle}.attentions.0.to_qkv", f"{path}/attention/qkv", POINTWISE2D),
-            *_layer(f"{middle}.attentions.0.proj", f"{path}/attention/out", POINTWISE2D),
+            *linear(f"{middle}.attentions.0.to_qkv", f"{path}/attention/qkv", kernel=POINTWISE),
+            *linear(f"{middle}.attentions.0.proj", f"{path}/attention/out", kernel=POINTWISE),
             Entry(f"{side}.norm_out.gamma", f"{side}/norm_out/scale", GAIN3D),
-            *_layer(f"{side}.conv_out", f"{side}/conv_out", CONV3D),
+            *linear(f"{side}.conv_out", f"{side}/conv_out", kernel=CONV3D),
         ]
     down = [config.encoder_width * multiplier for multiplier in config.multipliers]
     up = [config.decoder_width * multiplier for multiplier in reversed(config.multipliers)]

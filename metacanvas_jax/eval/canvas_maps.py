@@ -1,0 +1,39 @@
+"""Canvas maps: what the canvas adds to the tokens, as colours (paper 3.4 and appendix I).
+
+The three strongest principal components of the features become red, green and blue, one map per keyframe. Equal colours
+mean equal plans; the hues themselves mean nothing.
+"""
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+_TAILS = (1.0, 99.0)  # percentiles that become black and full colour, so that one outlier does not grey out the rest
+
+
+def canvas_maps(features: Float[np.ndarray, "b k y x d"], *, shared: bool = False) -> UInt8[np.ndarray, "b k y x 3"]:
+    """Colours of the features of each sample, deterministic to the sign of every component.
+
+    Components are found for each sample over all its keyframes, as in the paper; with ``shared`` for the whole batch,
+    so that colours can be compared between pictures. Components that do not vary are mid-grey. Raises ValueError for
+    features that are not finite.
+    """
+    if not np.isfinite(features).all():
+        raise ValueError("canvas maps: the features are not finite")
+    b, k, y, x, d = features.shape
+    groups = features.reshape((1, -1, d) if shared else (b, -1, d)).astype(np.float64)
+    return np.stack([_colours(rows) for rows in groups]).reshape(b, k, y, x, 3)
+
+
+def _colours(rows: Float[np.ndarray, "n d"]) -> UInt8[np.ndarray, "n 3"]:
+    centred = rows - rows.mean(axis=0)
+    _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
+    directions, sizes = directions[:3], sizes[:3]
+    strongest = np.argmax(np.abs(directions), axis=1)
+    directions = directions * np.sign(directions[np.arange(len(directions)), strongest])[:, None]
+    values = np.zeros((len(rows), 3))
+    values[:, : len(directions)] = centred @ directions.T
+    varies = np.zeros(3, bool)
+    varies[: len(sizes)] = sizes > 1e-6 * max(np.abs(rows).max() * len(rows) ** 0.5, 1e-30)
+    low, high = np.percentile(values, _TAILS, axis=0)
+    scaled = (values - low) / np.where(varies & (high > low), high - low, 1.0)
+    return np.where(varies & (high > low), 255 * np.clip(scaled, 0, 1), 127.5).round().astype(np.uint8)

@@ -1,0 +1,210 @@
+"""From an experiment to a training: what is made, loaded, frozen, read and minimised."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from metacanvas_jax.build import Experiment, autoencoder, network
+from metacanvas_jax.ckpt import store
+from metacanvas_jax.data.dataset import Records
+from metacanvas_jax.data.examples import PaintExamples, UnderstandExamples
+from metacanvas_jax.data.mixture import Source
+from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
+from metacanvas_jax.data.tokenizer import load_tokenizer
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.media import MediaConfig
+from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
+from metacanvas_jax.train import objectives
+from metacanvas_jax.train.loop import FitConfig, Job
+from metacanvas_jax.train.partition import flat, nested
+from metacanvas_jax.types import Grid, Media, MllmInputs, Params
+
+
+def make_job(experiment: Experiment) -> Job:
+    """The job of an experiment. Raises UserError when its data, tokenizer or frozen weights are not there."""
+    model = network(experiment)
+    frozen = {}
+    if experiment.objective == "understand":
+        prepare, loss = objectives.understanding(model)
+    else:
+        prepare, loss = objectives.painting(model, autoencoder(experiment), experiment.time)
+        for folder in (experiment.mllm.weights, experiment.vae_weights):
+            if folder:
+                frozen[folder] = store.load_params(folder)[1]["hash"]
+    return Job(
+        init=lambda key: initial(experiment, key),
+        prepare=prepare,
+        loss=loss,
+        rules=experiment.train.rules,
+        batches=lambda: batches(experiment),
+        optimizer=experiment.optimizer,
+        config=_identity(experiment),
+        load=lambda abstract: frozen_weights(experiment, abstract),
+        frozen=frozen,
+    )
+
+
+def fit_config(experiment: Experiment) -> FitConfig:
+    """Length and rhythm of the training."""
+    train = experiment.train
+    return FitConfig(
+        steps=train.steps,
+        seed=experiment.seed,
+        accumulate=train.accumulate,
+        ema_decay=train.ema,
+        frozen_dtype=train.frozen_dtype,
+        log_every=train.log_every,
+        preview_every=train.preview_every,
+        evaluate_every=train.evaluate_every,
+        checkpoint_every=train.checkpoint_every,
+        keep_last=train.keep_last,
+    )
+
+
+def latent_grid(experiment: Experiment) -> Grid:
+    """Frames, rows and columns of the latents of one picture of the experiment's world."""
+    vae = autoencoder(experiment)
+    if experiment.world.size % vae.spatial:
+        raise UserError(
+            f"config: pictures of {experiment.world.size} px do not divide by the autoencoder's factor {vae.spatial}"
+        )
+    side = experiment.world.size // vae.spatial
+    return (1, side, side)
+
+
+def initial(experiment: Experiment, key: Key[Array, ""]) -> Params:
+    """All parameters with their logical axes: the model's and, beside them under ``vae``, the autoencoder's."""
+    model = network(experiment)
+    inputs = smallest_inputs(experiment)
+    if experiment.objective == "understand":
+        width = experiment.mllm.language.width
+        written = jnp.zeros((1, 1, width)), jnp.zeros((3, 1, 1), jnp.int32)
+        return model.init(key, inputs, *written)["params"]
+    vae = autoencoder(experiment)
+    size = experiment.world.size
+    latents = jnp.zeros((1, *latent_grid(experiment), vae.channels), jnp.float32)
+    params = model.init({"params": key, "dropout": key}, inputs, latents, jnp.ones((1,), jnp.float32))["params"]
+    vae_params = vae.init(key, jnp.zeros((1, 1, size, size, 3), jnp.float32))["params"]
+    return params | {"vae": vae_params}
+
+
+def smallest_inputs(experiment: Experiment) -> MllmInputs:
+    """One sample of two tokens, the first of them an image if the MLLM can see: enough to make all parameters."""
+    media: tuple[Media, ...] = ()
+    vision = experiment.mllm.vision
+    if vision is not None:
+        grid = (1, vision.merge, vision.merge)
+        patches = jnp.zeros((1, 1, vision.merge**2, vision.patch_values), jnp.float32)
+        media = (Media(patches, jnp.zeros((1, 1, 1), jnp.int32), grid),)
+    zeros = jnp.zeros((1, 2), jnp.int32)
+    return MllmInputs(zeros, jnp.broadcast_to(zeros, (3, 1, 2)), zeros == 0, media)
+
+
+def frozen_weights(experiment: Experiment, abstract: Params) -> Params:
+    """The weights that the config names, under ``mllm`` and ``vae``."""
+    loaded: Params = {}
+    if experiment.objective == "paint":
+        for name, folder in (("mllm", experiment.mllm.weights), ("vae", experiment.vae_weights)):
+            if folder:
+                params, _ = store.load_params(folder)
+                loaded[name] = params
+    return loaded
+
+
+def unboxed(params: Params) -> Params:
+    """Parameters without their logical axes."""
+    return nn.meta.unbox(params)
+
+
+def chosen(weights: Params, wanted: Params, where: object) -> Params:
+    """The leaves of ``weights`` that ``wanted`` has. Raises UserError for one that is missing."""
+    have = flat(weights)
+    if missing := [path for path in flat(wanted) if path not in have]:
+        raise UserError(f"{where}: no weights for the frozen parameter {missing[0]} ({len(missing)} are missing)")
+    return nested({path: have[path] for path in flat(wanted)})
+
+
+def prompter(experiment: Experiment) -> Prompter:
+    """Makes the experiment's prompts. Raises UserError when the tokenizer is missing or larger than the vocabulary."""
+    section = experiment.mllm
+    tokenizer = load_tokenizer(section.tokenizer)
+    if len(tokenizer) > section.language.vocab:
+        raise UserError(
+            f"config: mllm.language.vocab is {section.language.vocab}, "
+            f"but the tokenizer in {section.tokenizer} has {len(tokenizer)} tokens"
+        )
+    media = MediaConfig()
+    if section.vision is not None:
+        media = MediaConfig(
+            patch=section.vision.patch,
+            merge=section.vision.merge,
+            image_pixels=section.image_pixels or media.image_pixels,
+        )
+    config = PromptConfig(
+        buckets=section.buckets, system=section.system, assistant=experiment.objective == "understand", media=media
+    )
+    return Prompter(tokenizer, config)
+
+
+def batches(experiment: Experiment) -> grain.DatasetIterator:
+    """The stream of this process's batches, from its beginning."""
+    data = experiment.data
+    prompts = prompter(experiment)
+    length = max(experiment.mllm.buckets)
+    if experiment.objective == "understand":
+        examples = UnderstandExamples(prompts, experiment.world, length)
+        sources = [Source(Records(data.path, data.max_skips, data.in_memory))]
+    else:
+        examples = PaintExamples(prompts, length)
+        sources = [Source(Records(data.path, data.max_skips, data.in_memory), 1.0 - data.picture_weight)]
+        if data.picture_weight:
+            sources.append(Source(Records(data.pictures_path, data.max_skips, data.in_memory), data.picture_weight))
+    config = PipelineConfig(
+        batch=experiment.train.batch,
+        seed=experiment.seed,
+        caption_dropout=data.caption_dropout if experiment.objective == "paint" else 0.0,
+        threads=data.threads,
+    )
+    stream = pipeline(
+        sources,
+        config,
+        examples.collate,
+        format=examples,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return iter(stream)
+
+
+def empty_prompts(prompts: Prompter, count: int, length: int) -> MllmInputs:
+    """The empty prompt, ``count`` times: the other half of guidance."""
+    return jax.tree.map(jnp.asarray, prompts.batch(prompts.texts([""] * count), length=length))
+
+
+def encode_prompts(prompts: Prompter, texts: list[str], length: int) -> MllmInputs:
+    """Prompts of text only, padded to ``length``. Raises UserError for one that is too long."""
+    return jax.tree.map(jnp.asarray, prompts.batch(prompts.texts(texts), length=length))
+
+
+def _identity(experiment: Experiment) -> dict[str, Any]:
+    """What a resumed run must agree on: everything but how often it writes and where its files lie."""
+    tree = dataclasses.asdict(experiment)
+    for name in ("optimizer", "eval", "sampler", "name"):
+        tree.pop(name)
+    train = tree.pop("train")
+    tree["batch"] = train["batch"]
+    for section, name in (("data", "path"), ("data", "pictures_path"), ("mllm", "weights"), ("mllm", "tokenizer")):
+        tree[section].pop(name)
+    tree.pop("vae_weights")
+    return tree
+
+
+def to_bytes(pixels: Array) -> np.ndarray:
+    """Pixels in [-1, 1] to uint8 on the host."""
+    return np.asarray(jnp.round((jnp.clip(pixels, -1.0, 1.0) + 1.0) * 127.5)).astype(np.uint8)

@@ -1,0 +1,283 @@
+"""The training loop: one straight line from an initial state, or the newest checkpoint, to the last step."""
+
+import collections
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import grain
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+from tqdm import tqdm
+
+from metacanvas_jax.ckpt.store import Store, check_same, describe
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh, put_batch
+from metacanvas_jax.parallel.rules import RULES, placed, shardings
+from metacanvas_jax.parallel.rules import Rules as ShardingRules
+from metacanvas_jax.train.metrics import Meter, Writer, model_flops_utilisation, peak_flops
+from metacanvas_jax.train.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from metacanvas_jax.train.partition import Rules, flat, nested, partition
+from metacanvas_jax.train.state import TrainState, abstract_state, cast, new_state
+from metacanvas_jax.train.step import Loss, Prepare, make_step
+from metacanvas_jax.types import Params
+
+Hook = Callable[[TrainState, Params, int], Mapping[str, float] | None]
+"""``hook(state, frozen, step)``; what it returns is logged. It must not keep the state, which the next step donates."""
+
+# Steps the host may be ahead of the device: enough to hide the host's work, few enough to bound the batches in memory.
+AHEAD = 2
+
+
+class NonFiniteError(UserError):
+    """Loss or gradient were not finite; the message names the step and where the state before it lies."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What one training differs in from another: plain functions and plain data.
+
+    ``init(key)`` makes all parameters as Linen does (with their logical axes) and is traced, never run as it stands.
+    ``load(abstract)`` gets all parameters as shapes with shardings and returns those it has weights for, instead of
+    their random start; ``frozen`` says where frozen weights came from and their hash. ``batches()`` opens the stream of
+    batches from its beginning; arrays have the samples of this process along the first axis. ``config`` is everything
+    else that a resumed run must agree on (nested, JSON-able). ``flops_per_step`` counts the model's operations.
+    """
+
+    init: Callable[[Key[Array, ""]], Params]
+    prepare: Prepare
+    loss: Loss
+    rules: Rules
+    batches: Callable[[], grain.DatasetIterator]
+    optimizer: OptimizerConfig
+    config: Mapping[str, Any]
+    load: Callable[[Params], Params] | None = None
+    frozen: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    flops_per_step: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """How long, how often, and on which mesh; 0 turns a period off. A checkpoint is always made at the end."""
+
+    steps: int
+    seed: int = 0
+    accumulate: int = 1
+    ema_decay: float | None = None
+    ema_warmup: bool = True
+    frozen_dtype: str = "bfloat16"
+    log_every: int = 10
+    preview_every: int = 0
+    evaluate_every: int = 0
+    checkpoint_every: int = 1000
+    keep_last: int = 3
+    keep_every: int | None = None
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self):
+        for name in ("log_every", "preview_every", "evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise UserError(f"fit.{name} is {getattr(self, name)}, expected a number of steps, or 0 for never")
+        if self.steps < 1 or self.accumulate < 1:
+            raise UserError(f"fit.steps is {self.steps} and fit.accumulate {self.accumulate}, expected at least 1")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise UserError(f"fit.ema_decay is {self.ema_decay}, expected a number in [0, 1) or None")
+
+
+def fit(
+    job: Job,
+    config: FitConfig,
+    workdir: str | Path,
+    *,
+    preview: Hook | None = None,
+    evaluate: Hook | None = None,
+    progress: bool = True,
+    peak: float | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    rules: ShardingRules = RULES,
+) -> tuple[TrainState, Params]:
+    """Trains to ``config.steps`` and returns the final state and the frozen parameters.
+
+    ``workdir`` gets ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``. If it holds complete checkpoints the
+    newest one is continued, bit for bit as if nothing had happened. ``peak`` is the FLOP/s of one device for MFU, where
+    the table does not know it; ``devices`` are those of the mesh, all by default.
+
+    Raises:
+        NonFiniteError: loss or gradient were not finite; ``nonfinite/`` then holds the state before that step and the
+            position of its batch, so that one step from it repeats the failure.
+        UserError: a checkpoint of another config, rules or weights that do not fit the model, or data that ended.
+    """
+    workdir = Path(workdir)
+    mesh = make_mesh(config.mesh, devices)
+    optimizer = make_optimizer(job.optimizer)
+    init_key, key = jax.random.split(jax.random.key(config.seed))
+    meta = describe(_fingerprint(job, config), job.frozen)
+    chief = jax.process_index() == 0
+
+    # What there is to train, where it lives, and from where it goes on
+    boxed = jax.eval_shape(job.init, init_key)
+    abstract = placed(boxed, shardings(boxed, mesh, rules))
+    abstract_trainable, abstract_frozen = partition(abstract, job.rules)
+    target = abstract_state(abstract_trainable, optimizer, mesh, ema=config.ema_decay is not None)
+    layout = jax.tree.map(lambda x: x.sharding, target)
+    batches = job.batches()
+    store = Store(workdir / "checkpoints", keep_last=config.keep_last, keep_every=config.keep_every)
+    resuming = bool(store.steps())
+    if resuming:
+        check_same(store.meta(), meta, str(store.folder))  # before any weights are read
+    loaded = {} if job.load is None else _loaded(job.load(abstract), abstract)
+    frozen = _cast(_start(job, init_key, abstract_frozen, loaded), config.frozen_dtype)
+    if resuming:
+        state = store.restore(target, batches, meta)
+    else:
+        trainable = _start(job, init_key, abstract_trainable, loaded)
+        ema = config.ema_decay is not None
+        state = jax.jit(lambda params: new_state(params, optimizer, ema=ema), out_shardings=layout)(trainable)
+        del trainable
+    del loaded
+    done = int(state.step)
+
+    step = make_step(
+        job.prepare,
+        job.loss,
+        optimizer,
+        accumulate=config.accumulate,
+        ema_decay=config.ema_decay,
+        ema_warmup=config.ema_warmup,
+        state_shardings=layout,
+    )
+    rate_of = jax.jit(lambda n: learning_rate(job.optimizer, n))
+    peak = peak_flops(mesh.devices.flat[0]) if peak is None else peak
+    meter, samples = Meter(), 0
+    in_flight: collections.deque[tuple[int, dict[str, Array], dict[str, Any]]] = collections.deque()
+
+    def settle(ahead: int) -> None:
+        """Waits until the device is at most ``ahead`` steps behind; logs what has come in, stops if not finite."""
+        while len(in_flight) > ahead:
+            now, metrics, position = in_flight.popleft()
+            if float(metrics["finite"]) == 0.0:
+                batches.set_state(position)
+                with Store(workdir / "nonfinite", keep_last=1) as inspect:
+                    inspect.save(state.replace(finite=jnp.ones_like(state.finite)), batches, meta)
+                raise NonFiniteError(
+                    f"step {now}: loss {float(metrics['loss'])}, gradient norm {float(metrics['grad_norm'])}; "
+                    f"the state before it and its batch's position are in {workdir / 'nonfinite' / str(now - 1)}"
+                )
+            meter.tick()
+            bar.set_description("training", refresh=False)
+            bar.update()
+            if _due(now, config.log_every, config.steps):
+                scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                speed = meter.read()
+                if speed is not None:
+                    scalars |= {"steps_per_second": speed, "samples_per_second": speed * samples}
+                    if job.flops_per_step is not None and peak is not None:
+                        scalars["mfu"] = model_flops_utilisation(job.flops_per_step, 1 / speed, peak, mesh.size)
+                log(now, scalars | {"learning_rate": float(rate_of(now - 1))})
+                bar.set_postfix({name: f"{scalars[name]:.4g}" for name in SHOWN if name in scalars}, refresh=False)
+
+    def log(now: int, scalars: Mapping[str, float] | None) -> None:
+        if writer is not None and scalars:
+            writer.write(now, dict(scalars))
+
+    writer = Writer(workdir, done) if chief else None
+    bar = tqdm(total=config.steps, initial=done, unit="step", file=sys.stderr, disable=not (progress and chief))
+    bar.set_description("compiling")
+    try:
+        with on_mesh(mesh, rules):
+            for now in range(done + 1, config.steps + 1):
+                position = batches.get_state()
+                batch = _next(batches, now, config.steps)
+                samples = jax.tree.leaves(batch)[0].shape[0] * jax.process_count()
+                state, metrics = step(state, frozen, put_batch(batch, mesh, rules), key)
+                in_flight.append((now, metrics, position))
+                settle(AHEAD)
+
+                evaluating = evaluate is not None and _due(now, config.evaluate_every, config.steps)
+                previewing = preview is not None and _due(now, config.preview_every, config.steps)
+                saving = now == config.steps or _due(now, config.checkpoint_every)
+                if evaluating or previewing or saving:
+                    settle(0)
+                    with meter.paused():
+                        if evaluating:
+                            log(now, evaluate(state, frozen, now))
+                        if previewing:
+                            log(now, preview(state, frozen, now))
+                        if saving:
+                            # First the records, then the checkpoint: a checkpoint is never ahead of its metrics.
+                            if writer is not None:
+                                writer.flush()
+                            store.save(state, batches, meta)
+        store.wait()
+    finally:
+        bar.close()
+        if writer is not None:
+            writer.close()
+        store.close()
+    return state, frozen
+
+
+SHOWN = ("loss", "samples_per_second", "mfu")
+
+
+def _due(step: int, every: int, last: int | None = None) -> bool:
+    """Every so many steps and, where ``last`` is given, at the last one too."""
+    return every > 0 and (step % every == 0 or step == last)
+
+
+def _next(batches: grain.DatasetIterator, now: int, steps: int) -> Any:
+    try:
+        return next(batches)
+    except StopIteration:
+        raise UserError(f"the data ended before step {now} of {steps}; repeat it or train for fewer steps") from None
+
+
+def _fingerprint(job: Job, config: FitConfig) -> dict[str, Any]:
+    optimizer = dataclasses.asdict(job.optimizer)
+    if job.optimizer.schedule == "constant":  # then it does not matter, and a run may be prolonged
+        del optimizer["total_steps"], optimizer["final_fraction"]
+    names = ("seed", "accumulate", "ema_decay", "ema_warmup", "frozen_dtype")
+    return {
+        **job.config,
+        "optimizer": optimizer,
+        "partition": [list(rule) for rule in job.rules],
+        "fit": {name: getattr(config, name) for name in names},
+    }
+
+
+def _loaded(params: Params, abstract: Params) -> dict[str, Any]:
+    """Checked leaves by path, on the mesh."""
+    known, leaves = flat(abstract), flat(params)
+    for path, leaf in leaves.items():
+        if path not in known:
+            raise UserError(f"loaded parameter {path} is not one of the model's")
+        if tuple(leaf.shape) != known[path].shape:
+            raise UserError(
+                f"loaded parameter {path} has shape {tuple(leaf.shape)}, the model's is {known[path].shape}"
+            )
+    return {path: jax.device_put(leaf, known[path].sharding) for path, leaf in leaves.items()}
+
+
+def _start(job: Job, key: Key[Array, ""], abstract: Params, loaded: Mapping[str, Any]) -> Params:
+    """Loaded parameters as they are, the others from ``init``, of which only these are computed, in place."""
+    wanted = flat(abstract)
+    missing = {path: leaf.sharding for path, leaf in wanted.items() if path not in loaded}
+
+    def init(key):
+        leaves = flat(nn.meta.unbox(job.init(key)))
+        return {path: leaves[path] for path in missing}
+
+    made = jax.jit(init, out_shardings=missing)(key) if missing else {}
+    return nested({path: loaded[path] if path in loaded else made[path] for path in wanted})
+
+
+def _cast(frozen: Params, dtype: str) -> Params:
+    # Leaf by leaf, so that never two copies of everything are held.
+    leaves = flat(frozen)
+    for path in leaves:
+        leaves[path] = cast(leaves[path], dtype)
+    return nested(leaves)

@@ -1,0 +1,151 @@
+"""Numbers of a training on their way out: JSON lines, TensorBoard, throughput and model FLOP utilisation."""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from tensorboardX import SummaryWriter
+
+# Dense bfloat16 FLOP/s per JAX device, from the vendors' data sheets. A 7x chip (2307e12) is two JAX devices.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 2307e12 / 2,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Peak of one device; None where it is not known, as on a CPU."""
+    return PEAK_FLOPS.get(device.device_kind)
+
+
+def measured_peak(dtype: str = "float32", size: int = 1024, repeats: int = 5) -> float:
+    """FLOP/s that the default device reaches on a large square matrix product: a peak where no data sheet gives one."""
+    x = jnp.ones((size, size), dtype)
+    multiply = jax.jit(lambda a, b: a @ b)
+    multiply(x, x).block_until_ready()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        multiply(x, x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def model_flops_utilisation(flops_per_step: float, seconds_per_step: float, peak: float, devices: int) -> float:
+    """``flops_per_step / (seconds_per_step * peak * devices)``.
+
+    ``flops_per_step`` counts the operations that the model asks for, once: what rematerialisation repeats is not
+    counted, and frozen work counts forward only.
+    """
+    return flops_per_step / (seconds_per_step * peak * devices)
+
+
+class Meter:
+    """Steps per second between two readings, without compilation and without what happens inside ``paused``."""
+
+    def __init__(self, clock=time.perf_counter):
+        self._clock = clock
+        self._start: float | None = None
+        self._steps = 0
+
+    def tick(self) -> None:
+        """A step has been completed; the first one, which was compiled, only starts the clock."""
+        if self._start is None:
+            self._start = self._clock()
+        else:
+            self._steps += 1
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside does not count."""
+        begin = self._clock()
+        try:
+            yield
+        finally:
+            if self._start is not None:
+                self._start += self._clock() - begin
+
+    def read(self) -> float | None:
+        """Steps per second since the last reading, None if there was no step to measure."""
+        if self._start is None or self._steps == 0:
+            return None
+        now = self._clock()
+        rate = self._steps / (now - self._start)
+        self._start, self._steps = now, 0
+        return rate
+
+
+class Writer:
+    """Appends one JSON object per logged step to ``metrics.jsonl``, and the same scalars to TensorBoard.
+
+    ``resume`` is the step that training goes on from: what an earlier process logged beyond it is dropped first, so
+    that the file reads as one uninterrupted run. Values that are not finite become null, as JSON has no word for them.
+    """
+
+    def __init__(self, folder: str | os.PathLike, resume: int = 0):
+        self.path = Path(folder) / "metrics.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        truncate(self.path, resume)
+        self._file = self.path.open("a")
+        self._board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=resume + 1)
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """One record; buffered until ``flush``."""
+        record = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        self._file.write(json.dumps({"step": step} | record) + "\n")
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Everything written so far survives the process, and the machine."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._board.flush()
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self.flush()
+        self._file.close()
+        self._board.close()
+
+
+def truncate(path: Path, step: int) -> None:
+    """Drops the records beyond ``step``, and a torn last line, by writing the file anew and renaming it."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w") as file:
+        file.writelines(line + "\n" for line in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_metrics(folder: str | os.PathLike) -> list[dict[str, float]]:
+    """The records of a run's ``metrics.jsonl``; a line torn by a kill is left out."""
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")

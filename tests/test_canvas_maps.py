@@ -1,0 +1,144 @@
+"""Canvas maps and the pictures people look at."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metacanvas_jax.eval import pictures
+from metacanvas_jax.eval.canvas_maps import canvas_maps
+
+
+def plan(rng, shape, directions, noise=1e-3):
+    """Features that vary along three directions of falling strength, and the coordinates along them."""
+    coordinates = rng.normal(size=(*shape, 3)) * [9.0, 3.0, 1.0]
+    features = coordinates @ directions + 50 + noise * rng.normal(size=(*shape, directions.shape[1]))
+    return features.astype(np.float32), coordinates
+
+
+@pytest.fixture(scope="module")
+def planned():
+    rng = np.random.default_rng(0)
+    directions = np.linalg.qr(rng.normal(size=(16, 3)))[0].T
+    return plan(rng, (2, 3, 6, 8), directions)
+
+
+def test_maps_are_the_three_strongest_components_in_order(planned):
+    features, coordinates = planned
+    maps = canvas_maps(features).astype(np.float64)
+    assert maps.shape == (2, 3, 6, 8, 3)
+    for sample in range(2):
+        for component in range(3):
+            shown, true = maps[sample, ..., component].ravel(), coordinates[sample, ..., component].ravel()
+            assert abs(np.corrcoef(shown, true)[0, 1]) > 0.97
+
+
+def test_keyframes_of_a_sample_share_their_colours():
+    """Equal features get equal colours wherever and whenever they stand."""
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(1, 2, 4, 4, 8)).astype(np.float32)
+    features[0, 1, 2, 3] = features[0, 0, 0, 1]
+    maps = canvas_maps(features)
+    np.testing.assert_array_equal(maps[0, 1, 2, 3], maps[0, 0, 0, 1])
+
+
+def test_shared_components_compare_samples_and_own_components_do_not(planned):
+    features, _ = planned
+    doubled = np.concatenate([features[:1], 3 * features[1:]])
+    np.testing.assert_array_equal(canvas_maps(features)[0], canvas_maps(doubled)[0])
+    assert (canvas_maps(features, shared=True)[0] != canvas_maps(doubled, shared=True)[0]).any()
+
+
+def test_signs_do_not_depend_on_the_order_of_the_tokens(planned):
+    features, _ = planned
+    flipped = canvas_maps(features[:, :, ::-1, ::-1].copy())[:, :, ::-1, ::-1]
+    np.testing.assert_allclose(flipped.astype(int), canvas_maps(features).astype(int), atol=1)
+
+
+def test_one_outlier_does_not_grey_out_the_rest(planned):
+    features = planned[0].copy()
+    features[0, 0, 0, 0] += 100 * (features[0, 0, 0, 0] - features[0].mean((0, 1, 2)))
+    red = canvas_maps(features)[0, ..., 0].ravel()[1:]
+    assert np.subtract(*np.percentile(red, [90, 10])) > 60
+
+
+def test_features_that_do_not_vary_are_grey():
+    flat = np.full((1, 1, 3, 3, 8), 2.5, np.float32)
+    assert set(np.unique(canvas_maps(flat))) == {128}
+    line = flat + np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3, 1)
+    maps = canvas_maps(line)
+    assert np.ptp(maps[..., 0]) == 255 and set(np.unique(maps[..., 1:])) == {128}
+
+
+def test_fewer_channels_than_colours_still_give_a_map():
+    features = np.random.default_rng(2).normal(size=(1, 1, 4, 4, 2)).astype(np.float32)
+    maps = canvas_maps(features)
+    assert np.ptp(maps[..., 1]) == 255 and set(np.unique(maps[..., 2])) == {128}
+
+
+def test_features_that_are_not_finite_are_refused(planned):
+    broken = planned[0].copy()
+    broken[1, 0, 2, 2, 3] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        canvas_maps(broken)
+
+
+def test_bytes_are_rounded_and_clipped():
+    values = np.array([-1.5, -1.0, -0.5, 0.0, 0.9999, 1.0, 7.0], np.float32)
+    np.testing.assert_array_equal(pictures.to_uint8(values), [0, 0, 64, 128, 255, 255, 255])
+    every = np.arange(256)
+    np.testing.assert_array_equal(pictures.to_uint8((every / 127.5 - 1).astype(np.float32)), every)
+    with pytest.raises(ValueError, match="not finite"):
+        pictures.to_uint8(np.array([np.inf], np.float32))
+
+
+def test_upscaling_repeats_pixels_by_a_whole_factor():
+    picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    large = pictures.upscale(picture, 7)
+    assert large.shape == (8, 12, 3)
+    np.testing.assert_array_equal(large[::4, ::4], picture)
+    np.testing.assert_array_equal(pictures.upscale(picture, 2), picture)
+
+
+def test_sheet_holds_every_picture_with_its_verdict():
+    tiles = [np.full((10, 10, 3), shade, np.uint8) for shade in (40, 90, 140)]
+    sheet = pictures.grid(
+        tiles, ["a", "a longer caption that has to be wrapped", "c"], 2, right=[True, False, None], least=20
+    )
+    for shade in (40, 90, 140):
+        assert (sheet == shade).all(-1).sum() == 400
+    ring = 26**2 - 20**2
+    assert (sheet == pictures.RIGHT).all(-1).sum() == ring
+    assert (sheet == pictures.WRONG).all(-1).sum() == ring
+    left = np.argwhere((sheet == 140).all(-1)).min(0)
+    assert (left == np.argwhere((sheet == 40).all(-1)).min(0))[1]  # the third picture starts the second row
+    bare = pictures.grid(tiles, columns=3, least=20)
+    assert bare.shape[0] < sheet.shape[0]
+
+
+def test_sheet_refuses_what_does_not_fit_together():
+    tile = np.zeros((4, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match="at least one picture"):
+        pictures.grid([])
+    with pytest.raises(ValueError, match="differ in size"):
+        pictures.grid([tile, np.zeros((4, 5, 3), np.uint8)])
+    with pytest.raises(ValueError, match="1 captions for 2 pictures"):
+        pictures.grid([tile, tile], ["one"])
+    with pytest.raises(ValueError, match="3 verdicts for 2 pictures"):
+        pictures.grid([tile, tile], right=[True, False, None])
+
+
+def test_png_is_whole_or_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "picture.png"
+    first = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    pictures.save_png(first, path)
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), first)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pictures.save_png(255 - first, path)
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), first)

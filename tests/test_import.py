@@ -1,0 +1,414 @@
+"""Streaming import: values, shardings, bytes read, and one clear error for every broken folder."""
+
+import json
+import math
+import os
+import pickle
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+from safetensors.numpy import save_file
+from weights_support import BFLOAT16, TABLE, abstract, assert_params, mesh, published
+
+from metacanvas_jax.ckpt import hf_import
+from metacanvas_jax.ckpt.hf_import import load_params
+from metacanvas_jax.ckpt.safetensors_io import Checkpoint, read_header
+from metacanvas_jax.ckpt.table import (
+    CONV2D,
+    CONV3D,
+    DEPTHWISE,
+    LINEAR,
+    POINTWISE,
+    SAME,
+    Entry,
+    check_table,
+    folded,
+    half_split,
+    pointwise,
+    published_shapes,
+    then,
+    under,
+)
+from metacanvas_jax.errors import UserError
+
+TRANSFORMS = {  # and the shape of a published tensor
+    "same": (SAME, (6, 5)),
+    "linear": (LINEAR, (6, 5)),
+    "conv2d": (CONV2D, (4, 3, 2, 3)),
+    "conv3d": (CONV3D, (4, 3, 2, 1, 3)),
+    "pointwise": (POINTWISE, (6, 5, 1, 1)),
+    "pointwise3d": (pointwise(3), (6, 5, 1, 1, 1)),
+    "depthwise": (DEPTHWISE, (6, 1, 2, 3)),
+    "folded vector": (folded(0, 3, 4), (12,)),
+    "linear, folded out": (then(LINEAR, folded(1, 3, 4)), (12, 5)),
+    "linear, folded in": (then(LINEAR, folded(0, 3, 4)), (5, 12)),
+    "half_split": (half_split(4), (12,)),
+    "linear, half_split": (then(LINEAR, half_split(4)), (12, 5)),
+    "half_split, linear": (then(half_split(4), LINEAR), (5, 12)),
+    "half_split twice": (then(half_split(4), half_split(8)), (3, 16)),
+}
+
+SPECS = {
+    "replicated": lambda path, shape: (),
+    "first axis": lambda path, shape: ("a",) if shape and shape[0] % 4 == 0 else (),
+    "last axis": lambda path, shape: (*(None for _ in shape[1:]), ("a", "b")) if shape and shape[-1] % 8 == 0 else (),
+    "kernels both ways": lambda path, shape: (*(None for _ in shape[2:]), "b", "a") if "kernel" in path else (),
+}
+
+
+@pytest.fixture
+def file(tmp_path):
+    save_file(published(), tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Forces the tiny tensors through the code that cuts large ones."""
+    monkeypatch.setattr(hf_import, "BLOCK_BYTES", 128)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_block_of_a_parameter_comes_from_the_window_of_its_transform(name, data):
+    transform, shape = TRANSFORMS[name]
+    x = np.arange(math.prod(shape)).reshape(shape)
+    y = transform.forward(x)
+    np.testing.assert_array_equal(transform.backward(y), x)
+    starts = [data.draw(st.integers(0, size - 1)) for size in y.shape]
+    box = tuple((start, data.draw(st.integers(start + 1, size))) for start, size in zip(starts, y.shape, strict=True))
+    window = transform.window(box)
+    if window is None:
+        assert name == "half_split, linear", "only this composition may give up"
+        return
+    source, covered = (tuple(slice(*span) for span in part) for part in window)
+    assert all(c.start <= start and stop <= c.stop for c, (start, stop) in zip(covered, box, strict=True))
+    np.testing.assert_array_equal(transform.forward(x[source]), y[covered])
+
+
+@pytest.mark.parametrize(
+    "spec, on_host",
+    [(spec, True) for spec in (None, *SPECS)] + [(spec, False) for spec in (None, "first axis", "kernels both ways")],
+)
+def test_streamed_import_places_every_tensor_on_its_sharding(file, small_blocks, monkeypatch, spec, on_host):
+    monkeypatch.setattr(hf_import, "_in_host_memory", lambda sharding: on_host)
+    structs = abstract(SPECS.get(spec))
+    params = load_params(file, TABLE, structs)
+    assert_params(params, published())
+    for path, value in flatten_dict(params, sep="/").items():
+        wanted = flatten_dict(structs, sep="/")[path].sharding
+        assert wanted is None or value.sharding.is_equivalent_to(wanted, value.ndim), path
+
+
+def test_streaming_reads_each_byte_once_when_shards_are_disjoint_or_copies(file, small_blocks):
+    total = sum(tensor.nbytes for tensor in read_header(file).values())
+    for spec in (None, SPECS["replicated"], SPECS["first axis"], SPECS["kernels both ways"]):
+        checkpoint = Checkpoint(file)
+        load_params(checkpoint, TABLE, abstract(spec))
+        assert checkpoint.bytes_read == total
+
+
+def test_a_shard_inside_a_half_split_head_reads_the_whole_head_and_no_more(tmp_path):
+    save_file({"q": np.zeros((32, 16), np.float32)}, tmp_path / "model.safetensors")
+    checkpoint = Checkpoint(tmp_path)
+    sharding = NamedSharding(mesh(), PartitionSpec(None, "a"))
+    struct = jax.ShapeDtypeStruct((16, 32), np.float32, sharding=sharding)
+    load_params(checkpoint, [Entry("q", "q", then(LINEAR, half_split(16)))], {"q": struct})
+    assert checkpoint.bytes_read == 2 * 32 * 16 * 4  # four shards of 8 channels, each inside a head of 16
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
+import conftest, jax
+jax.config.update("jax_num_cpu_devices", 4)
+jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
+from weights_support import TABLE, abstract, expected, published
+import numpy as np
+from metacanvas_jax.ckpt.hf_import import load_params
+from metacanvas_jax.ckpt.safetensors_io import Checkpoint
+from flax.traverse_util import flatten_dict
+checkpoint = Checkpoint(sys.argv[4])
+spec = lambda path, shape: (*(None for _ in shape[2:]), "a", "b") if "kernel" in path and "odd" not in path else ()
+params = load_params(checkpoint, TABLE, abstract(spec))
+for path, value in flatten_dict(params, sep="/").items():
+    for shard in value.addressable_shards:
+        np.testing.assert_array_equal(np.asarray(shard.data), expected(published())[path][shard.index])
+print("read", checkpoint.bytes_read)
+"""
+
+
+def test_streaming_in_two_processes_reads_only_the_part_of_each(file):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    environment = os.environ | {"XLA_FLAGS": ""}
+    command = [sys.executable, "-c", PROCESS, str(Path(__file__).parent), address]
+    processes = [
+        subprocess.Popen([*command, str(i), str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+        for i in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    read = [int(re.search(rb"read (\d+)", out).group(1)) if b"read" in out else err.decode() for out, err in outputs]
+    tensors = read_header(file)
+    total = sum(t.nbytes for t in tensors.values())
+    sharded = [n for n in tensors if n.endswith(".weight") and n not in ("embed.weight", "norm.weight", "odd.weight")]
+    half = sum(tensors[n].nbytes for n in sharded) // 2
+    assert read == [total - half, total - half]
+
+
+@pytest.mark.parametrize("stored", [np.float32, np.float16, BFLOAT16, np.float64], ids=str)
+@pytest.mark.parametrize("wanted", [np.float32, BFLOAT16], ids=str)
+def test_the_dtype_of_the_parameters_wins(tmp_path, stored, wanted):
+    tensors = published(dtype=stored)
+    save_file(tensors, tmp_path / "model.safetensors")
+    params = load_params(tmp_path, TABLE, abstract(dtype=wanted))
+    assert params["norm"]["scale"].dtype == wanted
+    assert_params(params, tensors)
+
+
+def test_shards_of_both_libraries_and_other_names_are_found(tmp_path):
+    tensors = published()
+    for i, stem in enumerate(("model", "diffusion_pytorch_model", "connector")):
+        folder = tmp_path / stem
+        folder.mkdir()
+        names = list(tensors)
+        parts = {f"{stem}-{j}.safetensors": names[j::2] for j in range(2)}
+        for shard, part in parts.items():
+            save_file({name: tensors[name] for name in part}, folder / shard)
+        weight_map = {name: shard for shard, part in parts.items() for name in part}
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        if i == 0:  # a second precision lies beside: the plain name is read
+            (folder / "model.fp16.safetensors.index.json").write_text("{}")
+        assert_params(load_params(folder, TABLE, abstract()), tensors)
+
+
+def test_both_key_layouts_and_ignored_towers(tmp_path):
+    tensors = published()
+    renamed = {re.sub(r"^(embed|blocks\.\d\.q)\.weight", r"model.\1.weight", name): t for name, t in tensors.items()}
+    assert renamed.keys() != tensors.keys()
+    save_file(renamed | {"visual.0.weight": tensors["embed.weight"]}, tmp_path / "model.safetensors")
+    assert_params(load_params(tmp_path, TABLE, abstract(), ignore=["visual.*"]), tensors)
+
+
+def test_a_tied_copy_must_equal_its_original(tmp_path, small_blocks):
+    tensors = published()
+    copy = tensors["embed.weight"].copy()
+    save_file(tensors | {"head.weight": copy}, tmp_path / "model.safetensors")
+    assert_params(load_params(tmp_path, TABLE, abstract()), tensors)
+    copy[-1, -1] += 1
+    save_file(tensors | {"head.weight": copy}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"head\.weight differs from embed\.weight"):
+        load_params(tmp_path, TABLE, abstract())
+
+
+def _without(name):
+    return lambda tensors: tensors.pop(name)
+
+
+def _with(**changes):
+    return lambda tensors: tensors.update({name.replace("__", "."): value for name, value in changes.items()})
+
+
+NAN = np.full((16,), np.nan, np.float32)
+INFINITY = np.where(np.arange(16) == 3, -np.inf, 0).astype(np.float32)
+WRONG_TENSORS = {
+    "missing": (_without("blocks.2.o.weight"), r"blocks\.2\.o\.weight is missing \(expected shape \[16, 32\]\)"),
+    "missing with alias": (
+        _without("blocks.0.q.weight"),
+        r"blocks\.0\.q\.weight or model\.blocks\.0\.q\.weight is mis",
+    ),
+    "extra": (_with(visual=NAN), r"visual is not a tensor of this network"),
+    "more layers": (_with(blocks__4__gate=NAN), r"blocks\.4\.gate is not a tensor of this network"),
+    "shape": (_with(norm__weight=np.ones(17, np.float32)), r"norm\.weight has shape \[17\], expected \[16\]"),
+    "transposed": (
+        _with(odd__weight=np.ones((8, 16), np.float32)),
+        r"odd\.weight has shape \[8, 16\], expected \[16, 8\]",
+    ),
+    "integers": (_with(norm__weight=np.ones(16, np.int32)), r"norm\.weight has dtype I32, expected .* float32"),
+    "floats for integers": (_with(steps=np.ones(8, np.float32)), r"steps has dtype F32, expected .* int32"),
+    "nan": (_with(norm__weight=NAN), r"norm\.weight holds NaN or infinity"),
+    "infinity": (_with(norm__weight=INFINITY), r"norm\.weight holds NaN or infinity"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_TENSORS)
+def test_wrong_tensors_are_one_clear_line_and_nothing_is_kept(tmp_path, case):
+    change, message = WRONG_TENSORS[case]
+    tensors = published()
+    change(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    live = len(jax.live_arrays())
+    with pytest.raises(UserError, match=message) as raised:
+        load_params(tmp_path, TABLE, abstract())
+    assert str(tmp_path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert len(jax.live_arrays()) == live
+
+
+def test_several_wrong_tensors_are_counted(tmp_path):
+    tensors = published()
+    del tensors["scale"], tensors["norm.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"norm\.weight is missing .* \(and 1 more such errors\)"):
+        load_params(tmp_path, TABLE, abstract())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, BFLOAT16], ids=str)
+def test_non_finite_numbers_are_found_by_their_bits(bad, dtype):
+    finite = np.array([0.0, -0.0, 1.5, -3.0, np.finfo(np.float16).max, np.finfo(np.float16).min], dtype)
+    assert hf_import._finite(finite)
+    assert hf_import._finite(-np.abs(finite))
+    assert not hf_import._finite(np.append(finite, np.array(bad, dtype)))
+    assert not hf_import._finite(np.array(bad, dtype))
+
+
+def test_overflow_by_the_cast_is_found_and_can_be_allowed(tmp_path):
+    save_file({"w": np.array([1e6], np.float32)}, tmp_path / "model.safetensors")
+    table, structs = [Entry("w", "w", SAME)], {"w": jax.ShapeDtypeStruct((1,), np.float16)}
+    with pytest.raises(UserError, match="w holds NaN or infinity as float16"):
+        load_params(tmp_path, table, structs)
+    assert np.isinf(load_params(tmp_path, table, structs, check_finite=False)["w"])[0]
+
+
+def _header(text, data=b""):
+    return len(text).to_bytes(8, "little") + text + data
+
+
+SPAN = b'{"w": {"dtype": "%s", "shape": [%s], "data_offsets": [%s]}}'
+BROKEN_FILES = {
+    "empty": (b"", "not a safetensors file"),
+    "text": (b"these are not weights at all", "not a safetensors file"),
+    "pickle": (pickle.dumps({"w": 1}), "pickled weights .* never read; convert"),
+    "zipped pickle": (b"PK\x03\x04" + b"\0" * 60, "pickled weights .* never read; convert"),
+    "lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+    "header cut": (_header(SPAN % (b"F32", b"1", b"0, 4"))[:30], "truncated, its header needs 69 bytes .* has 30"),
+    "data cut": (_header(SPAN % (b"F32", b"4", b"0, 16"), bytes(15)), r"truncated, w ends at byte \d+ of \d+"),
+    "span too short": (
+        _header(SPAN % (b"F32", b"2", b"0, 4"), bytes(8)),
+        r"w, F32 \[2\], takes 8 bytes but is given 4",
+    ),
+    "negative": (_header(SPAN % (b"F32", b"-1", b"4, 0"), bytes(8)), r"w, F32 \[-1\]"),
+    "before the data": (_header(SPAN % (b"F32", b"1", b"-4, 0"), bytes(8)), r"w, F32 \[1\]"),
+    "quantised": (_header(SPAN % (b"F8_E4M3", b"4", b"0, 4"), bytes(4)), "w has dtype F8_E4M3; expected one of F64"),
+    "not json": (_header(b"{bad}", bytes(4)), "header cannot be read"),
+    "a list": (_header(b"[1, 2]"), "not a safetensors file"),
+    "no shape": (_header(b'{"w": {"dtype": "F32"}}'), "header cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_FILES)
+def test_broken_files_are_one_clear_line(tmp_path, case):
+    data, message = BROKEN_FILES[case]
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(UserError, match=message) as raised:
+        Checkpoint(tmp_path)
+    assert str(tmp_path / "model.safetensors") in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 99), st.integers(0, 255), st.integers(0, 140))
+def test_a_damaged_header_never_fails_in_another_way(position, byte, length):
+    data = bytearray(_header(SPAN % (b"F32", b"2, 3", b"0, 24"), bytes(24)))
+    data[position % 78] = byte
+    folder = Path(os.environ.get("TMPDIR", "/tmp")) / f"metacanvas-{os.getpid()}.safetensors"
+    folder.write_bytes(data[:length])
+    try:
+        tensors = Checkpoint(folder)
+        for name in tensors.tensors:
+            tensors.read(name)
+    except UserError:
+        pass
+    finally:
+        folder.unlink()
+
+
+def test_folders_without_readable_weights(tmp_path):
+    with pytest.raises(UserError, match="absent: no such file or folder"):
+        Checkpoint(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"no safetensors here; expected model\.safetensors"):
+        Checkpoint(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="no safetensors here; pickled weights"):
+        Checkpoint(tmp_path)
+    with pytest.raises(UserError, match=r"pytorch_model\.bin: pickled weights"):
+        Checkpoint(tmp_path / "pytorch_model.bin")
+    for name in ("a", "b"):
+        save_file({name: np.zeros(1, np.float32)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(UserError, match=r"cannot tell which .* among a\.safetensors, b\.safetensors"):
+        Checkpoint(tmp_path)
+
+
+INDICES = {
+    "missing shard": ({"w": "a.safetensors", "v": "b.safetensors"}, r"names the shard b\.safetensors, which is not"),
+    "wrong shard": ({"w": "a.safetensors", "v": "a.safetensors"}, r"puts v into a\.safetensors, which does not hold"),
+    "outside the folder": ({"w": "../a.safetensors"}, r"names the shard \.\./a\.safetensors"),
+    "no map": (None, r"model\.safetensors\.index\.json: not an index"),
+}
+
+
+@pytest.mark.parametrize("case", INDICES)
+def test_broken_indices_are_one_clear_line(tmp_path, case):
+    weight_map, message = INDICES[case]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for place in (tmp_path, folder):
+        save_file({"w": np.zeros(1, np.float32)}, place / "a.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(UserError, match=message):
+        Checkpoint(folder)
+
+
+def test_check_table_names_every_disagreement():
+    structs = {"a": jax.ShapeDtypeStruct((2, 3), np.float32), "b": jax.ShapeDtypeStruct((3,), np.float32)}
+    table = [Entry("x", "a", SAME), Entry("x", "a", SAME), Entry("y.{i}", "c", SAME, 2)]
+    with pytest.raises(ValueError, match="parameter b has no entry; entry c has no") as raised:
+        check_table(table, structs)
+    assert "parameter a has 2 entries" in str(raised.value)
+    assert "published name x is used 2 times" in str(raised.value)
+    with pytest.raises(ValueError, match=r"entry a stacks 3 layers on shape \[2, 3\]"):
+        check_table([Entry("x.{i}", "a", SAME, 3), Entry("z", "b", SAME)], structs)
+    with pytest.raises(ValueError, match=r"a name holds \{i\} exactly when layers is given"):
+        Entry("x.{i}", "a", SAME)
+
+
+def test_published_shapes_are_those_of_the_file():
+    assert published_shapes(TABLE, abstract()) == {name: tensor.shape for name, tensor in published().items()}
+
+
+def test_a_table_under_a_prefix(tmp_path):
+    save_file({f"text.{name}": tensor for name, tensor in published().items()}, tmp_path / "model.safetensors")
+    params = load_params(tmp_path, under(TABLE, path="language/", name="text."), {"language": abstract()})
+    assert_params(params["language"], published())
+
+
+@pytest.mark.slow
+def test_streaming_memory_stays_near_the_size_of_the_model(tmp_path):
+    """At 1 GB; the tables of the documentation come from the same script at 3 GB."""
+    script = Path(__file__).parent.parent / "benchmarks" / "import_memory.py"
+    command = [sys.executable, script, "--gigabytes", "1", "--json", "--folder", tmp_path]
+    results = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=600).stdout)
+    model, largest = results["model"], results["largest"]
+    assert results["import"]["peak"] < model + 1.6 * largest
+    assert results["import, 8 devices"]["peak"] < 1.1 * model
+    assert results["export"]["peak"] < 2 * largest
+    assert results["import"]["read"] == model
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,62 @@
+"""Low-rank adapters."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metacanvas_jax.mllm.language import LanguageConfig
+from metacanvas_jax.nn.lora import Lora, LoraConfig
+
+
+def make(config, features=6, width=200):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, width)), jnp.float32)
+    module = Lora(config, features, ("embed", "heads"), "float32")
+    return module, nn.unbox(module.init(jax.random.key(1), x))["params"], x
+
+
+def test_lora_delta_is_the_scaled_product_of_its_factors():
+    module, params, x = make(LoraConfig(rank=4, alpha=10.0))
+    b = jnp.asarray(np.random.default_rng(2).standard_normal((4, 6)), jnp.float32)
+    got = module.apply({"params": params | {"b": b}}, x)
+    np.testing.assert_allclose(
+        got, 2.5 * np.asarray(x) @ (np.asarray(params["a"]) @ np.asarray(b)), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_lora_starts_at_zero_with_the_bounds_of_peft():
+    module, params, x = make(LoraConfig(rank=4, alpha=4.0))
+    assert not module.apply({"params": params}, x).any()
+    a = np.abs(params["a"])
+    assert params["a"].shape == (200, 4) and 0.95 * 200**-0.5 < a.max() <= 200**-0.5
+
+
+def test_lora_drops_inputs_in_training_only():
+    module, params, x = make(LoraConfig(rank=4, alpha=4.0, dropout=0.5))
+    tree = {"params": params | {"b": jnp.ones((4, 6))}}
+    still = module.apply(tree, x)
+    np.testing.assert_array_equal(still, module.apply(tree, x, deterministic=True))
+    train = jax.jit(jax.vmap(lambda key: module.apply(tree, x, deterministic=False, rngs={"dropout": key})))
+    drop = train(jax.random.split(jax.random.key(0), 300))
+    assert np.abs(drop[0] - drop[1]).max() > 0.1
+    assert np.abs(np.mean(drop, axis=0) - still).max() < 0.2 * np.abs(still).max()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"rank": 0}, "rank must be at least 1"),
+        ({"dropout": 1.0}, r"lie in \[0, 1\)"),
+        ({"targets": ()}, "at least one"),
+    ],
+)
+def test_lora_config_refuses(change, message):
+    with pytest.raises(ValueError, match=message):
+        LoraConfig(**({"rank": 2, "alpha": 1.0} | change))
+
+
+def test_lora_refuses_targets_that_the_decoder_does_not_have():
+    lora = LoraConfig(rank=2, alpha=2.0, targets=("q", "query"))
+    with pytest.raises(ValueError, match=r"unknown LoRA targets \['query'\]"):
+        LanguageConfig(vocab=8, width=16, layers=1, heads=1, kv_heads=1, mlp=8, rope_sections=(2, 3, 3), lora=lora)
