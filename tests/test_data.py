@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import itertools
 import json
 import sys
 
@@ -157,7 +158,7 @@ def test_missing_and_truncated_shards_are_noticed_when_opening(folder, tmp_path)
 @pytest.mark.miniature
 def test_captioned_pictures(tmp_path):
     records = Records(dataset.prepare_pictures(tmp_path / "pictures", 60, 12, progress=False))
-    names = dict((caption, code) for code, caption in openmoji.picture_names())
+    names = {caption: code for code, caption in openmoji.picture_names()}
     for i in range(12):
         sample = records[i]
         np.testing.assert_array_equal(sample.image, openmoji.picture(names[sample.prompt], 60))
@@ -187,12 +188,19 @@ def _numbers(samples):
     return np.asarray([sample.image[0, 0, 0] for sample in samples])
 
 
-def _stream(config, collate=_numbers, sources=(Source(Numbered(50)),), **kwargs):
+FIFTY = (Source(Numbered(50)),)
+
+
+def _stream(config, collate=_numbers, sources=FIFTY, **kwargs):
     return iter(pipeline(sources, config, collate, **kwargs))
 
 
 def _take(iterator, count):
     return [next(iterator) for _ in range(count)]
+
+
+def _all(batches):
+    return list(itertools.chain.from_iterable(batches))
 
 
 def test_every_epoch_holds_every_sample_once_in_a_new_order():
@@ -216,7 +224,7 @@ def test_global_batch_is_the_same_for_any_number_of_hosts():
     hosts = [_take(_stream(config, **kwargs, process_index=i, process_count=3), 6) for i in range(3)]
     for step, batch in enumerate(whole):
         assert [len(host[step]) for host in hosts] == [4, 4, 4]
-        assert sorted(sum((host[step] for host in hosts), [])) == sorted(batch)
+        assert sorted(_all(host[step] for host in hosts)) == sorted(batch)
     with pytest.raises(UserError, match="12 does not divide over 5 hosts"):
         _stream(config, process_count=5)
 
@@ -225,18 +233,18 @@ def test_captions_are_dropped_independently_at_the_given_rate():
     def empty(samples):
         return [(sample.prompt == "", int(sample.image[0, 0, 0])) for sample in samples]
 
-    pairs = sum(_take(_stream(PipelineConfig(100, caption_dropout=0.25), empty), 40), [])
+    pairs = _all(_take(_stream(PipelineConfig(100, caption_dropout=0.25), empty), 40))
     assert np.mean([dropped for dropped, _ in pairs]) == pytest.approx(0.25, abs=0.03)
     for number in range(5):
         assert {dropped for dropped, n in pairs if n == number} == {True, False}
-    kept = sum(_take(_stream(PipelineConfig(100, caption_dropout=0.0), empty), 2), [])
+    kept = _all(_take(_stream(PipelineConfig(100, caption_dropout=0.0), empty), 2))
     assert not any(dropped for dropped, _ in kept)
 
 
 def test_sources_are_mixed_by_weight():
     sources = [Source(Numbered(50, "a"), 3), Source(Numbered(7, "b"), 1), Source(Numbered(5, "c"), 0)]
     config = PipelineConfig(40, caption_dropout=0.0)
-    names = sum(_take(_stream(config, lambda samples: [s.prompt[0] for s in samples], sources), 10), [])
+    names = _all(_take(_stream(config, lambda samples: [s.prompt[0] for s in samples], sources), 10))
     assert names.count("a") == 300 and names.count("b") == 100
     with pytest.raises(UserError, match="no data source has a weight"):
         _stream(config, sources=[Source(Numbered(5), 0)])
@@ -340,6 +348,7 @@ def test_tiktoken_file_gives_back_the_tokenizer(small, tmp_path):
     qwen = tokenizer.qwen_tokenizer(path)
     count = len(path.read_bytes().splitlines())
     assert qwen.convert_tokens_to_ids(list(tokenizer.SPECIAL)) == list(range(count, count + 14))
+    assert qwen("Ka\u0308se").input_ids == qwen("K\u00e4se").input_ids
     for text in (*questions.sample_texts(WORLD, 5)[:200], "Ein Käse 12 🙂", "x<|im_start|>y"):
         assert qwen.convert_ids_to_tokens(qwen(text).input_ids) == small.convert_ids_to_tokens(small(text).input_ids)
 

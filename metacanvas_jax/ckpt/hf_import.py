@@ -9,6 +9,7 @@ import dataclasses
 import fnmatch
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -63,17 +64,23 @@ def load_params(
     check_table(table, abstract)
     targets = flatten_dict(abstract, sep="/")
     found = match(checkpoint, table, targets, ignore)
-    slots = {entry.path: _slot(targets[entry.path], entry.layers) for entry in table}
+    left = Counter(source.entry.path for source in found)
+    slots: dict[str, _HostSlot | _DeviceSlot] = {}
+    params: dict[str, jax.Array] = {}
     total = sum(source.info.nbytes for source in found)
     bar = tqdm(total=total, unit="B", unit_scale=True, disable=None if progress else True)
     with bar, ThreadPoolExecutor(THREADS) as pool:
         for source in sorted(found, key=lambda s: (s.info.file, s.info.offset)):
-            slot = slots[source.entry.path]
+            path = source.entry.path
+            slot = slots[path] if path in slots else slots.setdefault(path, _slot(targets[path], source.entry.layers))
             _fill(slot.blocks(source.layer), checkpoint, source, check_finite, pool)
             slot.done(source.layer)
+            left[path] -= 1
+            if not left[path]:  # waits, or transfers would run ahead with more tensors in host memory
+                params[path] = jax.block_until_ready(slots.pop(path).array())
             bar.update(source.info.nbytes)
     logger.info("read %.3f GB of %s", (checkpoint.bytes_read - read_before) / 1e9, checkpoint.path)
-    return unflatten_dict({path: slot.array() for path, slot in slots.items()}, sep="/")
+    return unflatten_dict(params, sep="/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,7 +335,7 @@ class _DeviceSlot:
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding | None):
         self.shape, self.dtype, self.sharding = shape, dtype, sharding
-        self.stack = jnp.zeros(shape, dtype, device=sharding)
+        self.stack = jax.jit(partial(jnp.zeros, shape, dtype), out_shardings=sharding)()
 
     def blocks(self, layer: int) -> list[tuple[Box, np.ndarray]]:
         """What to fill for one layer."""
@@ -354,10 +361,8 @@ def _set_layer(stack: jax.Array, layer: jax.Array, i: int) -> jax.Array:
 
 
 def _slot(struct: Any, layers: int | None) -> _HostSlot | _DeviceSlot:
-    dtype = np.dtype(struct.dtype)
-    if layers is None or _in_host_memory(struct.sharding):
-        return _HostSlot(struct.shape, dtype, struct.sharding)
-    return _DeviceSlot(struct.shape, dtype, struct.sharding)
+    kind = _HostSlot if layers is None or _in_host_memory(struct.sharding) else _DeviceSlot
+    return kind(struct.shape, np.dtype(struct.dtype), struct.sharding)
 
 
 def _in_host_memory(sharding: Sharding | None) -> bool:

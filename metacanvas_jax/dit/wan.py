@@ -113,7 +113,7 @@ def unpatches(tokens: Float[Array, "b t h w i"], patch: Grid) -> Float[Array, "b
 
 def per_token(x: Float[Array, "b f d"], n: int) -> Float[Array, "b m d"]:
     """Repeats a vector per frame for each of its tokens; one vector for all frames is left to broadcasting."""
-    return x if x.shape[1] == 1 else jnp.repeat(x, n // x.shape[1], axis=1, total_repeat_length=n)
+    return x if x.shape[1] == 1 else jnp.repeat(x, n // x.shape[1], axis=1)
 
 
 class Attention(nn.Module):

