@@ -1,6 +1,6 @@
 """What a canvas costs in the MLLM: reading a context once and writing on it, against one joint pass.
 
-    python benchmarks/mllm_canvas.py [--context 512] [--canvas 660] [--repeats 5]
+    python benchmarks/mllm_canvas.py [--context 512] [--canvas 660] [--repeats 3]
 
 Operations of matrix products are counted on the traced programs of Qwen2.5-VL-3B and 7B, and of a small decoder that is
 also timed here. Rows: ``encode`` without gradient, then ``write`` with the gradient of canvas tokens and LoRA;
@@ -136,26 +136,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--context", type=int, default=512, help="tokens of the context")
     parser.add_argument("--canvas", type=int, default=660, help="canvas tokens")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of which the fastest counts")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of which the fastest counts")
     options = parser.parse_args()
     sizes = {
         "3B": text_only(qwen2_5_vl_3b(lora=LORA, dtype="bfloat16")),
         "7B": text_only(qwen2_5_vl_7b(lora=LORA, dtype="bfloat16")),
         "small": SMALL,
     }
-    flops = {name: counted(config, options.context, options.canvas) for name, config in sizes.items()}
-    runs = timed(SMALL, options.context, options.canvas, options.repeats)
     base = "joint, everything trains"
-    print(f"context {options.context} tokens, canvas {options.canvas} tokens, one sample, decoder only\n")
-    print(f"{'':30s}{'TFLOP 3B':>16s}{'TFLOP 7B':>16s}{'GFLOP small':>16s}{'s small':>15s}{'MB at peak':>16s}")
-    for name, (seconds, memory) in runs.items():
-        cells = [
-            (flops["3B"][name] / 1e12, flops["3B"][base] / 1e12),
-            (flops["7B"][name] / 1e12, flops["7B"][base] / 1e12),
-        ]
-        cells += [(flops["small"][name] / 1e9, flops["small"][base] / 1e9), (seconds, runs[base][0])]
-        cells += [(memory / 1e6, runs[base][1] / 1e6)]
-        print(f"{name:30s}" + "".join(f"{value:9.2f} {value / whole:4.0%} " for value, whole in cells))
+    print(f"one sample, context {options.context} tokens, canvas {options.canvas} tokens, decoder only")
+    for name, config in sizes.items():
+        flops = counted(config, options.context, options.canvas)
+        print(f"\n{name:30s}{'GFLOP':>12s}")
+        for row, count in flops.items():
+            print(f"{row:30s}{count / 1e9:12.1f} {count / flops[base]:5.0%}", flush=True)
+    runs = timed(SMALL, options.context, options.canvas, options.repeats)
+    print(f"\n{'small':30s}{'seconds':>12s}{'MB at peak':>18s}")
+    for row, (seconds, memory) in runs.items():
+        whole, most = runs[base]
+        print(f"{row:30s}{seconds:12.3f} {seconds / whole:5.0%}{memory / 1e6:12.0f} {memory / most:5.0%}")
 
 
 if __name__ == "__main__":

@@ -111,7 +111,9 @@ def measure(setup, rounds: int) -> None:
     print(f"device {device.device_kind}, {Path(__file__).name}, batch {size}, losses of the first step {losses}")
     print(f"step, prefix once   {median['prefix once'] * 1e3:8.1f} ms")
     print(f"step, joint         {median['joint'] * 1e3:8.1f} ms   = {median['joint'] / median['prefix once']:.2f} x")
-    print(f"loader alone        {size / loader:8.0f} pictures/s = {median['prefix once'] / loader:.1f} x the step's need")
+    print(
+        f"loader alone        {size / loader:8.0f} pictures/s = {median['prefix once'] / loader:.1f} x the step's need"
+    )
 
 
 if __name__ == "__main__":

@@ -6,39 +6,54 @@ Command:   metacanvas demo                      (or `make demo`: all stages, the
 Hardware:  2 CPU cores
 """
 
-from configs import base
 from ml_collections import ConfigDict
 
+from configs import base
 from metacanvas_jax import build
 from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnectorConfig
+from metacanvas_jax.data.scenes import SceneWorld
 from metacanvas_jax.diffusion.flow import TimeConfig
 from metacanvas_jax.dit.sana import SanaConfig
 from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.mllm.language import LanguageConfig
 from metacanvas_jax.mllm.vision import VisionConfig
+from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.train.optimizer import OptimizerConfig
 from metacanvas_jax.vae.patch_pca import PatchPcaConfig
 
 VARIANTS = ("canvas", "text", "mllm")
+OBJECTS = ("cat", "car", "tree", "house", "star", "heart", "mushroom", "duck")
 CACHE = "runs/miniature"
 
 
 def get_config(variant: str = "canvas") -> ConfigDict:
-    """``mllm`` teaches the MLLM to understand scenes; ``canvas`` trains MetaCanvas on it; ``text`` does without canvas."""
+    """``mllm`` teaches the MLLM to understand scenes; ``canvas`` trains MetaCanvas on it, ``text`` without canvas."""
     if variant not in VARIANTS:
         raise ValueError(f"configs/miniature.py has the variants {', '.join(VARIANTS)}, not {variant!r}")
     config = base.get_config()
     config.name = f"miniature_{variant}"
+    config.world = base.section(SceneWorld(objects=OBJECTS))
     config.data = base.section(build.DataSection(path=f"{CACHE}/data"))
     language = LanguageConfig(
-        vocab=526, width=128, layers=4, heads=2, kv_heads=1, mlp=384, rope_sections=(8, 12, 12), rope_theta=1e4, tied=True
+        vocab=497,
+        width=128,
+        layers=4,
+        heads=2,
+        kv_heads=1,
+        mlp=384,
+        rope_sections=(8, 12, 12),
+        rope_theta=1e4,
+        tied=True,
+        lora=LoraConfig(rank=16, alpha=16.0) if variant == "canvas" else None,
     )
     vision = VisionConfig(
         depth=2, width=64, heads=2, mlp=128, out_width=128, full_attention_layers=(1,), patch=6, window=24
     )
     config.mllm = base.section(
-        build.MllmSection(language, vision, tokenizer=f"{CACHE}/tokenizer", buckets=(24,), system=None, image_pixels=(144, 3600)),
+        build.MllmSection(
+            language, vision, tokenizer=f"{CACHE}/tokenizer", buckets=(24,), system=None, image_pixels=(144, 3600)
+        ),
         weights="" if variant == "mllm" else f"{CACHE}/mllm/weights",
     )
     if variant == "mllm":
@@ -64,7 +79,8 @@ def understanding(config: ConfigDict) -> ConfigDict:
 def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
     """SANA from scratch under a frozen MLLM."""
     width = 128
-    steps = 1000
+    steps = 2000
+    adapters = (("mllm/.*_lora/.*", "train"),) if canvas else ()  # no adapter without a canvas to act on
     if canvas:
         config.canvas = base.section(CanvasConfig(rows=5, columns=5))
         config.canvas_connector = base.section(CanvasConnectorConfig(width=width, vanilla_ratio=2.0, mlp_ratio=1.5))
@@ -88,15 +104,16 @@ def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
     config.time = base.section(TimeConfig(mean=0.6, std=1.1))
     config.optimizer = base.section(
         OptimizerConfig(
-            learning_rate=2e-3, warmup_steps=40, schedule="linear", total_steps=steps, final_fraction=0.02, b2=0.99
+            learning_rate=1.5e-3, warmup_steps=40, schedule="cosine", total_steps=steps, final_fraction=0.02, b2=0.99
         )
     )
     config.train = base.section(
         build.TrainSection(
             steps=steps,
-            batch=64,
-            rules=(("(mllm|vae)/.*", "freeze"), (".*", "train")),
+            batch=32,
+            rules=(*adapters, ("(mllm|vae)/.*", "freeze"), (".*", "train")),
             frozen_dtype="float32",
+            evaluate_every=500,
         )
     )
     return config

@@ -137,7 +137,7 @@ class Experiment:
     canvas_connector: CanvasConnectorConfig | None = None
     context_connector: ContextConnectorConfig | None = None
     queries: QueriesConfig | None = None
-    time: TimeConfig = TimeConfig()
+    time: TimeConfig = dataclasses.field(default_factory=TimeConfig)
     sampler: SamplerSection = SamplerSection()
     eval: EvalSection = EvalSection()
 

@@ -6,8 +6,8 @@
                                                                       │                             │
     noisy latents ──► dit.embed ──► patch tokens ──► canvas connector, part 2 ──► dit.run ──► dit.unembed ──► velocity
 
-``read`` depends on no trained parameter and runs once without gradient; ``plan`` runs once per prompt, ``velocity`` once
-per noise level.
+``read`` depends on no trained parameter and runs once without gradient; ``plan`` runs once per prompt, ``velocity``
+once per noise level.
 """
 
 import flax.linen as nn

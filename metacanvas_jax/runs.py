@@ -20,6 +20,7 @@ from metacanvas_jax.ckpt import store
 from metacanvas_jax.cli.options import read_config, write_config
 from metacanvas_jax.data import dataset
 from metacanvas_jax.data.questions import sample_texts
+from metacanvas_jax.data.requests import GENEVAL_CATEGORIES
 from metacanvas_jax.data.scenes import eval_prompts
 from metacanvas_jax.data.tokenizer import save_tokenizer, train_tokenizer
 from metacanvas_jax.errors import UserError
@@ -35,11 +36,12 @@ from metacanvas_jax.types import Params
 from metacanvas_jax.vae import patch_pca
 
 SPLITS = ("seen", "held_out")
+JUDGED = (*GENEVAL_CATEGORIES, "place")
 PREVIEW_PROMPTS = 16
 
 
 def prepare(setup: Experiment) -> list[Path]:
-    """Writes what the config needs and is not there yet: scenes, tokenizer, fitted autoencoder. Returns their places."""
+    """Writes what the config needs and is not there yet: scenes, tokenizer, autoencoder. Returns their places."""
     places = [dataset.prepare(setup.data.path, setup.world, setup.data.count, setup.seed)]
     if setup.data.picture_weight:
         places.append(dataset.prepare_pictures(setup.data.pictures_path, setup.world.size))
@@ -140,7 +142,9 @@ class Canvas:
         size = min(self.setup.eval.batch, max(8, len(prompts)))
         empty = jobs.empty_prompts(self.prompter, size, self.length)
         pixels, features = [], []
-        for number, start in enumerate(tqdm(range(0, len(prompts), size), "drawing", disable=not progress, leave=False)):
+        for number, start in enumerate(
+            tqdm(range(0, len(prompts), size), "drawing", disable=not progress, leave=False)
+        ):
             part = list(prompts[start : start + size])
             inputs = jobs.encode_prompts(self.prompter, part + [""] * (size - len(part)), self.length)
             painted = paint(params, inputs, empty, jax.random.fold_in(jax.random.key(seed), number))
@@ -155,7 +159,7 @@ class Canvas:
         """Draws and judges the evaluation prompts of the splits."""
         judge, evaluations, drawings = Judge(self.setup.world), {}, {}
         for split, count in per_category.items():
-            scenes = eval_prompts(self.setup.world, split, count)
+            scenes = eval_prompts(self.setup.world, split, count, JUDGED)
             drawn = self.draw(
                 params,
                 [scene.prompt for scene in scenes],
@@ -212,7 +216,7 @@ def _params(state: TrainState, frozen: Params) -> Params:
 
 
 def _preview(canvas: Canvas, workdir: Path, state: TrainState, frozen: Params, step: int) -> None:
-    scenes = eval_prompts(canvas.setup.world, "seen", -(-PREVIEW_PROMPTS // 8))[:PREVIEW_PROMPTS]
+    scenes = eval_prompts(canvas.setup.world, "seen", -(-PREVIEW_PROMPTS // len(JUDGED)), JUDGED)[:PREVIEW_PROMPTS]
     drawn = canvas.draw(_params(state, frozen), [scene.prompt for scene in scenes])
     folder = workdir / "previews"
     folder.mkdir(exist_ok=True)

@@ -36,9 +36,9 @@ Grid = tuple[int, int, int]
 class Media:
     """Images or videos of one grid, the same number of them in every sample of the batch.
 
-    ``patches`` are normalised pixels, one row per patch, in Qwen's merge-block order. ``slots[b, i, j]`` is where merged
-    token ``j`` of medium ``i`` goes in the sequence of sample ``b``; an index of ``l`` or more means that the sample has
-    no such medium and the features are dropped.
+    ``patches`` are normalised pixels, one row per patch, in Qwen's merge-block order. ``slots[b, i, j]`` is where
+    merged token ``j`` of medium ``i`` goes in the sequence of sample ``b``; an index of ``l`` or more means that the
+    sample has no such medium and the features are dropped.
     """
 
     patches: Float[Array, "b i p q"]
@@ -66,7 +66,7 @@ class KeyValues:
 
 @struct.dataclass
 class Context:
-    """The MLLM's reading of its inputs: hidden states after the final norm, and the cache the canvas is written against.
+    """The MLLM's reading of its inputs: hidden states after the final norm, and what the canvas is written against.
 
     ``next_position`` is the first position free after the last real token, where the canvas block starts.
     """
@@ -90,8 +90,8 @@ class Plan:
 class Condition:
     """What a DiT is conditioned on. A backbone ignores no field that is set: it raises for what it cannot use.
 
-    ``reference`` are clean latents of reference images or frames, ``channels`` are latents concatenated to the noisy ones
-    along the channels (condition video and mask of Wan), ``pooled`` and ``guidance`` belong to FLUX.
+    ``reference`` are clean latents of reference images or frames, ``channels`` are latents concatenated to the noisy
+    ones along the channels (condition video and mask of Wan), ``pooled`` and ``guidance`` belong to FLUX.
     """
 
     context: Float[Array, "b l d"]

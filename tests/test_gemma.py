@@ -35,7 +35,7 @@ def build(c: Gemma2Config):
         num_attention_heads=c.heads,
         num_key_value_heads=c.kv_heads,
         head_dim=c.head_width,
-        query_pre_attn_scalar=c.query_scalar,
+        query_pre_attn_scalar=int(c.query_scalar),
         attn_logit_softcapping=c.softcap,
         sliding_window=c.window,
         attn_implementation="eager",

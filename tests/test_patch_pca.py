@@ -112,6 +112,8 @@ def test_fit_does_not_depend_on_how_the_pictures_are_ordered(pictures, fitted):
     for name, value in fitted[0].items():
         np.testing.assert_allclose(shuffled[name], value, atol=1e-4)
         assert value.dtype == np.float32
+    basis = fitted[0]["basis"]
+    assert (basis.max(0) >= -basis.min(0)).all()  # eigenvectors come with any sign
 
 
 def test_fitted_parameters_have_the_shapes_of_the_module(fitted):

@@ -112,6 +112,28 @@ def test_full_size_names_shapes_and_count_are_those_of_wan22():
     check_manifest(WanVae(WAN22_VAE), table(WAN22_VAE), lambda: diffusers_model(WAN22_VAE), 704_688_668)
 
 
+def test_memory_of_a_decode_in_chunks_hardly_grows_with_the_clip():
+    small = WanVaeConfig(
+        encoder_width=4,
+        decoder_width=16,
+        multipliers=(1, 1),
+        blocks=1,
+        halve_time=(True,),
+        latent_mean=(0.0,) * 4,
+        latent_std=(1.0,) * 4,
+    )
+
+    def bytes_for(chunk, frames):
+        network = WanVae(dataclasses.replace(small, chunk=chunk))
+        z = jax.ShapeDtypeStruct((1, frames, 8, 8, 4), "float32")
+        shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 1, 4, 4, 3)))
+        decode = jax.jit(lambda p, z: network.apply(p, z, method="decode"), compiler_options=FAST_COMPILE)
+        return decode.lower(shapes, z).compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_for(0, 17) > 3 * bytes_for(0, 5)
+    assert bytes_for(1, 17) < 1.3 * bytes_for(1, 5)
+
+
 def test_an_image_makes_every_parameter():
     shapes = [
         jax.tree.map(np.shape, jax.eval_shape(WanVae(TINY).init, jax.random.key(0), jnp.zeros((1, t, 16, 16, 3))))

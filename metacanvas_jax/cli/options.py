@@ -45,7 +45,9 @@ def load_config(spec: str, overrides: list[str]) -> ConfigDict:
     except UserError:
         raise
     except (flags.Error, ValueError, KeyError, AttributeError, TypeError) as error:
-        text = str(error.args[0] if error.args else error).splitlines()[0]
+        lines = str(error.args[0] if error.args else error).strip().splitlines()
+        # An error inside the file comes as a whole traceback, whose last line says what is wrong.
+        text = lines[-1].partition(": ")[2] if "Traceback (most recent call last):" in lines else lines[0]
         raise UserError(f"config {spec}: {text}") from error
     config = values.config
     return config.unlock()

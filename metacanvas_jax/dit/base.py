@@ -10,8 +10,8 @@ from metacanvas_jax.types import Condition, Grid, Tokens
 class DiT(Protocol):
     """A velocity network cut at the two places where MetaCanvas enters.
 
-    ``unembed(run(embed(latents, time, condition), condition))`` is the velocity. Between ``embed`` and ``run`` the canvas
-    connector may replace ``tokens.grid``. Each backbone converts at its own door: timestep units, packing order,
+    ``unembed(run(embed(latents, time, condition), condition))`` is the velocity. Between ``embed`` and ``run`` the
+    canvas connector may replace ``tokens.grid``. Each backbone converts at its own door: timestep units, packing order,
     channel order.
     """
 

@@ -54,16 +54,13 @@ class Judge:
 
     Args:
       world: the scenes' world.
-      threshold: the largest relative squared error that still counts as the drawing.
-      local_threshold: the same for every quarter of the drawing, relative to a quarter of its energy, so that half of
-        one drawing beside half of another is neither.
+      threshold: the largest relative squared error that still counts as the drawing. The two most alike objects of
+        one colour are 0.33 apart, so that half of one beside half of another is neither.
       strict: also ask that nothing else is in the picture.
     """
 
-    def __init__(
-        self, world: SceneWorld, threshold: float = 0.15, local_threshold: float = 0.3, strict: bool = True
-    ) -> None:
-        self.world, self.threshold, self.local_threshold, self.strict = world, threshold, local_threshold, strict
+    def __init__(self, world: SceneWorld, threshold: float = 0.15, strict: bool = True) -> None:
+        self.world, self.threshold, self.strict = world, threshold, strict
         common = math.gcd(world.size, world.cell)
         wanted = max(1, world.cell // _CANONICAL_CELL)
         self.factor = max(f for f in range(1, wanted + 1) if common % f == 0)
@@ -145,9 +142,8 @@ class Judge:
             return []
         ys, xs, energy = ys[window], xs[window], self.energy[drawing]
         difference = views(ink, (cell, cell), (0, 1))[ys, xs].transpose(0, 2, 3, 1) - self.drawings[drawing]
-        quarters = _quarters(difference)
-        error = quarters.sum((1, 2)) / energy
-        passed = (error < self.threshold) & (quarters.max((1, 2)) < self.local_threshold * energy / 4)
+        error = np.square(difference).sum((1, 2, 3)) / energy
+        passed = error < self.threshold
         found = zip(error[passed], drawing[passed], ys[passed], xs[passed], strict=True)
         return sorted((float(e), int(d), int(y), int(x)) for e, d, y, x in found)
 

@@ -112,7 +112,7 @@ def missed_bars(scored: runs.Scored) -> tuple[str, ...]:
 def prompts_of(setup: Experiment, split: str) -> list[Scene]:
     """The evaluation prompts of a split, as ``runs`` draws them."""
     count = setup.eval.per_category if split == "seen" else setup.eval.per_category_held_out
-    return eval_prompts(setup.world, split, count)
+    return eval_prompts(setup.world, split, count, runs.JUDGED)
 
 
 def report_data(
@@ -153,7 +153,7 @@ def report_data(
         scores_note="All bars reached." if not missed else "Missed: " + "; ".join(missed) + ".",
         charts=_charts(workdir, mllm_workdir),
         pictures=samples,
-        pictures_note=f"Guidance {setup.sampler.guidance}, {setup.sampler.steps} steps; the first prompts of each list.",
+        pictures_note=f"Guidance {setup.sampler.guidance}, {setup.sampler.steps} steps; the first of each list.",
         canvas=[sample for sample in samples if sample.maps][:: max(1, len(samples) // 12)],
         mllm=report.Understanding(
             understanding.accuracy(answered),

@@ -76,7 +76,7 @@ def accuracy(answered: Sequence[Answered]) -> dict[str, tuple[float, int]]:
 
 
 def _answers(logits_at, params: Params, examples: UnderstandExamples, asked: list) -> list[str]:
-    """Greedy answers of one batch: the question is read again for every word, which is fast enough for short answers."""
+    """Greedy answers of one batch. The question is read again for every word: fast enough for short answers."""
     rows = asked + [asked[0]] * (BATCH - len(asked))
     batch = examples.collate([examples.encode(exchange, image) for exchange, image in rows])
     # Cut the right answers off again; what follows them is as the model writes it.

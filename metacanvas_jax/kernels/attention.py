@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 class MaskSpec:
     """Who may look at whom, said by structure and never as a ``[n m]`` array of the caller's.
 
-    ``causal``: query ``i`` sees keys ``j <= i + offset``; ``offset`` is the number of keys of a prefix that stand before
-    the queries' own. ``keys`` is False on padding. With segments a query sees the keys of its own segment only.
+    ``causal``: query ``i`` sees keys ``j <= i + offset``; ``offset`` is the number of keys of a prefix that stand
+    before the queries' own. ``keys`` is False on padding. With segments a query sees the keys of its own segment only.
     """
 
     causal: bool = struct.field(pytree_node=False, default=False)
@@ -31,8 +31,8 @@ def attention(
 ) -> Float[Array, "b n h e"]:
     """Softmax attention with grouped heads: head ``j`` of q uses key/value head ``j // (h / g)``.
 
-    Scores and softmax are float32, the output has the dtype of q. ``scale`` defaults to ``e ** -0.5``. A query that sees
-    no key at all (padding) gets a finite value without meaning.
+    Scores and softmax are float32, the output has the dtype of q. ``scale`` defaults to ``e ** -0.5``. A query that
+    sees no key at all (padding) gets a finite value without meaning.
     """
     mask = dense_mask(mask or MaskSpec(), q.shape[1], k.shape[1])
     with jax.numpy_dtype_promotion("standard"):  # jax's own code mixes bfloat16 and float32

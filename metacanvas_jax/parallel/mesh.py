@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -36,7 +37,7 @@ class MeshConfig:
             raise UserError(f"mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, at most one is -1")
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices (of all processes), or over ``devices``.
 
     Raises:

@@ -97,7 +97,7 @@ def fit(
     evaluate: Hook | None = None,
     progress: bool = True,
     peak: float | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     rules: ShardingRules = RULES,
 ) -> tuple[TrainState, Params]:
     """Trains to ``config.steps`` and returns the final state and the frozen parameters.
@@ -197,21 +197,22 @@ def fit(
                 in_flight.append((now, metrics, position))
                 settle(AHEAD)
 
-                evaluating = evaluate is not None and _due(now, config.evaluate_every, config.steps)
-                previewing = preview is not None and _due(now, config.preview_every, config.steps)
+                evaluating = _due(now, config.evaluate_every, config.steps)
+                previewing = _due(now, config.preview_every, config.steps)
                 saving = now == config.steps or _due(now, config.checkpoint_every)
-                if evaluating or previewing or saving:
-                    settle(0)
-                    with meter.paused():
-                        if evaluating:
-                            log(now, evaluate(state, frozen, now))
-                        if previewing:
-                            log(now, preview(state, frozen, now))
-                        if saving:
-                            # First the records, then the checkpoint: a checkpoint is never ahead of its metrics.
-                            if writer is not None:
-                                writer.flush()
-                            store.save(state, batches, meta)
+                if not (evaluating or previewing or saving):
+                    continue
+                settle(0)
+                with meter.paused():
+                    if evaluating and evaluate is not None:
+                        log(now, evaluate(state, frozen, now))
+                    if previewing and preview is not None:
+                        log(now, preview(state, frozen, now))
+                    if saving:
+                        # First the records, then the checkpoint: a checkpoint is never ahead of its metrics.
+                        if writer is not None:
+                            writer.flush()
+                        store.save(state, batches, meta)
         store.wait()
     finally:
         bar.close()

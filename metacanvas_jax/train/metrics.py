@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +30,8 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops(device: jax.Device) -> float | None:
-    """Peak of one device; None where it is not known, as on a CPU."""
+def peak_flops(device: Any) -> float | None:
+    """Peak of one ``jax.Device``; None where it is not known, as on a CPU."""
     return PEAK_FLOPS.get(device.device_kind)
 
 

@@ -60,7 +60,8 @@ def learning_rate(config: OptimizerConfig, step: int | Int[Array, ""]) -> Float[
     if config.schedule == "constant":
         rate = jnp.full((), peak, jnp.float32)
     else:
-        done = jnp.clip((step - config.warmup_steps) / (config.total_steps - config.warmup_steps), 0.0, 1.0)
+        span = (config.total_steps or 0) - config.warmup_steps  # positive: the config has seen to it
+        done = jnp.clip((step - config.warmup_steps) / span, 0.0, 1.0)
         left = 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + jnp.cos(jnp.pi * done))
         rate = low + (peak - low) * left
     if config.warmup_steps == 0:
