@@ -84,6 +84,22 @@ def test_combinations_of_held_out_prompts_never_occur_in_training(training):
         assert new_pair or new_together or new_count or new_relation, scene.prompt
 
 
+def test_held_out_relations_are_not_drawn_unasked_either(training):
+    """Two trained objects side by side in any picture never stand in a relation that is held out for them."""
+    held = set()
+    for a, b in itertools.permutations(WORLD.objects, 2):
+        if scenes.split_of(WORLD, Request("two_object", (Group(a), Group(b)))) != "held_out":
+            groups = (Group(a), Group(b))
+            held |= {
+                (a, r, b) for r in RELATIONS if scenes.split_of(WORLD, Request("position", groups, r)) == "held_out"
+            }
+    assert 40 < len(held) < 90  # about an eighth of 4 x 132 x 7/8
+    for scene in training:
+        for a, b in itertools.permutations(scene.items, 2):
+            for relation in RELATIONS:
+                assert not ((a.object, relation, b.object) in held and scenes.is_related(WORLD, a, relation, b))
+
+
 def test_held_out_does_not_depend_on_the_words():
     for a, b in itertools.permutations(WORLD.objects, 2):
         left = Request("position", (Group(a, 1, "red"), Group(b, 1, "blue")), "left of")

@@ -53,6 +53,7 @@ def interview(
             image = draw(examples.world, scene)
         else:
             exchanges, image = text_exchanges(rng, examples.world, scene.request, scene.prompt), None
+        exchanges = [exchange for exchange in exchanges if examples.fits(exchange, image is not None)]
         asked.append((exchanges[rng.integers(len(exchanges))], image))
 
     @jax.jit
