@@ -29,7 +29,7 @@ from metacanvas_jax.eval.geneval import Evaluation
 from metacanvas_jax.eval.judge import Judge
 from metacanvas_jax.sampling import make_painter
 from metacanvas_jax.train import jobs
-from metacanvas_jax.train.loop import fit
+from metacanvas_jax.train.loop import check_workdir, fit
 from metacanvas_jax.train.partition import merge, partition
 from metacanvas_jax.train.state import TrainState
 from metacanvas_jax.types import Params
@@ -67,6 +67,7 @@ def train(config: ConfigDict, workdir: Path, *, progress: bool = True) -> Experi
     """
     setup = experiment(config)
     job = jobs.make_job(setup)
+    check_workdir(job, jobs.fit_config(setup), workdir)
     write_config(config, workdir)
     preview = evaluate = None
     if setup.objective == "paint":

@@ -1,5 +1,7 @@
 """SANA's Mix-FFN: a gated feed-forward with a depthwise 3x3 convolution between its two projections."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,23 +43,24 @@ def _forward(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]):
     return _weighted(x, kernel), (x, kernel)
 
 
+def _kernel_gradient(x: Float[Array, "b y x c"], dy: Float[Array, "b y x c"], size: tuple[int, int]):
+    taps = _taps(x, *size)
+    return jnp.stack([jnp.sum(tap * dy, axis=(0, 1, 2), dtype=jnp.float32) for tap in taps])
+
+
+def _kernel_gradient_by_sample(x: Float[Array, "b y x c"], dy: Float[Array, "b y x c"], size: tuple[int, int]):
+    def add(total: jax.Array, sample: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + _kernel_gradient(sample[0][None], sample[1][None], size), None
+
+    return jax.lax.scan(add, jnp.zeros((size[0] * size[1], x.shape[-1]), jnp.float32), (x, dy))[0]
+
+
 def _backward(saved, dy: Float[Array, "b y x c"]):
     x, kernel = saved
-    rows, columns, _ = kernel.shape
-
-    def sums(x: jax.Array, dy: jax.Array) -> jax.Array:
-        taps = _taps(x, rows, columns)
-        return jnp.stack([jnp.sum(tap * dy, axis=(0, 1, 2), dtype=jnp.float32) for tap in taps])
-
-    def sums_by_sample(x: jax.Array, dy: jax.Array) -> jax.Array:
-        def add(total: jax.Array, sample: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-            return total + sums(sample[0][None], sample[1][None]), None
-
-        return jax.lax.scan(add, jnp.zeros((rows * columns, x.shape[-1]), jnp.float32), (x, dy))[0]
-
-    # XLA:CPU runs one reduction after the other: sample by sample their common inputs stay in cache.
-    dk = jax.lax.platform_dependent(x, dy, cpu=sums_by_sample, default=sums)
-    return _weighted(dy, kernel[::-1, ::-1]), dk.reshape(kernel.shape).astype(kernel.dtype)
+    # XLA:CPU runs one reduction after the other: sample by sample, their common inputs stay in cache.
+    by_sample, at_once = (partial(f, size=kernel.shape[:2]) for f in (_kernel_gradient_by_sample, _kernel_gradient))
+    dkernel = jax.lax.platform_dependent(x, dy, cpu=by_sample, default=at_once)
+    return _weighted(dy, kernel[::-1, ::-1]), dkernel.reshape(kernel.shape).astype(kernel.dtype)
 
 
 _depthwise.defvjp(_forward, _backward)

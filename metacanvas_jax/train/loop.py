@@ -222,6 +222,15 @@ def fit(
     return state, frozen
 
 
+def check_workdir(job: Job, config: FitConfig, workdir: str | Path) -> None:
+    """Raises UserError if ``workdir`` holds checkpoints of another config, before anything is written there."""
+    folder = Path(workdir) / "checkpoints"
+    if folder.exists():
+        with Store(folder, writable=False) as store:
+            if store.steps():
+                check_same(store.meta(), describe(_fingerprint(job, config), job.frozen), str(folder))
+
+
 SHOWN = ("loss", "samples_per_second", "mfu")
 
 
