@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 .PHONY: help demo test lint test-slow test-latest format clean
 
 help:
-	@echo "make demo         train the miniature and write runs/demo/report.html (under 15 minutes on 2 cores)"
+	@echo "make demo         train the miniature and write runs/demo/report.html "
 	@echo "make test         the gate: lint, types, all tests but the slow ones"
 	@echo "make test-slow    the tests that take longer"
 	@echo "make test-latest  the torch-free tests on the newest Python found (PYTHON_LATEST=... names one)"

@@ -67,7 +67,9 @@ def torch_connector(torch):
             self.dit = SanaTransformerBlock(
                 width, width // 32, 32, cross_attention_dim=None, attention_bias=False, mlp_ratio=2.5, norm_eps=1e-6
             )
-            self.dit.attn2 = None  # no cross-attention: the block asks for the attribute
+            # Without cross-attention the library leaves out the norm of the feed-forward as well.
+            self.dit.attn2 = None
+            self.dit.norm2 = torch.nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
             self.dit_zero = torch.nn.Linear(width, width)
 
         def forward(self, hidden, latents_embed, timestep):  # [b k y x d], [b t h w d], [b]
@@ -143,7 +145,10 @@ def test_values_and_every_gradient_equal_the_torch_transcription(torch):
 
     out, gradient = run(params)
     assert relative(out, result.detach().numpy()) <= 2e-5
-    assert_gradients_equal(gradient, torch_gradients(connector_table(), net), 1e-4)
+    expected = torch_gradients(connector_table(), net)
+    # Softmax ignores a bias of its keys: what both frameworks find there is rounding.
+    assert max(np.abs(x).max() for x in (expected.pop("block/k/bias"), gradient["block"]["k"].pop("bias"))) < 1e-3
+    assert_gradients_equal(gradient, expected, 1e-4)
 
 
 @pytest.fixture(scope="module")

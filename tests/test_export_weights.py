@@ -20,6 +20,7 @@ from weights_support import BFLOAT16, TABLE, abstract, assert_params, expected, 
 from metacanvas_jax.ckpt import hf_export
 from metacanvas_jax.ckpt.hf_export import new_folder, save_params
 from metacanvas_jax.ckpt.hf_import import load_params
+from metacanvas_jax.ckpt.safetensors_io import read_header
 from metacanvas_jax.ckpt.table import CONV2D, CONV3D, LINEAR, SAME, Entry, half_split, then
 from metacanvas_jax.errors import UserError
 
@@ -70,6 +71,8 @@ def test_another_dtype_is_for_floats_only(tmp_path):
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert written.pop("steps").dtype == np.int32
     assert {tensor.dtype for tensor in written.values()} == {BFLOAT16}
+    offsets = {name: tensor.offset for name, tensor in read_header(tmp_path / "out" / "model.safetensors").items()}
+    assert offsets["steps"] % 4 == 0, "a tensor of four-byte numbers is not aligned"
     assert_params(load_params(tmp_path / "out", TABLE, abstract(dtype=BFLOAT16)), published())
     with pytest.raises(UserError, match=r"embed/table: safetensors cannot hold float8_e4m3fn"):
         save_params(params_of(published()), TABLE, tmp_path / "other", dtype="float8_e4m3fn")

@@ -65,7 +65,7 @@ def model():
 
     model = randomize(diffusers_model(TINY))
     with torch.no_grad():
-        model.decoder.conv_out.weight.mul_(0.2)  # most pixels inside [-1, 1], where decode clamps
+        model.decoder.conv_out.weight.mul_(3)  # so that some pixels leave [-1, 1], where decode clamps
     return model
 
 
@@ -84,7 +84,7 @@ def test_encode_and_decode_at_once_equal_diffusers(model, params, batch, frames,
     z = (reference - np.float32(TINY.latent_mean)) / np.float32(TINY.latent_std)
     assert_close(compiled("encode", 0)(params, x), z)
     pixels = from_torch(model.decode(to_torch(reference)).sample)
-    assert np.mean(np.abs(pixels) < 1) > 0.8
+    assert 0.5 < np.mean(np.abs(pixels) < 1) < 0.99
     assert_close(compiled("decode", 0)(params, z), pixels)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.kernels.linear_attention import relu_linear_attention
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm, layer_norm, lecun_init, zeros_init
-from metacanvas_jax.nn.mix_ffn import MixFFN
+from metacanvas_jax.nn.mix_ffn import MixFFN, constrain_grid
 from metacanvas_jax.nn.modulation import AdaLNSingle, gated, modulate, table_init
 from metacanvas_jax.nn.stack import REMAT_CHOICES, stack
 from metacanvas_jax.types import Condition, Grid, Tokens
@@ -144,7 +144,8 @@ class CrossAttention(nn.Module):
         k, v = (Dense(width, ("embed", "heads"), self.dtype, name=name)(caption) for name in "kv")
         if self.qk_norm:
             q, k = RMSNorm(NORM_EPS, "heads", name="q_norm")(q), RMSNorm(NORM_EPS, "heads", name="k_norm")(k)
-        out = attention(*(split_heads(z, self.heads) for z in (q, k, v)), mask=MaskSpec(keys=mask))
+        q, k, v = split_heads(q, self.heads), split_heads(k, self.heads, None), split_heads(v, self.heads, None)
+        out = attention(q, k, v, mask=MaskSpec(keys=mask))
         out = rearrange(out, "b n h e -> b n (h e)").reshape(x.shape)
         return Dense(width, ("heads", "embed"), self.dtype, kernel_init=self.out_init, name="out")(out)
 
@@ -180,7 +181,7 @@ class SanaBlock(nn.Module):
         table = jnp.broadcast_to(table, (x.shape[0], 6, width))
         shift1, scale1, gate1, shift2, scale2, gate2 = (table[:, i] for i in range(6))
 
-        x = nn.with_logical_constraint(x, ("batch", "seq", None, "embed"))
+        x = constrain_grid(x, "embed")
         y = modulate(layer_norm(x, eps=self.eps), shift1, scale1)
         x = gated(x, LinearAttention(self.heads, self.qk_norm, self.dtype, name="attention")(y), gate1)
         if self.cross_heads is not None:
@@ -188,7 +189,7 @@ class SanaBlock(nn.Module):
             x = x + cross(x, caption, mask)
         y = modulate(layer_norm(x, eps=self.eps), shift2, scale2)
         x = gated(x, MixFFN(width, self.hidden, self.dtype, name="ffn")(y), gate2)
-        return nn.with_logical_constraint(x, ("batch", "seq", None, "embed")), None
+        return constrain_grid(x, "embed"), None
 
 
 class Sana(nn.Module):
@@ -254,12 +255,12 @@ class Sana(nn.Module):
         return tokens.replace(grid=x[:, None])
 
     def unembed(self, tokens: Tokens) -> Float[Array, "b t h w c"]:
-        """Norm modulated by the time embedding itself, projection, unpatchify."""
+        """Norm modulated by the time embedding itself, projection, unpatchify; float32."""
         c = self.config
         table = self.table[None].astype(jnp.float32) + tokens.private.embedded[:, None].astype(jnp.float32)
         x = modulate(layer_norm(tokens.grid[:, 0], eps=c.eps), table[:, 0], table[:, 1])
         x = rearrange(self.out(x), "b y x (p q c) -> b (y p) (x q) c", p=c.patch, q=c.patch)
-        return x[:, None]
+        return x[:, None].astype(jnp.float32)
 
     def _check(self, latents: jax.Array, time: jax.Array, condition: Condition) -> None:
         c = self.config
@@ -281,10 +282,10 @@ class Sana(nn.Module):
             raise ValueError("SANA cannot use condition.reference.")
 
 
-def split_heads(x: Float[Array, "b n d"], heads: int) -> Float[Array, "b n h e"]:
-    """Consecutive channels form a head."""
+def split_heads(x: Float[Array, "b n d"], heads: int, sequence: str | None = "seq") -> Float[Array, "b n h e"]:
+    """Consecutive channels form a head. ``sequence`` names the token axis; None keeps all of it on every device."""
     x = rearrange(x, "b n (h e) -> b n h e", h=heads)
-    return nn.with_logical_constraint(x, ("batch", "seq", "heads", None))
+    return nn.with_logical_constraint(x, ("batch", sequence, "heads", None))
 
 
 def sincos_positions(grid: tuple[int, int], width: int, base: int, scale: float) -> np.ndarray:

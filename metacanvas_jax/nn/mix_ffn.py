@@ -5,6 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from metacanvas_jax.nn.layers import Dense, Dtype, zeros_init
@@ -66,6 +67,12 @@ def _backward(saved, dy: Float[Array, "b y x c"]):
 _depthwise.defvjp(_forward, _backward)
 
 
+def constrain_grid(x: Float[Array, "b y x d"], axis: str) -> Float[Array, "b y x d"]:
+    """Shards tokens on their grid like a sequence of ``y * x`` tokens, which divides where the rows alone may not."""
+    flat = nn.with_logical_constraint(rearrange(x, "b y x d -> b (y x) d"), ("batch", "seq", axis))
+    return flat.reshape(x.shape)
+
+
 class MixFFN(nn.Module):
     """1x1 to ``2 * hidden``, SiLU, depthwise 3x3, value * SiLU(gate), 1x1 back; no norm and no residual inside.
 
@@ -81,7 +88,7 @@ class MixFFN(nn.Module):
     def __call__(self, x: Float[Array, "b y x d"]) -> Float[Array, "b y x o"]:
         """Tokens on their grid."""
         y = jax.nn.silu(Dense(2 * self.hidden, ("embed", "mlp"), self.dtype, name="expand")(x))
-        y = nn.with_logical_constraint(y, ("batch", "seq", None, "mlp"))
+        y = constrain_grid(y, "mlp")
         y = DepthwiseConv(self.dtype, name="depth")(y)
         value, gate = jnp.split(y, 2, axis=-1)
         return Dense(self.features, ("mlp", "embed"), self.dtype, use_bias=False, name="reduce")(
