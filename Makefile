@@ -22,7 +22,7 @@ $(VENV)/demo: pyproject.toml
 $(VENV)/test: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet '$(TORCH)'
-	$(BIN)/pip install --quiet --editable '.[miniature,torch,dev]'
+	$(BIN)/pip install --quiet --editable '.[miniature,media,torch,tpu,dev]'
 	touch $@
 
 demo: $(VENV)/demo

@@ -84,7 +84,7 @@ def test_encode_and_decode_at_once_equal_diffusers(model, params, batch, frames,
     z = (reference - np.float32(TINY.latent_mean)) / np.float32(TINY.latent_std)
     assert_close(compiled("encode", 0)(params, x), z)
     pixels = from_torch(model.decode(to_torch(reference)).sample)
-    assert 0.5 < np.mean(np.abs(pixels) < 1) < 0.99
+    assert 0.3 < np.mean(np.abs(pixels) < 1) < 0.99
     assert_close(compiled("decode", 0)(params, z), pixels)
 
 

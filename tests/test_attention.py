@@ -1,0 +1,57 @@
+"""The CPU form of the attention against the plain one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from vae_support import FAST_COMPILE
+
+from metacanvas_jax.kernels.attention import CHUNK, MaskSpec, attention, chunked_attention
+
+B, N, M = 2, 10, 14
+
+
+def draw(*shape, seed):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
+
+
+MASKS = {
+    "none": MaskSpec(),
+    "causal_after_a_prefix": MaskSpec(causal=True, offset=4),
+    "padding": MaskSpec(keys=jnp.arange(M)[None] < jnp.array([[14], [9]])),
+    "segments": MaskSpec(
+        query_segments=jnp.arange(N)[None] // jnp.array([[4], [5]]),
+        key_segments=jnp.arange(M)[None] // jnp.array([[5], [7]]),
+    ),
+    "causal_and_padding": MaskSpec(causal=True, offset=4, keys=jnp.arange(M)[None] >= jnp.array([[0], [3]])),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_chunks_give_the_values_and_gradients_of_the_whole(name):
+    q, k, v, w = draw(B, N, 4, 8, seed=0), draw(B, M, 2, 8, seed=1), draw(B, M, 2, 8, seed=2), draw(B, N, 4, 8, seed=3)
+
+    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    def both(q, k, v):
+        def forms(q, k, v):
+            return attention(q, k, v, mask=MASKS[name], scale=0.5), chunked_attention(
+                q, k, v, MASKS[name], 0.5, chunk=4
+            )
+
+        grads = [jax.grad(lambda *x, i=i: jnp.sum(forms(*x)[i] * w), argnums=(0, 1, 2))(q, k, v) for i in range(2)]
+        return forms(q, k, v), grads
+
+    (whole, chunked), (expected, actual) = both(q, k, v)
+    np.testing.assert_allclose(chunked, whole, atol=2e-6)
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6)
+
+
+def test_long_sequences_are_chunked_on_a_cpu_and_keep_their_dtype():
+    q = jax.ShapeDtypeStruct((1, CHUNK + 1, 2, 8), jnp.bfloat16)
+    lowered = jax.jit(attention).lower(q, q, q)
+    assert "while" in lowered.as_text()
+    assert lowered.out_info.dtype == jnp.bfloat16
+    assert "while" not in jax.jit(attention).trace(q, q, q).lower(lowering_platforms=("tpu",)).as_text()
