@@ -18,10 +18,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from metacanvas_jax.data import dataset, scenes
-from metacanvas_jax.data.dataset import Records, Sample
+from metacanvas_jax.data.dataset import Records
 from metacanvas_jax.data.mixture import Source
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline, stack_pixels
 from metacanvas_jax.data.questions import sample_texts
+from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.tokenizer import train_tokenizer
 from metacanvas_jax.eval.judge import Judge
 

@@ -13,9 +13,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from metacanvas_jax.data import dataset, openmoji, questions, scenes, tokenizer
-from metacanvas_jax.data.dataset import Records, Sample
+from metacanvas_jax.data.dataset import Records
 from metacanvas_jax.data.mixture import Source
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline, stack_pixels
+from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.scenes import SceneWorld
 from metacanvas_jax.errors import UserError
 
@@ -181,7 +182,7 @@ class Numbered:
         return self.count
 
     def __getitem__(self, index):
-        return Sample(np.full((4, 4, 3), index, np.uint8), f"{self.name}{index}")
+        return Sample(f"{self.name}{index}", np.full((1, 4, 4, 3), index, np.uint8))
 
 
 def _numbers(samples):
@@ -281,7 +282,7 @@ def test_batches_of_scenes_are_uint8_videos_of_one_frame(folder):
         batch = next(_stream(PipelineConfig(8), stack_pixels, [Source(records)]))
         assert batch.shape == (8, 1, 60, 60, 3) and batch.dtype == np.uint8
     with pytest.raises(ValueError, match="differ in size"):
-        stack_pixels([Sample(np.zeros((4, 4, 3), np.uint8), ""), Sample(np.zeros((5, 4, 3), np.uint8), "")])
+        stack_pixels([Sample("", np.zeros((1, 4, 4, 3), np.uint8)), Sample("", np.zeros((1, 5, 4, 3), np.uint8))])
 
 
 @pytest.mark.parametrize("changes", [{"batch": 0}, {"caption_dropout": 1.5}, {"threads": -1}])

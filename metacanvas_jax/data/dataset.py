@@ -1,4 +1,4 @@
-"""Captioned pictures on disk: written once as a TFDS array_record dataset (without TensorFlow), read at random.
+"""Samples on disk: written once as a TFDS array_record dataset (without TensorFlow), read at random.
 
 A dataset folder is complete or absent: it is written under another name and renamed last. ``recipe.json`` in it says
 what it was made from.
@@ -15,38 +15,56 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 import tensorflow_datasets as tfds
-from jaxtyping import UInt8
-from PIL import Image
+from tensorflow_datasets.core.example_parser import ExampleParserNp
 from tqdm import tqdm
 
 from metacanvas_jax.data import openmoji
+from metacanvas_jax.data.decoding import MediaError, decode_image, encode_png, first_line
+from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.scenes import Scene, SceneWorld, draw, training_scene
 from metacanvas_jax.errors import UserError
 
-_FORMAT = 1
+_FORMAT = 2
 _PER_SHARD = 8192
 _RECIPE = "recipe.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
-    """One captioned picture. ``metadata`` and ``scene`` are JSON, empty where there is no ground truth."""
+class Stored:
+    """A sample as it lies on disk: every frame is an encoded picture, ``arrays`` is a safetensors file."""
 
-    image: UInt8[np.ndarray, "h w 3"]
     prompt: str
+    target: tuple[bytes, ...]
+    task: str = "text_to_image"
+    source: tuple[bytes, ...] = ()
+    references: tuple[bytes, ...] = ()
+    fps: float = 0.0  # 0: not a video
+    name: str = ""
     metadata: str = ""
     scene: str = ""
+    arrays: bytes = b""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Encoded:
-    """What a dataset is written from."""
-
-    png: bytes
-    prompt: str
-    metadata: str = ""
-    scene: str = ""
+def features() -> tfds.features.FeaturesDict:
+    """What TFDS knows a sample by."""
+    text = tfds.features.Text()
+    frames = tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3)))
+    return tfds.features.FeaturesDict(
+        {
+            "prompt": text,
+            "target": frames,
+            "task": text,
+            "source": frames,
+            "references": frames,
+            "fps": tfds.features.Scalar(np.float32),
+            "name": text,
+            "metadata": text,
+            "scene": text,
+            "arrays": text,
+        }
+    )
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -58,15 +76,12 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         None  # nothing is downloaded; looking for a list of checksums would need a package TFDS does not install
     )
 
-    def __init__(self, count: int, example: Callable[[int], _Encoded], progress: bool, **kwargs: Any) -> None:
+    def __init__(self, count: int, example: Callable[[int], Stored], progress: bool, **kwargs: Any) -> None:
         self._count, self._example, self._progress = count, example, progress
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text()
-        image = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
-        features = tfds.features.FeaturesDict({"image": image, "prompt": text, "metadata": text, "scene": text})
-        return tfds.core.DatasetInfo(builder=self, description="Captioned pictures.", features=features)
+        return tfds.core.DatasetInfo(builder=self, description="Captioned pictures.", features=features())
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         del dl_manager
@@ -74,8 +89,10 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for index in tqdm(range(self._count), "drawing", unit=" pictures", disable=not self._progress):
-            example = dataclasses.asdict(self._example(index))
-            yield f"{index:09d}", {"image": io.BytesIO(example.pop("png"))} | example
+            example = vars(self._example(index)).copy()
+            for key in ("target", "source", "references"):
+                example[key] = [io.BytesIO(data) for data in example[key]]
+            yield f"{index:09d}", example
 
 
 def prepare(
@@ -88,9 +105,15 @@ def prepare(
     # Drawn before anything is written, so that missing packages leave no trace.
     openmoji.sprites(world.objects, world.colours, world.sprite, world.cell)
 
-    def example(index: int) -> _Encoded:
+    def example(index: int) -> Stored:
         scene = training_scene(world, seed, index)
-        return _Encoded(_png(draw(world, scene)), scene.prompt, json.dumps(scene.metadata), scene.to_json())
+        return Stored(
+            scene.prompt,
+            (encode_png(draw(world, scene)),),
+            name=f"scene {seed}/{index}",
+            metadata=json.dumps(scene.metadata),
+            scene=scene.to_json(),
+        )
 
     recipe = {"kind": "openmoji scenes", "count": count, "seed": seed, "world": dataclasses.asdict(world)}
     return _write(pathlib.Path(out_dir), recipe, count, example, progress)
@@ -108,9 +131,9 @@ def prepare_pictures(
     if count > len(names):
         raise UserError(f"asked for {count} OpenMoji pictures, there are {len(names)}")
 
-    def example(index: int) -> _Encoded:
+    def example(index: int) -> Stored:
         code, caption = names[index * len(names) // count]
-        return _Encoded(_png(openmoji.picture(code, size)), caption)
+        return Stored(caption, (encode_png(openmoji.picture(code, size)),), name=code)
 
     recipe = {"kind": "openmoji pictures", "count": count, "size": size}
     return _write(pathlib.Path(out_dir), recipe, count, example, progress)
@@ -135,7 +158,9 @@ class Records:
         try:
             builder: Any = tfds.builder_from_directory(self.folder)
             self._check_shards(builder.info.splits["train"])
-            self._source = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
+            # Left encoded by TFDS: frames are decoded here, under limits.
+            self._source = builder.as_data_source("train", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+            self._parse = ExampleParserNp(builder.info.features.get_serialized_info()).parse_example
         except (OSError, KeyError, RuntimeError) as error:
             raise UserError(
                 f"{self.folder}: the dataset cannot be opened ({error}); delete it and prepare again"
@@ -161,13 +186,13 @@ class Records:
         if index in self._corrupt:
             return None
         try:
-            sample = _decode(self._source[index])
+            sample = _decode(self._parse(self._source[index]))
         except Exception as error:  # array_record, protobuf, Pillow and UTF-8 each have their own
             self._corrupt.add(index)
             if len(self._corrupt) <= self.max_skips:
                 return None
             raise UserError(
-                f"{self.folder}: record {index} is corrupt ({_first_line(error)}); "
+                f"{self.folder}: record {index} is corrupt ({first_line(error)}); "
                 f"{len(self._corrupt)} corrupt so far, {self.max_skips} allowed"
             ) from error
         if self.in_memory:
@@ -200,7 +225,7 @@ def read_recipe(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def _write(
-    folder: pathlib.Path, recipe: dict[str, Any], count: int, example: Callable[[int], _Encoded], progress: bool
+    folder: pathlib.Path, recipe: dict[str, Any], count: int, example: Callable[[int], Stored], progress: bool
 ) -> pathlib.Path:
     if count < 1:
         raise UserError(f"a dataset needs at least one picture, asked for {count}")
@@ -235,19 +260,21 @@ def _same(folder: pathlib.Path, recipe: dict[str, Any]) -> pathlib.Path:
 
 
 def _decode(record: dict[str, Any]) -> Sample:
-    with Image.open(io.BytesIO(record["image"])) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    return Sample(pixels, *(record[key].decode() for key in ("prompt", "metadata", "scene")))
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:160]
+    target, source, references = (
+        [decode_image(data) for data in record[key]] for key in ("target", "source", "references")
+    )
+    if not target:
+        raise MediaError("no target")
+    texts = {key: record[key].decode() for key in ("prompt", "task", "name", "metadata", "scene")}
+    arrays = safetensors.numpy.load(record["arrays"]) if record["arrays"] else {}
+    return Sample(
+        target=np.stack(target),
+        source=np.stack(source) if source else None,
+        references=tuple(references),
+        fps=float(record["fps"]) or None,
+        arrays=arrays,
+        **texts,
+    )
 
 
 def scene_of(sample: Sample) -> Scene:

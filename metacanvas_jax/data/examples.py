@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from metacanvas_jax.data.dataset import Sample, scene_of
+from metacanvas_jax.data.dataset import scene_of
 from metacanvas_jax.data.questions import Exchange, picture_exchanges, plan, text_exchanges
+from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.scenes import SceneWorld
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.media import read_image
@@ -36,7 +37,7 @@ class PaintExamples:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Example:
         """``pixels`` [1 h w 3] uint8 and the MLLM's inputs. Raises UserError for a prompt that is too long."""
         del rng
-        return {"pixels": sample.image[None], **self._text(sample.prompt)}
+        return {"pixels": sample.target[:1], **self._text(sample.prompt)}
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """A batch of examples. Raises ValueError when the pictures differ in size."""

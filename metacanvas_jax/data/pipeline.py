@@ -12,8 +12,8 @@ import grain
 import numpy as np
 from jaxtyping import UInt8
 
-from metacanvas_jax.data.dataset import Sample
 from metacanvas_jax.data.mixture import Source, mixed
+from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError
 
 Format = Callable[[Sample, np.random.Generator], Any]
