@@ -1,7 +1,8 @@
 """From sources to batches: mix, drop captions, format, take this host's share, batch.
 
-The stream is endless and a function of the seed alone. The global batch of a step holds the same samples for any number
-of hosts, and an iterator resumes exactly (``get_state``, ``set_state``, or `grain.checkpoint` with Orbax).
+The stream is endless and a function of the seed alone. The hosts' batches of a step, one after the other, are the same
+global batch for any number of hosts. An iterator resumes exactly (``get_state``, ``set_state``); its state counts
+batches and so means the same place on any host.
 """
 
 import dataclasses
@@ -66,9 +67,24 @@ def pipeline(
         stream = stream.random_map(lambda sample, rng: drop_caption(sample, rng, config.caption_dropout))
     if format is not None:
         stream = stream.random_map(format)
-    share = stream[process_index::process_count]
-    batches = share.batch(config.batch // process_count, drop_remainder=True, batch_fn=collate)
+    share = config.batch // process_count
+    batches = _Share(stream, process_index, share, config.batch).batch(share, drop_remainder=True, batch_fn=collate)
     return batches.to_iter_dataset(grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch))
+
+
+class _Share(grain.MapDataset):
+    """Of every ``batch`` elements the ``share`` that belong to one host, neighbours, in their order."""
+
+    def __init__(self, stream: grain.MapDataset, process_index: int, share: int, batch: int) -> None:
+        super().__init__(stream)
+        self._first, self._share, self._batch = process_index * share, share, batch
+
+    def __len__(self) -> int:
+        return len(self.parents[0]) // self._batch * self._share
+
+    def __getitem__(self, index: int) -> Any:
+        step, place = divmod(index, self._share)
+        return self.parents[0][step * self._batch + self._first + place]
 
 
 def drop_caption(sample: Sample, rng: np.random.Generator, probability: float) -> Sample:
