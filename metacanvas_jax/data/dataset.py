@@ -14,14 +14,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-import safetensors.numpy
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.example_parser import ExampleParserNp
 from tqdm import tqdm
 
 from metacanvas_jax.data import openmoji
-from metacanvas_jax.data.decoding import MediaError, decode_image, encode_png, first_line
+from metacanvas_jax.data.array_records import ArrayRecords, Stored, features
+from metacanvas_jax.data.decoding import encode_png
+from metacanvas_jax.data.layout import STORED, Layout
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.scenes import Scene, SceneWorld, draw, training_scene
 from metacanvas_jax.errors import UserError
@@ -29,42 +28,7 @@ from metacanvas_jax.errors import UserError
 _FORMAT = 2
 _PER_SHARD = 8192
 _RECIPE = "recipe.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """A sample as it lies on disk: every frame is an encoded picture, ``arrays`` is a safetensors file."""
-
-    prompt: str
-    target: tuple[bytes, ...]
-    task: str = "text_to_image"
-    source: tuple[bytes, ...] = ()
-    references: tuple[bytes, ...] = ()
-    fps: float = 0.0  # 0: not a video
-    name: str = ""
-    metadata: str = ""
-    scene: str = ""
-    arrays: bytes = b""
-
-
-def features() -> tfds.features.FeaturesDict:
-    """What TFDS knows a sample by."""
-    text = tfds.features.Text()
-    frames = tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3)))
-    return tfds.features.FeaturesDict(
-        {
-            "prompt": text,
-            "target": frames,
-            "task": text,
-            "source": frames,
-            "references": frames,
-            "fps": tfds.features.Scalar(np.float32),
-            "name": text,
-            "metadata": text,
-            "scene": text,
-            "arrays": text,
-        }
-    )
+AS_STORED = Layout(columns=STORED)
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -139,78 +103,27 @@ def prepare_pictures(
     return _write(pathlib.Path(out_dir), recipe, count, example, progress)
 
 
-class Records:
-    """A dataset folder as a random-access source for Grain.
+class Records(ArrayRecords):
+    """A folder that `prepare` or `metacanvas prepare` wrote.
 
     Args:
-      folder: what `prepare` wrote.
+      folder: the folder.
       max_skips: how many corrupt records may be replaced by the next good one before a UserError names one.
       in_memory: keep every sample decoded once it has been read.
+      layout: the task and shape to read in; as they were stored by default.
 
     Raises UserError when there is no dataset or it is incomplete.
     """
 
-    def __init__(self, folder: str | os.PathLike, max_skips: int = 0, in_memory: bool = False) -> None:
-        self.folder, self.max_skips, self.in_memory = pathlib.Path(folder), max_skips, in_memory
-        self._kept: dict[int, Sample] = {}
-        self._corrupt: set[int] = set()
-        read_recipe(self.folder)
-        try:
-            builder: Any = tfds.builder_from_directory(self.folder)
-            self._check_shards(builder.info.splits["train"])
-            # Left encoded by TFDS: frames are decoded here, under limits.
-            self._source = builder.as_data_source("train", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-            self._parse = ExampleParserNp(builder.info.features.get_serialized_info()).parse_example
-        except (OSError, KeyError, RuntimeError) as error:
-            raise UserError(
-                f"{self.folder}: the dataset cannot be opened ({error}); delete it and prepare again"
-            ) from error
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __repr__(self) -> str:
-        return f"Records({str(self.folder)!r})"
-
-    def __getitem__(self, index: int) -> Sample:
-        for step in range(len(self)):
-            sample = self._read((index + step) % len(self))
-            if sample is not None:
-                return sample
-        raise UserError(f"{self.folder}: no readable record")
-
-    def _read(self, index: int) -> Sample | None:
-        """One record; None if it is corrupt and may be skipped."""
-        if index in self._kept:
-            return self._kept[index]
-        if index in self._corrupt:
-            return None
-        try:
-            sample = _decode(self._parse(self._source[index]))
-        except Exception as error:  # array_record, protobuf, Pillow and UTF-8 each have their own
-            self._corrupt.add(index)
-            if len(self._corrupt) <= self.max_skips:
-                return None
-            raise UserError(
-                f"{self.folder}: record {index} is corrupt ({first_line(error)}); "
-                f"{len(self._corrupt)} corrupt so far, {self.max_skips} allowed"
-            ) from error
-        if self.in_memory:
-            self._kept[index] = sample
-        return sample
-
-    def _check_shards(self, split: Any) -> None:
-        """Every shard is there and as long as it was written."""
-        from array_record.python.array_record_module import ArrayRecordReader
-
-        for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
-            if not os.path.isfile(path):
-                raise OSError(f"{os.path.basename(path)} is missing")
-            reader = ArrayRecordReader(str(path))
-            found = reader.num_records()
-            reader.close()
-            if found != length:
-                raise OSError(f"{os.path.basename(path)} has {found} records, expected {length}")
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        max_skips: int = 0,
+        in_memory: bool = False,
+        layout: Layout = AS_STORED,
+    ) -> None:
+        read_recipe(folder)
+        super().__init__(folder, layout, max_skips=max_skips, in_memory=in_memory)
 
 
 def read_recipe(folder: str | os.PathLike) -> dict[str, Any]:
@@ -257,24 +170,6 @@ def _same(folder: pathlib.Path, recipe: dict[str, Any]) -> pathlib.Path:
         keys = [key for key in {**recipe, **found} if recipe.get(key) != found.get(key)]
         raise UserError(f"{folder} holds another dataset (it differs in {', '.join(keys)}); name another or delete it")
     return folder
-
-
-def _decode(record: dict[str, Any]) -> Sample:
-    target, source, references = (
-        [decode_image(data) for data in record[key]] for key in ("target", "source", "references")
-    )
-    if not target:
-        raise MediaError("no target")
-    texts = {key: record[key].decode() for key in ("prompt", "task", "name", "metadata", "scene")}
-    arrays = safetensors.numpy.load(record["arrays"]) if record["arrays"] else {}
-    return Sample(
-        target=np.stack(target),
-        source=np.stack(source) if source else None,
-        references=tuple(references),
-        fps=float(record["fps"]) or None,
-        arrays=arrays,
-        **texts,
-    )
 
 
 def scene_of(sample: Sample) -> Scene:

@@ -1,13 +1,20 @@
 """Pictures from untrusted bytes: the header is judged before any pixel is decoded, so memory and time are bounded."""
 
+import contextlib
 import dataclasses
 import io
+import struct
+import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
+
+from metacanvas_jax.data.transforms import Clip, fit_image, frame_indices
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits per channel or fewer
 
 
 class MediaError(ValueError):
@@ -27,11 +34,37 @@ class Limits:
 LIMITS = Limits()
 
 
-def decode_image(data: bytes, limits: Limits = LIMITS) -> UInt8[np.ndarray, "h w 3"]:
-    """The first frame of a picture in RGB; what is transparent lies on white.
+def decode_image(data: bytes, limits: Limits = LIMITS) -> Image.Image:
+    """The first frame of a picture in RGB, upright as its EXIF data say; what is transparent lies on white.
 
-    Raises MediaError for other formats, damage, or more bytes or pixels than allowed (known from the header alone).
+    Raises MediaError for other formats, other depths than 8 bits, damage, or more bytes or pixels than allowed, which
+    are known from the header alone.
     """
+    with _reading(data, limits) as image:
+        return _rgb(ImageOps.exif_transpose(image))
+
+
+def decode_animation(data: bytes, clip: Clip, limits: Limits = LIMITS) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
+    """The frames that a clip takes of an animated GIF or WebP, and how many of them make a second.
+
+    Raises MediaError as `decode_image` does, and for more frames than allowed or fewer than the clip wants.
+    """
+    with _reading(data, limits) as image:
+        count = getattr(image, "n_frames", 1)
+        if count > limits.frames or count * image.width * image.height > limits.decoded_pixels:
+            raise MediaError(f"an animation of {count} frames of {image.height} x {image.width} pixels is too large")
+        frames, seconds = [], 0.0
+        for number in range(count):
+            image.seek(number)
+            frames.append(fit_image(_rgb(image), clip.size))
+            seconds += image.info.get("duration", 0) / 1000
+        fps = count / seconds if seconds else 24.0
+        return np.stack(frames)[frame_indices(count, fps, clip)], clip.fps or fps
+
+
+@contextlib.contextmanager
+def _reading(data: bytes, limits: Limits) -> Iterator[Image.Image]:
+    """A picture of which only the header was read, and that is within the limits."""
     if len(data) > limits.bytes:
         raise MediaError(f"a picture of {len(data)} bytes, at most {limits.bytes} are allowed")
     try:
@@ -40,14 +73,23 @@ def decode_image(data: bytes, limits: Limits = LIMITS) -> UInt8[np.ndarray, "h w
                 raise MediaError(
                     f"a picture of {image.height} x {image.width} pixels, at most {limits.pixels} in all are allowed"
                 )
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        if isinstance(error, MediaError):
-            raise
+            if image.mode not in MODES:
+                raise MediaError(f"a picture of mode {image.mode}, wanted 8 bits per channel")
+            yield image
+    except MediaError:
+        raise
+    except (
+        *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error),
+        *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+    ) as error:
         raise MediaError(f"no readable picture ({first_line(error)})") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def encode_png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import itertools
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -332,9 +333,14 @@ def eval_prompts(
 
 def draw(world: SceneWorld, scene: Scene) -> UInt8[np.ndarray, "h w 3"]:
     """The picture of a scene."""
+    return draw_items(world, scene.items)
+
+
+def draw_items(world: SceneWorld, items: Iterable[Item]) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture of some drawings, wherever they lie inside it."""
     sprites = openmoji.sprites(world.objects, world.colours, world.sprite, world.cell)
     canvas = np.ones((world.size, world.size, 3), np.float32)
-    for item in scene.items:
+    for item in items:
         window = canvas[item.y : item.y + world.cell, item.x : item.x + world.cell]
         sprite = sprites[world.objects.index(item.object), world.colours.index(item.colour)]
         np.minimum(window, sprite, out=window)

@@ -1,0 +1,108 @@
+"""Samples in TFDS array_record folders, read at random without TensorFlow; ours and anybody else's."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.example_parser import ExampleParserNp
+
+from metacanvas_jax.data.guard import Guarded
+from metacanvas_jax.data.layout import Layout
+from metacanvas_jax.data.samples import Sample
+from metacanvas_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A sample as it lies on disk: every frame is an encoded picture, ``arrays`` is a safetensors file."""
+
+    prompt: str
+    target: tuple[bytes, ...]
+    task: str = "text_to_image"
+    source: tuple[bytes, ...] = ()
+    references: tuple[bytes, ...] = ()
+    fps: float = 0.0  # 0: not a video
+    name: str = ""
+    metadata: str = ""
+    scene: str = ""
+    arrays: bytes = b""
+
+
+def features() -> tfds.features.FeaturesDict:
+    """What TFDS knows a sample by."""
+    text = tfds.features.Text()
+    frames = tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3)))
+    return tfds.features.FeaturesDict(
+        {
+            "prompt": text,
+            "target": frames,
+            "task": text,
+            "source": frames,
+            "references": frames,
+            "fps": tfds.features.Scalar(np.float32),
+            "name": text,
+            "metadata": text,
+            "scene": text,
+            "arrays": text,
+        }
+    )
+
+
+class ArrayRecords(Guarded):
+    """One split of a TFDS folder in array_record format.
+
+    Raises UserError when there is no data set, it is incomplete or of another format.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        layout: Layout,
+        split: str = "train",
+        max_skips: int = 0,
+        in_memory: bool = False,
+    ) -> None:
+        super().__init__(max_skips, in_memory)
+        self.folder, self.layout, self.split = pathlib.Path(folder), layout, split
+        if not (self.folder / "dataset_info.json").is_file():
+            raise UserError(f"{self.folder}: no TFDS data set there (it has no dataset_info.json)")
+        try:
+            builder: Any = tfds.builder_from_directory(self.folder)
+            self._check_shards(builder.info)
+            # Left encoded by TFDS: frames are decoded under limits, and only those that are wanted.
+            self._source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+            self._parse = ExampleParserNp(builder.info.features.get_serialized_info()).parse_example
+        except (OSError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
+            raise UserError(
+                f"{self.folder}: the dataset cannot be opened ({error}); delete it and prepare again"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.folder)!r})"
+
+    def read(self, index: int) -> Sample:
+        """One record."""
+        return self.layout.sample(self._parse(self._source[index]))
+
+    def _check_shards(self, info: Any) -> None:
+        """Every shard is there and as long as it was written."""
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        split = self.split.partition("[")[0]
+        if split not in info.splits:
+            raise OSError(f"it has no split {split!r}, but {', '.join(info.splits)}")
+        paths, lengths = info.splits[split].filepaths, info.splits[split].shard_lengths
+        for path, length in zip(paths, lengths, strict=True):
+            if not os.path.isfile(path):
+                raise OSError(f"{os.path.basename(path)} is missing")
+            reader = ArrayRecordReader(str(path))
+            found = reader.num_records()
+            reader.close()
+            if found != length:
+                raise OSError(f"{os.path.basename(path)} has {found} records, expected {length}")

@@ -1,0 +1,129 @@
+"""Loose media: a folder with a JSONL file of rows, or files of one stem (``CLIP.mp4`` + ``CLIP.txt``)."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from metacanvas_jax.data.decoding import MediaError
+from metacanvas_jax.data.guard import Guarded
+from metacanvas_jax.data.layout import Layout
+from metacanvas_jax.data.samples import Sample
+from metacanvas_jax.errors import UserError
+
+JSONL = ("metadata.jsonl", "data.jsonl")
+_LONGEST_ROW = 1 << 22
+
+
+class JsonLines(Guarded):
+    """One JSON object a line; paths in it are relative to the file and may not leave its folder.
+
+    ``path`` is the JSONL file, or a folder with a ``metadata.jsonl`` (Hugging Face's name) or ``data.jsonl``.
+    Raises UserError when there is none.
+    """
+
+    def __init__(self, path: pathlib.Path, layout: Layout, max_skips: int = 0, in_memory: bool = False) -> None:
+        super().__init__(max_skips, in_memory)
+        if path.is_dir():
+            path = next((path / name for name in JSONL if (path / name).is_file()), path / JSONL[0])
+        self.path, self.layout = path, inside(layout, path.parent)
+        self._starts, self._lengths = _lines(path)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __repr__(self) -> str:
+        return f"JsonLines({str(self.path)!r})"
+
+    def name(self, index: int) -> str:
+        """The number of the row, from 1, without empty lines."""
+        return f"row {index + 1}"
+
+    def read(self, index: int) -> Sample:
+        """The sample of a row."""
+        if self._lengths[index] > _LONGEST_ROW:
+            raise MediaError(f"a row of {self._lengths[index]} bytes, at most {_LONGEST_ROW} are allowed")
+        with open(self.path, "rb") as file:
+            file.seek(self._starts[index])
+            line = file.read(self._lengths[index])
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise MediaError(f"not valid JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise MediaError(f"a JSON {type(row).__name__}, wanted an object")
+        return self.layout.sample({"__key__": f"{self.path.name}:{index + 1}"} | row)
+
+
+class Files(Guarded):
+    """Files of one stem make a sample: ``CLIP.mp4`` with ``CLIP.txt`` or ``CLIP.json``, in folders of any depth.
+
+    Raises UserError when the folder is not there.
+    """
+
+    def __init__(self, path: pathlib.Path, layout: Layout, max_skips: int = 0, in_memory: bool = False) -> None:
+        super().__init__(max_skips, in_memory)
+        if not path.is_dir():
+            raise UserError(f"{path}: no such folder")
+        self.path, self.layout = path, inside(layout, path)
+        groups: dict[str, dict[str, str]] = {}
+        wanted = layout.keys()
+        for file in sorted(path.rglob("*")):
+            extension = file.suffix[1:].lower()
+            if extension in wanted and file.is_file():
+                groups.setdefault(str(file.relative_to(path).with_suffix("")), {})[extension] = str(
+                    file.relative_to(path)
+                )
+        self._groups = list(groups.items())
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __repr__(self) -> str:
+        return f"Files({str(self.path)!r})"
+
+    def name(self, index: int) -> str:
+        """The path without its extension."""
+        return self._groups[index][0]
+
+    def read(self, index: int) -> Sample:
+        """The sample of a stem."""
+        key, files = self._groups[index]
+        row: dict[str, Any] = {"__key__": key}
+        for extension, name in files.items():
+            row[extension] = self.layout.open(name)
+        return self.layout.sample(row)
+
+
+def inside(layout: Layout, folder: pathlib.Path) -> Layout:
+    """The layout with paths opened relative to a folder; a path that leads out of it is a MediaError."""
+    root = folder.resolve()
+
+    def opened(name: str) -> bytes:
+        path = (root / name).resolve()
+        if not path.is_relative_to(root):
+            raise MediaError(f"{name} points outside {folder}")
+        if not path.is_file():
+            raise MediaError(f"{name} is missing")
+        if path.stat().st_size > layout.limits.bytes:
+            raise MediaError(f"{name} has {path.stat().st_size} bytes, at most {layout.limits.bytes} are allowed")
+        return path.read_bytes()
+
+    return dataclasses.replace(layout, open=opened)
+
+
+def _lines(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    """Start and length of every line that is not empty."""
+    starts, lengths, at = [], [], 0
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                if line.strip():
+                    starts.append(at)
+                    lengths.append(len(line))
+                at += len(line)
+    except OSError as error:
+        raise UserError(f"{path}: no rows of media ({error.strerror})") from error
+    return np.asarray(starts, np.int64), np.asarray(lengths, np.int64)

@@ -1,0 +1,80 @@
+"""Random access over records that may be bad: counted, logged by name, passed over up to a limit, then a clear stop."""
+
+import abc
+import logging
+
+from metacanvas_jax.data.decoding import first_line
+from metacanvas_jax.data.samples import Sample
+from metacanvas_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class Guarded(abc.ABC):
+    """A source for Grain. Subclasses read a record, and may raise whatever they like when it is bad.
+
+    A bad record is replaced by the next good one, so that the length of a source and the order of its records do not
+    depend on which of them are bad.
+
+    Args:
+      max_skips: how many bad records may be passed over before a UserError names one.
+      in_memory: keep every sample once it has been read.
+    """
+
+    def __init__(self, max_skips: int = 0, in_memory: bool = False) -> None:
+        if max_skips < 0:
+            raise UserError(f"max_skips is {max_skips}, expected 0 or more")
+        self.max_skips, self.in_memory = max_skips, in_memory
+        self._kept: dict[int, Sample] = {}
+        self._bad: set[int] = set()
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Records, bad ones included."""
+
+    @abc.abstractmethod
+    def read(self, index: int) -> Sample:
+        """One record. Raises any exception when it is bad, UserError for what no other record can mend."""
+
+    def name(self, index: int) -> str:
+        """What a record is called in messages."""
+        return f"record {index}"
+
+    @property
+    def skipped(self) -> int:
+        """How many records were found bad."""
+        return len(self._bad)
+
+    def __getitem__(self, index: int) -> Sample:
+        for step in range(len(self)):
+            sample = self.try_read((index + step) % len(self))
+            if sample is not None:
+                return sample
+        raise UserError(f"{self}: no readable record")
+
+    def try_read(self, index: int) -> Sample | None:
+        """A record, or None where it is bad and may be passed over.
+
+        Raises UserError when it is bad and ``max_skips`` others were before.
+        """
+        if index in self._kept:
+            return self._kept[index]
+        if index in self._bad:
+            return None
+        try:
+            sample = self.read(index)
+        except UserError:
+            raise
+        except Exception as error:  # decoders, containers, parsers and UTF-8 each have their own
+            self._bad.add(index)
+            message = (
+                f"{self}: {self.name(index)} is corrupt ({first_line(error)}); "
+                f"{len(self._bad)} corrupt so far, {self.max_skips} allowed"
+            )
+            if len(self._bad) > self.max_skips:
+                raise UserError(message) from error
+            logger.warning("%s", message)
+            return None
+        if self.in_memory:
+            self._kept[index] = sample
+        return sample

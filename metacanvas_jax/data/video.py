@@ -1,0 +1,170 @@
+"""Video files through PyAV (FFmpeg): decoded from bytes, frame by frame, within limits.
+
+The container is told by its first bytes and no other demuxer is tried, so that a file cannot make FFmpeg open other
+files or addresses (playlists can). What an MP4's tables claim is counted before FFmpeg allocates memory for it.
+"""
+
+import io
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from metacanvas_jax.data.decoding import LIMITS, Limits, MediaError, first_line
+from metacanvas_jax.data.transforms import AS_FOUND, Clip, causal_frames, fit_image
+from metacanvas_jax.errors import UserError
+
+_BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}  # those that hold what is looked for
+
+
+def container_of(data: bytes) -> str | None:
+    """FFmpeg's name of the container these bytes are, None where they are no video that is read here."""
+    if data[4:8] == b"ftyp":
+        return "mp4"
+    if data[:4] == b"\x1a\x45\xdf\xa3":
+        return "matroska"  # WebM too
+    return None
+
+
+def decode_video(data: bytes, clip: Clip = AS_FOUND, limits: Limits = LIMITS) -> tuple[np.ndarray, float]:
+    """The frames of a clip, uint8 ``[t h w 3]``, and how many of them make a second.
+
+    Raises MediaError for what is no MP4 or WebM, damaged, shorter than the clip, or beyond the limits; UserError when
+    PyAV is not installed.
+    """
+    container = container_of(data)
+    if container is None:
+        raise MediaError("no MP4 or WebM video")
+    if len(data) > limits.bytes:
+        raise MediaError(f"a video of {len(data)} bytes, at most {limits.bytes} are allowed")
+    if container == "mp4":
+        check_claims(data, limits)
+    av = _av()
+    try:
+        with av.open(io.BytesIO(data), format=container, options={"max_pixels": str(limits.pixels)}) as opened:
+            if not opened.streams.video:
+                raise MediaError("no video stream")
+            stream = opened.streams.video[0]
+            _check_size(stream.codec_context.width, stream.codec_context.height, limits)
+            stream.codec_context.thread_count = 1  # the pipeline has its own threads
+            rate = float(stream.average_rate or stream.guessed_rate or 0)
+            return _take(_frames(opened, stream, rate, limits), rate, clip, limits)
+    except (av.FFmpegError, OSError, ValueError, EOFError, IndexError) as error:
+        if isinstance(error, MediaError):
+            raise
+        raise MediaError(f"no readable video ({first_line(error)})") from error
+
+
+def _frames(opened: Any, stream: Any, rate: float, limits: Limits) -> Iterator[tuple[float, Any]]:
+    """(seconds since the first frame, frame) in the order of showing."""
+    first = None
+    for number, frame in enumerate(opened.decode(stream)):
+        if number >= limits.frames:
+            raise MediaError(f"more than {limits.frames} frames")
+        _check_size(frame.width, frame.height, limits)
+        time = frame.time if frame.time is not None else number / (rate or 1.0)
+        first = time if first is None else first
+        yield time - first, frame
+
+
+def _take(frames: Iterator[tuple[float, Any]], rate: float, clip: Clip, limits: Limits) -> tuple[np.ndarray, float]:
+    """For every moment of the clip the frame that is shown then; decoding stops with the last of them."""
+    fps = clip.fps or rate
+    if not 0 < fps <= 1000:
+        raise MediaError(f"{fps:g} frames per second")
+    if clip.fps is None:
+        frames = ((number / fps, frame) for number, (_, frame) in enumerate(frames))
+    taken: list[np.ndarray] = []
+    shown: Any = None
+    pixels = 0
+    slack = 1e-3 / fps  # timestamps are rounded to the container's clock
+
+    def keep() -> None:
+        nonlocal pixels
+        taken.append(fit_image(shown.to_image(), clip.size))
+        pixels += taken[-1].shape[0] * taken[-1].shape[1]
+        if pixels > limits.decoded_pixels:
+            raise MediaError(f"{pixels} pixels in {len(taken)} frames, at most {limits.decoded_pixels} are allowed")
+
+    for time, frame in frames:
+        # Moments before this frame belong to the one shown until now.
+        while shown is not None and _open(taken, clip) and len(taken) / fps < time - slack:
+            keep()
+        if not _open(taken, clip):
+            break
+        shown = frame
+    if shown is not None and _open(taken, clip):
+        keep()
+    wanted = causal_frames(len(taken)) if clip.frames is None else clip.frames
+    if not taken:
+        raise MediaError("a video without frames")
+    if len(taken) < wanted:
+        raise MediaError(f"a video of {len(taken)} frames at {fps:g} per second, {wanted} are wanted")
+    if len({frame.shape for frame in taken[:wanted]}) > 1:
+        raise MediaError("the frames change their size")
+    return np.stack(taken[:wanted]), fps
+
+
+def _open(taken: list[np.ndarray], clip: Clip) -> bool:
+    return clip.frames is None or len(taken) < clip.frames
+
+
+def _check_size(width: int, height: int, limits: Limits) -> None:
+    if width < 1 or height < 1 or width * height > limits.pixels:
+        raise MediaError(f"frames of {height} x {width} pixels, at most {limits.pixels} in all are allowed")
+
+
+def check_claims(data: bytes, limits: Limits = LIMITS) -> None:
+    """Raises MediaError when the tables of an MP4 claim more frames than allowed, or its boxes are damaged.
+
+    A table may say "10^9 frames of equal size" in twelve bytes, for which FFmpeg would allocate an index.
+    """
+    claimed = 0
+    pending = [(0, len(data))]
+    boxes = 0
+    while pending:
+        at, end = pending.pop()
+        while at + 8 <= end:
+            boxes += 1
+            size, kind = struct.unpack_from(">I4s", data, at)
+            header = 8
+            if size == 1 and at + 16 <= end:
+                size, header = struct.unpack_from(">Q", data, at + 8)[0], 16
+            size = size or end - at
+            if size < header or boxes > limits.frames:
+                raise MediaError("an MP4 with damaged boxes")
+            stop = min(at + size, end)
+            body = at + header
+            if kind in _BOXES:
+                pending.append((body, stop))
+            elif kind in (b"stsz", b"stz2") and body + 12 <= stop:
+                claimed += struct.unpack_from(">I", data, body + 8)[0]
+            elif kind == b"trun" and body + 8 <= stop:
+                claimed += struct.unpack_from(">I", data, body + 4)[0]
+            at = stop
+    if claimed > 16 * limits.frames:  # samples of sound count as well
+        raise MediaError(f"an MP4 that claims {claimed} frames, at most {16 * limits.frames} are allowed")
+
+
+def encode_mp4(frames: np.ndarray, fps: float) -> bytes:
+    """Frames ``[t h w 3]`` (even sides) as an H.264 MP4 of high quality. Raises UserError without PyAV."""
+    av = _av()
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=round(fps))
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        stream.options = {"crf": "12", "threads": "1"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(Image.fromarray(frame))))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def _av() -> Any:
+    try:
+        import av  # optional: the [media] extra
+    except ImportError as error:
+        raise UserError("videos need the package av: pip install 'metacanvas_jax[media]'") from error
+    return av
