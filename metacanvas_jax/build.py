@@ -26,6 +26,7 @@ from metacanvas_jax.mllm.canvas import CanvasConfig, CanvasTokens
 from metacanvas_jax.mllm.language import LanguageConfig
 from metacanvas_jax.mllm.qwen import MllmConfig, Qwen25VL
 from metacanvas_jax.mllm.vision import VisionConfig
+from metacanvas_jax.parallel.mesh import PRESETS, MeshConfig
 from metacanvas_jax.train.optimizer import OptimizerConfig
 from metacanvas_jax.types import Params
 from metacanvas_jax.vae.dc_ae import DcAe, DcAeConfig
@@ -120,7 +121,9 @@ class EvalSection:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything that decides a run. ``objective`` is "paint" (the flow of the DiT) or "understand" (next tokens)."""
+    """Everything that decides a run. ``mesh`` may name a ``preset`` of ``parallel/mesh.py`` and change it.
+
+    ``objective`` is "paint" (the flow of the DiT) or "understand" (next tokens)."""
 
     name: str
     seed: int
@@ -139,6 +142,7 @@ class Experiment:
     queries: QueriesConfig | None = None
     time: TimeConfig = dataclasses.field(default_factory=TimeConfig)
     sampler: SamplerSection = SamplerSection()
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     eval: EvalSection = EvalSection()
 
 
@@ -148,6 +152,8 @@ def experiment(config: ConfigDict) -> Experiment:
     for section, table in (("dit", DITS), ("vae", VAES)):
         if values.get(section) is not None:
             values[section] = _chosen(values[section], table, section)
+    if isinstance(values.get("mesh"), Mapping):
+        values["mesh"] = _mesh(values["mesh"])
     built = _dataclass(Experiment, values, "")
     if built.objective == "paint":
         missing = [name for name in ("dit", "vae", "context_connector") if getattr(built, name) is None]
@@ -199,6 +205,14 @@ def _chosen(values: Mapping[str, Any], table: dict[str, tuple[type, type]], sect
         raise UserError(f"config: {section}.kind is {kind!r}, expected one of {', '.join(map(repr, table))}")
     rest = {key: value for key, value in values.items() if key != "kind"}
     return _dataclass(table[kind][0], rest, f"{section}.")
+
+
+def _mesh(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The section ``mesh``: an optional ``preset``, and sizes that differ from it."""
+    preset = values.get("preset", "data")
+    if preset not in PRESETS:
+        raise UserError(f"config: mesh.preset is {preset!r}, expected one of {', '.join(map(repr, PRESETS))}")
+    return dataclasses.asdict(PRESETS[preset]) | {key: value for key, value in values.items() if key != "preset"}
 
 
 def _dataclass(cls: type, values: Mapping[str, Any], prefix: str) -> Any:

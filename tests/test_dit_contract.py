@@ -110,8 +110,8 @@ def test_sharded_network_gives_the_same_velocity(case):
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, context=2, tensor=2))
     layout = shardings(case.backbone.abstract(), mesh)
     params = jax.tree.map(jax.device_put, case.params, layout)
-    split = {axis for x in jax.tree.leaves(layout) for part in x.spec if part for axis in (part,)}
-    assert {"fsdp", "tensor"} <= split
+    split = {axis for x in jax.tree.leaves(layout) for part in x.spec if part for axis in np.atleast_1d(part)}
+    assert {"fsdp", "context", "tensor"} <= split
     inputs = put_batch((case.latents, case.time, case.condition), mesh)
     with on_mesh(mesh):
         apply = jit(lambda params, inputs: case.net.apply({"params": params}, *inputs))

@@ -2,6 +2,7 @@ import os
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -12,8 +13,10 @@ from jax.sharding import PartitionSpec as P
 
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.nn.layers import Dense, RMSNorm
-from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh, put_batch
-from metacanvas_jax.parallel.rules import placed, resolve, shardings, whole
+from metacanvas_jax.parallel import mesh as mesh_module
+from metacanvas_jax.parallel.activations import check_notes, constrain, noting, part
+from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, mesh_array, mesh_sizes, on_mesh, put_batch
+from metacanvas_jax.parallel.rules import placed, resolve, rules_of, shardings, whole
 from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
 from metacanvas_jax.train.partition import flat, partition
 from metacanvas_jax.train.state import new_state
@@ -26,10 +29,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x):
         y = Dense(32, ("embed", "mlp"), "float32", name="up")(RMSNorm(1e-6, name="norm")(x))
-        y = nn.with_logical_constraint(jax.nn.gelu(y), ("batch", "seq", "mlp"))
-        return nn.with_logical_constraint(
-            x + Dense(x.shape[-1], ("mlp", "embed"), "float32", name="down")(y), ("batch", "seq", "embed")
-        )
+        y = constrain(jax.nn.gelu(y), ("batch", "seq", "mlp"))
+        return constrain(x + Dense(x.shape[-1], ("mlp", "embed"), "float32", name="down")(y), ("batch", "seq", "embed"))
 
 
 class Tiny(nn.Module):
@@ -99,7 +100,7 @@ def alone():
     ("sizes", "kernel"),
     [
         (MeshConfig(data=2, fsdp=4), P(None, "fsdp", None)),
-        (MeshConfig(data=1, fsdp=2, context=2, tensor=2), P(None, "fsdp", "tensor")),
+        (MeshConfig(data=1, fsdp=2, context=2, tensor=2), P(None, ("fsdp", "context"), "tensor")),
     ],
 )
 def test_mesh_changes_nothing_but_the_layout(alone, sizes, kernel):
@@ -116,11 +117,111 @@ def test_mesh_changes_nothing_but_the_layout(alone, sizes, kernel):
 
 def test_rules_choose_by_priority_and_skip_what_does_not_divide():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    assert resolve(("batch", "seq", "embed"), (8, 6, 6), mesh) == P(("data", "fsdp"), None, None)  # fsdp is taken
+    assert resolve(("batch", "seq", "embed"), (8, 6, 6), mesh) == P(("data", "fsdp"), "tensor", None)  # fsdp is taken
+    assert resolve(("batch", "seq", "mlp"), (8, 6, 6), mesh) == P(("data", "fsdp"), None, "tensor")
     assert resolve(("embed", "mlp"), (6, 6), mesh) == P("fsdp", "tensor")
     assert resolve(("embed", "kv_heads"), (6, 3), mesh) == P("fsdp", None)
     assert resolve(("embed", "embed"), (3, 6), mesh) == P(None, None)  # the first of the name is asked only
     assert resolve((None, "unheard"), (8, 8), mesh) == P(None, None)
+
+
+def test_later_rows_of_a_name_are_what_to_fall_back_on():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, context=2, tensor=2))
+    assert resolve(("batch", "seq", "embed"), (2, 8, 8), mesh) == P("fsdp", ("context", "tensor"), None)
+    assert resolve(("batch", "seq", "embed"), (2, 6, 8), mesh) == P("fsdp", "context", None)
+    assert resolve(("batch", "seq", "heads", None), (2, 8, 8, 4), mesh) == P("fsdp", "context", "tensor", None)
+    exchanged = ("batch", "whole_seq", "exchanged_heads", None)
+    assert resolve(exchanged, (2, 8, 8, 4), mesh) == P("fsdp", None, ("tensor", "context"), None)
+    # A size of 1 does not free an axis: which axes an array uses is the same on every mesh.
+    alone = make_mesh(MeshConfig(data=1, fsdp=1, context=4, tensor=2))
+    assert resolve(("batch", "whole_seq", "embed"), (4, 8, 8), alone) == P(None, None, None)
+
+
+def test_parts_of_the_model_have_rules_of_their_own():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, context=2, tensor=2))
+    names = ("batch", "seq", "embed")
+    assert resolve(names, (4, 8, 8), mesh, rules_of("mllm")) == P(("fsdp", "context"), "tensor", None)
+    assert resolve(names, (2, 8, 8), mesh, rules_of("mllm")) == P("fsdp", "tensor", None)
+    rows = ("batch", "rows", None, None)
+    assert resolve(rows, (8, 8, 8, 3), mesh, rules_of("vae")) == P(("fsdp", "context", "tensor"), None, None, None)
+    assert resolve(rows, (2, 8, 8, 3), mesh, rules_of("vae")) == P("fsdp", ("context", "tensor"), None, None)
+    tree = {part: {"kernel": nn.LogicallyPartitioned(jnp.zeros((8, 8)), ("embed", "mlp"))} for part in ("dit", "vae")}
+    tree["dit"]["bias"] = nn.LogicallyPartitioned(jnp.zeros((8,)), ("embed",))
+    layout = shardings(tree, mesh)
+    assert layout["dit"]["kernel"].spec == P(("fsdp", "context"), "tensor")
+    assert layout["dit"]["bias"].spec == P(None)  # too small to be gathered in every layer
+    assert layout["vae"]["kernel"].spec == P(("fsdp", "context"), None)
+
+
+def test_constraints_follow_mesh_rules_and_part_and_are_noted():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, context=2, tensor=2))
+
+    def traced(x):
+        x = constrain(x, ("batch", "seq", "embed"))
+        with part("mllm"):
+            return constrain(x, ("batch", "seq", "embed"))
+
+    x = jax.ShapeDtypeStruct((4, 8, 8), jnp.float32)
+    with noting() as notes:
+        jax.eval_shape(traced, x)  # no mesh: nothing to constrain
+        assert not notes
+        with on_mesh(mesh):
+            jax.eval_shape(traced, x)
+            jax.eval_shape(traced, x)
+    assert [(note.part, note.spec) for note in notes] == [
+        ("", P("fsdp", ("context", "tensor"), None)),
+        ("mllm", P(("fsdp", "context"), "tensor", None)),
+    ]
+    check_notes(notes, 1)
+    with noting() as notes, on_mesh(mesh):
+        jax.eval_shape(lambda x: constrain(x, ("batch", None)), jax.ShapeDtypeStruct((3, 2**19), jnp.float32))
+    with pytest.raises(UserError, match=r"shape \[3, 524288\] \(6 MiB\) in the model lies whole"):
+        check_notes(notes, 2**20)
+    check_notes(notes, 2**24)
+
+
+def test_processes_that_hold_the_same_samples_read_the_same_part():
+    def laid(sizes, per_process):
+        mesh = make_mesh(MeshConfig(**dict(zip(("data", "fsdp", "context", "tensor"), sizes, strict=True))))
+        owner = {device: i // per_process for i, device in enumerate(mesh.devices.flat)}
+        devices = np.vectorize(lambda device: SimpleNamespace(process_index=owner[device]))(mesh.devices)
+        return SimpleNamespace(devices=devices, shape=mesh.shape)
+
+    def parts(sizes, per_process):
+        mesh = laid(sizes, per_process)
+        return [mesh_module._batch_part.__wrapped__(mesh, mesh_module.RULES, p) for p in range(8 // per_process)]
+
+    assert parts((2, 4, 1, 1), 2) == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert parts((1, 4, 1, 2), 4) == [(0, 2), (1, 2)]
+    assert parts((1, 2, 1, 4), 2) == [(0, 2), (0, 2), (1, 2), (1, 2)]  # a tensor axis over two processes
+    assert parts((1, 1, 4, 2), 2) == [(0, 1)] * 4
+    with pytest.raises(UserError, match="hold batch slices"):
+        parts((1, 4, 1, 2), 3)
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_only_the_named_axis_reaches_across_slices(slices):
+    def device(i):
+        return SimpleNamespace(
+            id=i, process_index=i // 4, slice_index=i // (8 // slices), platform="cpu", device_kind="cpu"
+        )
+
+    devices = [device(i) for i in range(8)]
+    config = MeshConfig(data=1, fsdp=-1, tensor=2, across_slices="fsdp")
+    assert mesh_sizes(config, 8, slices) == (1, 4, 1, 2)
+    array = mesh_array(config, devices)
+    assert array.shape == (1, 4, 1, 2)
+    crossing = [
+        axis
+        for axis in range(4)
+        if any(
+            len({x.slice_index for x in line}) > 1
+            for line in np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
+        )
+    ]
+    assert crossing == ([] if slices == 1 else [1])
+    with pytest.raises(UserError, match="must be a multiple of 3"):
+        mesh_sizes(config, 8, 3)
 
 
 def test_large_parameters_left_whole_are_listed():
@@ -137,7 +238,7 @@ def test_large_parameters_left_whole_are_listed():
 
 
 def test_bad_meshes_and_batches_are_named():
-    with pytest.raises(UserError, match="does not fit 8 devices"):
+    with pytest.raises(UserError, match="data 2 x fsdp 3 x context 1 x tensor 1 = 6 does not fit 8 devices"):
         make_mesh(MeshConfig(data=-1, fsdp=3))
     with pytest.raises(UserError, match="at most one is -1"):
         MeshConfig(data=-1, fsdp=-1)

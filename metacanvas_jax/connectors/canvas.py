@@ -18,6 +18,7 @@ from metacanvas_jax.kernels.attention import attention
 from metacanvas_jax.nn.layers import Dense, Dtype, LayerNorm, RMSNorm, zeros_init
 from metacanvas_jax.nn.modulation import AdaLNSingle
 from metacanvas_jax.nn.resize import linear_resize
+from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.types import Tokens
 
 FUSE_CHOICES = ("after_patchify", "before_patchify")
@@ -85,7 +86,7 @@ class VanillaBlock(nn.Module):
         width = x.shape[-1]
         y = LayerNorm(1e-6, name="norm1")(x)
         q, k, v = (
-            nn.with_logical_constraint(
+            constrain(
                 rearrange(
                     Dense(width, ("embed", "heads"), self.dtype, name=name)(y), "b n (h e) -> b n h e", h=self.heads
                 ),
@@ -96,9 +97,9 @@ class VanillaBlock(nn.Module):
         y = rearrange(attention(q, k, v), "b n h e -> b n (h e)")
         x = x + Dense(width, ("heads", "embed"), self.dtype, name="out")(y)
         y = Dense(self.hidden, ("embed", "mlp"), self.dtype, name="fc1")(LayerNorm(1e-6, name="norm2")(x))
-        y = nn.with_logical_constraint(jax.nn.gelu(y, approximate=True), ("batch", None, "mlp"))
+        y = constrain(jax.nn.gelu(y, approximate=True), ("batch", None, "mlp"))
         x = x + Dense(width, ("mlp", "embed"), self.dtype, name="fc2")(y)
-        return nn.with_logical_constraint(x, ("batch", None, "embed"))
+        return constrain(x, ("batch", None, "embed"))
 
 
 class CanvasConnector(nn.Module):

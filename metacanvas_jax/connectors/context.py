@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array, Float
 
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm
+from metacanvas_jax.parallel.activations import constrain
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -59,7 +60,7 @@ class ContextConnector(nn.Module):
         if c.in_width not in (None, width):
             raise ValueError(f"The context connector expects states of width {c.in_width}, not {width}.")
         x = Dense(c.hidden or c.expansion * width, ("embed", "mlp"), c.dtype, name="fc1")(hidden)
-        x = nn.with_logical_constraint(ACTIVATIONS[c.activation](x), ("batch", "seq", "mlp"))
+        x = constrain(ACTIVATIONS[c.activation](x), ("batch", "seq", "mlp"))
         x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
         x = Dense(c.out_width, ("mlp", "embed"), c.dtype, name="fc2")(x)
         return RMSNorm(1e-6, name="norm")(x) if c.out_norm else x

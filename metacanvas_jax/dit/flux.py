@@ -23,6 +23,8 @@ from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm, layer_norm, zeros_in
 from metacanvas_jax.nn.modulation import TimeEmbed, gated, modulate
 from metacanvas_jax.nn.rope import grid_rotation, rotate
 from metacanvas_jax.nn.stack import REMAT_CHOICES, stack
+from metacanvas_jax.parallel.activations import constrain, constrain_grid
+from metacanvas_jax.parallel.context import whole_sequence
 from metacanvas_jax.types import Condition, Grid, Tokens
 
 EPS = 1e-6
@@ -140,7 +142,7 @@ class Heads(nn.Module):
         def project(name: str) -> Float[Array, "b n h e"]:
             y = Dense(config.width, ("embed", "heads"), config.dtype, name=name)(x)
             y = rearrange(y, "b n (h e) -> b n h e", e=config.head_width)
-            return nn.with_logical_constraint(y, ("batch", "seq", "heads", None))
+            return whole_sequence(constrain(y, ("batch", "seq", "heads", None)))
 
         q = RMSNorm(EPS, None, name="q_norm")(project("q"))
         k = RMSNorm(EPS, None, name="k_norm")(project("k"))
@@ -176,10 +178,10 @@ class Stream(nn.Module):
         self, x: Float[Array, "b n d"], attended: Float[Array, "b n d"], parts: list[Float[Array, "b d"]]
     ) -> Float[Array, "b n d"]:
         """Output projection and MLP, each with a gated residual."""
-        x = gated(x, self.out(attended), parts[2])
+        x = constrain(gated(x, self.out(attended), parts[2]), ("batch", "seq", "embed"))
         hidden = jax.nn.gelu(self.up(modulate(layer_norm(x, eps=EPS), parts[3], parts[4])))
-        hidden = nn.with_logical_constraint(hidden, ("batch", "seq", "mlp"))
-        return nn.with_logical_constraint(gated(x, self.down(hidden), parts[5]), ("batch", "seq", "embed"))
+        hidden = constrain(hidden, ("batch", "seq", "mlp"))
+        return constrain(gated(x, self.down(hidden), parts[5]), ("batch", "seq", "embed"))
 
 
 class DoubleBlock(nn.Module):
@@ -202,7 +204,7 @@ class DoubleBlock(nn.Module):
         text_parts, image_parts = text_stream.modulations(vector), image_stream.modulations(vector)
         both = zip(text_stream.before(text, text_parts), image_stream.before(image, image_parts), strict=True)
         q, k, v = (jnp.concatenate(pair, axis=1) for pair in both)
-        attended = attention(rotate(q, cos, sin), rotate(k, cos, sin), v, mask=MaskSpec(keys=mask))
+        attended = attention(rotate(q, cos, sin), rotate(k, cos, sin), v, mask=MaskSpec(keys=mask), exchange=True)
         attended = rearrange(attended, "b n h e -> b n (h e)")
         length = text.shape[1]
         text = text_stream.after(text, attended[:, :length], text_parts)
@@ -268,12 +270,12 @@ class SingleBlock(nn.Module):
         shift, scale, gate = jnp.split(parts, 3, axis=-1)
         y = modulate(layer_norm(x, eps=EPS), shift, scale)
         q, k, v = Heads(config, name="attention")(y)
-        attended = attention(rotate(q, cos, sin), rotate(k, cos, sin), v, mask=MaskSpec(keys=mask))
+        attended = attention(rotate(q, cos, sin), rotate(k, cos, sin), v, mask=MaskSpec(keys=mask), exchange=True)
         attended = rearrange(attended, "b n h e -> b n (h e)")
         hidden = jax.nn.gelu(MlpUp(config, name="up")(y))
-        hidden = nn.with_logical_constraint(hidden, ("batch", "seq", None, "mlp"))
+        hidden = constrain(hidden, ("batch", "seq", None, "mlp"))
         y = JoinedOut(config, name="out")(attended, hidden)
-        return nn.with_logical_constraint(gated(x, y, gate), ("batch", "seq", "embed")), None
+        return constrain(gated(x, y, gate), ("batch", "seq", "embed")), None
 
 
 class Flux(nn.Module):
@@ -337,7 +339,7 @@ class Flux(nn.Module):
             parts = [rearrange(self.patch_in(pack(z)), "b h w d -> b (h w) d") for z in condition.reference]
             reference = jnp.concatenate(parts, axis=1)
         vector = self._vector(time[:, 0] if time.ndim == 2 else time, condition)
-        grid = nn.with_logical_constraint(grid, ("batch", None, "seq", None, "embed"))
+        grid = constrain_grid(grid, "embed")
         return Tokens(grid=grid, time=time, reference=reference, private=vector)
 
     def run(self, tokens: Tokens, condition: Condition) -> Tokens:

@@ -17,9 +17,10 @@ from jaxtyping import Array, Bool, Float
 from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.kernels.linear_attention import relu_linear_attention
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm, layer_norm, lecun_init, zeros_init
-from metacanvas_jax.nn.mix_ffn import MixFFN, constrain_grid
+from metacanvas_jax.nn.mix_ffn import MixFFN
 from metacanvas_jax.nn.modulation import AdaLNSingle, gated, modulate, table_init
 from metacanvas_jax.nn.stack import REMAT_CHOICES, stack
+from metacanvas_jax.parallel.activations import constrain, constrain_grid
 from metacanvas_jax.types import Condition, Grid, Tokens
 
 NORM_EPS = 1e-5  # of the caption norm and the q/k norms; fixed, unlike ``SanaConfig.eps``
@@ -144,7 +145,8 @@ class CrossAttention(nn.Module):
         k, v = (Dense(width, ("embed", "heads"), self.dtype, name=name)(caption) for name in "kv")
         if self.qk_norm:
             q, k = RMSNorm(NORM_EPS, "heads", name="q_norm")(q), RMSNorm(NORM_EPS, "heads", name="k_norm")(k)
-        q, k, v = split_heads(q, self.heads), split_heads(k, self.heads, None), split_heads(v, self.heads, None)
+        q = split_heads(q, self.heads)
+        k, v = split_heads(k, self.heads, "whole_seq"), split_heads(v, self.heads, "whole_seq")
         out = attention(q, k, v, mask=MaskSpec(keys=mask))
         out = rearrange(out, "b n h e -> b n (h e)").reshape(x.shape)
         return Dense(width, ("heads", "embed"), self.dtype, kernel_init=self.out_init, name="out")(out)
@@ -183,10 +185,11 @@ class SanaBlock(nn.Module):
 
         x = constrain_grid(x, "embed")
         y = modulate(layer_norm(x, eps=self.eps), shift1, scale1)
-        x = gated(x, LinearAttention(self.heads, self.qk_norm, self.dtype, name="attention")(y), gate1)
+        y = LinearAttention(self.heads, self.qk_norm, self.dtype, name="attention")(y)
+        x = constrain_grid(gated(x, y, gate1), "embed")
         if self.cross_heads is not None:
             cross = CrossAttention(self.cross_heads, self.qk_norm, self.dtype, self.cross_out_init, name="cross")
-            x = x + cross(x, caption, mask)
+            x = constrain_grid(x + cross(x, caption, mask), "embed")
         y = modulate(layer_norm(x, eps=self.eps), shift2, scale2)
         x = gated(x, MixFFN(width, self.hidden, self.dtype, name="ffn")(y), gate2)
         return constrain_grid(x, "embed"), None
@@ -240,7 +243,7 @@ class Sana(nn.Module):
         c = self.config
         self._check(latents, time, condition)
         x = rearrange(latents[:, 0], "b (y p) (x q) c -> b y x (p q c)", p=c.patch, q=c.patch)
-        x = self.patch_in(x)
+        x = constrain_grid(self.patch_in(x), "embed")
         if c.interpolation_scale is not None:
             positions = sincos_positions(x.shape[1:3], c.width, c.sample_size // c.patch, c.interpolation_scale)
             x = x + jnp.asarray(positions, x.dtype)[None]
@@ -282,10 +285,10 @@ class Sana(nn.Module):
             raise ValueError("SANA cannot use condition.reference.")
 
 
-def split_heads(x: Float[Array, "b n d"], heads: int, sequence: str | None = "seq") -> Float[Array, "b n h e"]:
-    """Consecutive channels form a head. ``sequence`` names the token axis; None keeps all of it on every device."""
+def split_heads(x: Float[Array, "b n d"], heads: int, sequence: str = "seq") -> Float[Array, "b n h e"]:
+    """Consecutive channels form a head. ``sequence`` names the token axis."""
     x = rearrange(x, "b n (h e) -> b n h e", h=heads)
-    return nn.with_logical_constraint(x, ("batch", sequence, "heads", None))
+    return constrain(x, ("batch", sequence, "heads", None))
 
 
 def sincos_positions(grid: tuple[int, int], width: int, base: int, scale: float) -> np.ndarray:

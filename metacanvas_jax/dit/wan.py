@@ -27,6 +27,7 @@ from metacanvas_jax.nn.layers import Dense, Dtype, LayerNorm, RMSNorm, layer_nor
 from metacanvas_jax.nn.modulation import TimeEmbed, table_init
 from metacanvas_jax.nn.rope import grid_rotation, rotate
 from metacanvas_jax.nn.stack import REMAT_CHOICES, stack
+from metacanvas_jax.parallel.activations import constrain, constrain_grid
 from metacanvas_jax.types import Condition, Grid, Tokens
 
 
@@ -131,20 +132,22 @@ class Attention(nn.Module):
     ) -> Float[Array, "b n d"]:
         """Queries of ``x`` read ``source``; ``rotation`` (cosines, sines) turns both."""
         config = self.config
+        own = rotation is not None  # of one sequence
 
         def project(name: str, z: Float[Array, "b k d"]) -> Float[Array, "b k d"]:
             return Dense(config.width, ("embed", "heads"), config.dtype, name=name)(z)
 
-        def split(z: Float[Array, "b k d"]) -> Float[Array, "b k h e"]:
+        def split(z: Float[Array, "b k d"], sequence: str = "seq") -> Float[Array, "b k h e"]:
             z = rearrange(z, "b n (h e) -> b n h e", e=config.head_width)
-            return nn.with_logical_constraint(z, ("batch", "seq", "heads", None))
+            return constrain(z, ("batch", sequence, "heads", None))
 
         q = split(RMSNorm(config.eps, "heads", name="q_norm")(project("q", x)))
-        k = split(RMSNorm(config.eps, "heads", name="k_norm")(project("k", source)))
-        v = split(project("v", source))
-        if rotation is not None:
+        keys = "seq" if own else "whole_seq"
+        k = split(RMSNorm(config.eps, "heads", name="k_norm")(project("k", source)), keys)
+        v = split(project("v", source), keys)
+        if own:
             q, k = rotate(q, *rotation), rotate(k, *rotation)
-        out = rearrange(attention(q, k, v, mask=MaskSpec(keys=mask)), "b n h e -> b n (h e)")
+        out = rearrange(attention(q, k, v, mask=MaskSpec(keys=mask), exchange=own), "b n h e -> b n (h e)")
         return Dense(config.width, ("heads", "embed"), config.dtype, name="out")(out)
 
 
@@ -173,16 +176,16 @@ class Block(nn.Module):
 
         y = modulated_norm(x, shift1, scale1, config.eps)
         y = Attention(config, name="self")(y, y, rotation, None)
-        x = gated_sum(x, y, gate1)
+        x = constrain(gated_sum(x, y, gate1), ("batch", "seq", "embed"))
 
         y = LayerNorm(config.eps, name="cross_norm")(x) if config.cross_norm else x
-        x = x + Attention(config, name="cross")(y, context, None, mask)
+        x = constrain(x + Attention(config, name="cross")(y, context, None, mask), ("batch", "seq", "embed"))
 
         y = modulated_norm(x, shift2, scale2, config.eps)
         y = jax.nn.gelu(Dense(config.mlp, ("embed", "mlp"), config.dtype, name="up")(y))
-        y = nn.with_logical_constraint(y, ("batch", "seq", "mlp"))
+        y = constrain(y, ("batch", "seq", "mlp"))
         x = gated_sum(x, Dense(config.width, ("mlp", "embed"), config.dtype, name="down")(y), gate2)
-        return nn.with_logical_constraint(x, ("batch", "seq", "embed")), None
+        return constrain(x, ("batch", "seq", "embed")), None
 
 
 def modulated_norm(
@@ -254,7 +257,7 @@ class Wan(nn.Module):
             missing = frames.shape[1] - channels.shape[1]
             channels = jnp.pad(channels, ((0, 0), (missing, 0), (0, 0), (0, 0), (0, 0)))
             grid = grid + self.extra_in(patches(channels, self.config.patch))
-        grid = nn.with_logical_constraint(grid, ("batch", None, "seq", None, "embed"))
+        grid = constrain_grid(grid, "embed")
 
         level = time[:, None] if time.ndim == 1 else time
         if references:
@@ -272,7 +275,7 @@ class Wan(nn.Module):
         references = 0
         if tokens.reference is not None:
             references = tokens.reference.shape[1]
-            x = jnp.concatenate([tokens.reference, x], axis=1)
+            x = constrain(jnp.concatenate([tokens.reference, x], axis=1), ("batch", "seq", "embed"))
         total = frames + references // (rows * columns)
         positions = (np.arange(total), np.arange(rows), np.arange(columns))
         rotation = grid_rotation(positions, self.config.rope_axes, self.config.theta)

@@ -1,10 +1,14 @@
 """The one softmax attention of the project."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
+
+from metacanvas_jax.parallel.context import sharded
 
 CHUNK = 256  # queries
 HIDDEN = -1e30  # score of a key that is not seen
@@ -32,13 +36,20 @@ def attention(
     *,
     mask: MaskSpec | None = None,
     scale: float | None = None,
+    exchange: bool = False,
 ) -> Float[Array, "b n h e"]:
     """Softmax attention with grouped heads: head ``j`` of q uses key/value head ``j // (h / g)``.
 
     Scores and softmax are float32, the output has the dtype of q. ``scale`` defaults to ``e ** -0.5``. A query that
-    sees no key at all (padding) gets a finite value without meaning.
+    sees no key at all (padding) gets a finite value without meaning. On a mesh each device runs this on its own samples
+    and heads; ``exchange`` says that q, k and v are of one sequence that the context axis may split (see
+    ``parallel/context.py``).
     """
-    mask = mask or MaskSpec()
+    attend = functools.partial(_attention, scale=scale)
+    return sharded(attend, q, k, v, mask or MaskSpec(), exchange=exchange)
+
+
+def _attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec, *, scale: float | None) -> jax.Array:
 
     def whole(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         with jax.numpy_dtype_promotion("standard"):  # jax's own code mixes bfloat16 and float32

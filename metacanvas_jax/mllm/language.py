@@ -20,6 +20,7 @@ from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm
 from metacanvas_jax.nn.lora import Lora, LoraConfig
 from metacanvas_jax.nn.rope import inverse_frequencies, rotate
 from metacanvas_jax.nn.stack import REMAT_CHOICES, stack
+from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.types import KeyValues
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -113,9 +114,9 @@ class Layer(nn.Module):
         def heads(y: jax.Array, name: str, count: int, axis: str) -> jax.Array:
             y = project(y, name, count * c.head_channels, ("embed", axis), c.qkv_bias)
             y = rearrange(y, "b n (h e) -> b n h e", h=count)
-            return nn.with_logical_constraint(y, ("batch", "seq", axis, None))
+            return constrain(y, ("batch", "seq", axis, None))
 
-        x = nn.with_logical_constraint(x, ("batch", "seq", "embed"))
+        x = constrain(x, ("batch", "seq", "embed"))
         y = RMSNorm(c.norm_eps, name="attention_norm")(x)
         q = rotate(heads(y, "q", c.heads, "heads"), run.cos, run.sin)
         k = rotate(heads(y, "k", c.kv_heads, "kv_heads"), run.cos, run.sin)
@@ -124,13 +125,13 @@ class Layer(nn.Module):
             k = jnp.concatenate([past.keys.astype(k.dtype), k], axis=1)
             v = jnp.concatenate([past.values.astype(v.dtype), v], axis=1)
         y = rearrange(attention(q, k, v, mask=run.mask), "b n h e -> b n (h e)")
-        x = x + project(y, "o", c.width, ("heads", "embed"))
+        x = constrain(x + project(y, "o", c.width, ("heads", "embed")), ("batch", "seq", "embed"))
         y = RMSNorm(c.norm_eps, name="mlp_norm")(x)
         y = nn.silu(project(y, "gate", c.mlp, ("embed", "mlp"))) * project(y, "up", c.mlp, ("embed", "mlp"))
-        y = nn.with_logical_constraint(y, ("batch", "seq", "mlp"))
+        y = constrain(y, ("batch", "seq", "mlp"))
         x = x + project(y, "down", c.width, ("mlp", "embed"))
         kept = {"cache": (k, v), "hidden": x, "nothing": None}[run.keep]
-        return nn.with_logical_constraint(x, ("batch", "seq", "embed")), kept
+        return constrain(x, ("batch", "seq", "embed")), kept
 
 
 class Embedding(nn.Module):
@@ -217,8 +218,8 @@ class Language(nn.Module):
     def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
         """Next-token logits in float32, of hidden states after the final norm."""
         if self.config.tied:
-            return self.embedding.attend(hidden)
-        return self.head(hidden).astype(jnp.float32)
+            return constrain(self.embedding.attend(hidden), ("batch", "whole_seq", "vocab"))
+        return constrain(self.head(hidden), ("batch", "whole_seq", "vocab")).astype(jnp.float32)
 
     def _run(self, x, positions, mask, *, past=None, lora_from=None, keep="nothing", deterministic=True):
         angles = rope_angles(positions, self.config)

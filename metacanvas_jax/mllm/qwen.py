@@ -16,6 +16,7 @@ from metacanvas_jax.mllm.language import Language, LanguageConfig
 from metacanvas_jax.mllm.vision import Vision, VisionConfig
 from metacanvas_jax.nn.layers import Dtype
 from metacanvas_jax.nn.lora import LoraConfig
+from metacanvas_jax.parallel.activations import constrain, part
 from metacanvas_jax.types import Context, Media, MllmInputs
 
 
@@ -107,6 +108,7 @@ class Qwen25VL(nn.Module):
         context, written = self.joint(inputs, canvas, positions)
         return context, written, self.logits(context)
 
+    @part("mllm")
     def encode(self, inputs: MllmInputs, *, cache: bool = True) -> Context:
         """Reads text and media. ``hidden`` is after the final norm; ``cache=False`` leaves the cache None.
 
@@ -118,6 +120,7 @@ class Qwen25VL(nn.Module):
             hidden=hidden, mask=inputs.mask, cache=past, next_position=next_position(inputs.positions, inputs.mask)
         )
 
+    @part("mllm")
     def write(
         self,
         canvas: Float[Array, "b n d"],
@@ -137,6 +140,7 @@ class Qwen25VL(nn.Module):
             canvas, positions, context.cache, context.mask, bidirectional=bidirectional, deterministic=deterministic
         )
 
+    @part("mllm")
     def joint(
         self,
         inputs: MllmInputs,
@@ -157,10 +161,12 @@ class Qwen25VL(nn.Module):
         )
         return hidden[:, :length], hidden[:, length:]
 
+    @part("mllm")
     def every_layer(self, inputs: MllmInputs) -> Float[Array, "layers b l d"]:
         """Output of every decoder layer on a context, before the final norm."""
         return self.language.every_layer(self.embed(inputs), inputs.positions, inputs.mask)
 
+    @part("mllm")
     def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
         """Next-token logits of hidden states after the final norm, in float32."""
         return self.language.logits(hidden)
@@ -172,7 +178,7 @@ class Qwen25VL(nn.Module):
             slots = rearrange(media.slots, "b i r -> b (i r)")
             features = rearrange(self.see(media), "b i r d -> b (i r) d")
             embeddings = place(embeddings, features, slots)
-        return embeddings
+        return constrain(embeddings, ("batch", "seq", "embed"))
 
     def see(self, media: Media) -> Float[Array, "b i r d"]:
         """Merged tokens of images or videos of one grid."""

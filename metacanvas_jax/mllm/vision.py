@@ -19,6 +19,7 @@ from metacanvas_jax.kernels.attention import attention
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm
 from metacanvas_jax.nn.rope import inverse_frequencies, rotate
 from metacanvas_jax.nn.stack import REMAT_CHOICES, stack
+from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.types import Grid
 
 ROPE_THETA = 1e4
@@ -127,11 +128,11 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "b p d"], full: Bool[Array, ""], angles: Float[Array, "1 p f"]):
         """``full`` says whether this block attends to the whole grid."""
         c = self.config
-        x = nn.with_logical_constraint(x, ("batch", "seq", "embed"))
+        x = constrain(x, ("batch", "seq", "embed"))
         y = RMSNorm(c.norm_eps, name="attention_norm")(x)
         y = Dense(3 * c.width, ("embed", "heads"), c.dtype, name="qkv")(y)
         q, k, v = rearrange(y, "b p (h s e) -> s b p h e", s=3, h=c.heads)
-        q, k, v = (nn.with_logical_constraint(z, ("batch", "seq", "heads", None)) for z in (q, k, v))
+        q, k, v = (constrain(z, ("batch", "seq", "heads", None)) for z in (q, k, v))
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if len(self.groups) == 1 and self.groups[0][0] == 1:  # one window holds the grid
@@ -139,13 +140,13 @@ class Block(nn.Module):
         else:
             y = jax.lax.cond(full, attention, lambda q, k, v: window_attention(q, k, v, self.groups), q, k, v)
         y = rearrange(y, "b p h e -> b p (h e)")
-        x = x + Dense(c.width, ("heads", "embed"), c.dtype, name="o")(y)
+        x = constrain(x + Dense(c.width, ("heads", "embed"), c.dtype, name="o")(y), ("batch", "seq", "embed"))
         y = RMSNorm(c.norm_eps, name="mlp_norm")(x)
         gate = Dense(c.mlp, ("embed", "mlp"), c.dtype, name="gate")(y)
         y = nn.silu(gate) * Dense(c.mlp, ("embed", "mlp"), c.dtype, name="up")(y)
-        y = nn.with_logical_constraint(y, ("batch", "seq", "mlp"))
+        y = constrain(y, ("batch", "seq", "mlp"))
         x = x + Dense(c.width, ("mlp", "embed"), c.dtype, name="down")(y)
-        return nn.with_logical_constraint(x, ("batch", "seq", "embed")), None
+        return constrain(x, ("batch", "seq", "embed")), None
 
 
 class Merger(nn.Module):
@@ -160,7 +161,8 @@ class Merger(nn.Module):
         x = RMSNorm(c.norm_eps, name="norm")(x)
         x = rearrange(x, "b (r u) d -> b r (u d)", u=c.merge**2)
         x = Dense(x.shape[-1], ("embed", "mlp"), c.dtype, name="up")(x)
-        return Dense(c.out_width, ("mlp", "embed"), c.dtype, name="down")(nn.gelu(x, approximate=False))
+        x = constrain(nn.gelu(x, approximate=False), ("batch", "seq", "mlp"))
+        return Dense(c.out_width, ("mlp", "embed"), c.dtype, name="down")(x)
 
 
 class Vision(nn.Module):

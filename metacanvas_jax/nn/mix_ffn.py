@@ -5,10 +5,10 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jaxtyping import Array, Float
 
 from metacanvas_jax.nn.layers import Dense, Dtype, zeros_init
+from metacanvas_jax.parallel.activations import constrain_grid
 
 
 def depthwise_conv(
@@ -65,12 +65,6 @@ def _backward(saved, dy: Float[Array, "b y x c"]):
 
 
 _depthwise.defvjp(_forward, _backward)
-
-
-def constrain_grid(x: Float[Array, "b y x d"], axis: str) -> Float[Array, "b y x d"]:
-    """Shards tokens on their grid like a sequence of ``y * x`` tokens, which divides where the rows alone may not."""
-    flat = nn.with_logical_constraint(rearrange(x, "b y x d -> b (y x) d"), ("batch", "seq", axis))
-    return flat.reshape(x.shape)
 
 
 class MixFFN(nn.Module):

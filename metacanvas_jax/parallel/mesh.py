@@ -2,17 +2,19 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.parallel.activations import using
 from metacanvas_jax.parallel.rules import RULES, Rules, resolve
 
 AXES = ("data", "fsdp", "context", "tensor")
@@ -24,38 +26,87 @@ class MeshConfig:
 
     ``data`` holds copies of the parameters, ``fsdp`` holds slices of them and gathers them when used (both split the
     batch), ``context`` splits the sequence of latent tokens, ``tensor`` splits heads and feed-forward widths.
+
+    Several TPU slices are joined by the data centre's network, which is slower than the links inside a slice by an
+    order of magnitude. Only the axis ``across_slices`` reaches over it, and its size is a multiple of the number of
+    slices: "data" exchanges gradients once per step there, "fsdp" parameters in every layer.
     """
 
     data: int = -1
     fsdp: int = 1
     context: int = 1
     tensor: int = 1
+    across_slices: Literal["data", "fsdp"] = "data"
 
     def __post_init__(self):
         sizes = [getattr(self, axis) for axis in AXES]
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             raise UserError(f"mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, at most one is -1")
+        if self.across_slices not in ("data", "fsdp"):
+            raise UserError(f"mesh.across_slices is {self.across_slices!r}, expected 'data' or 'fsdp'")
+
+
+PRESETS: dict[str, MeshConfig] = {
+    # Copies of everything: for what fits into one device.
+    "data": MeshConfig(),
+    # Parameters, gradients and optimizer in slices. The first choice while each device has a sample of its own.
+    "fsdp": MeshConfig(data=1, fsdp=-1),
+    # Besides, heads and feed-forwards over four neighbours: for fewer samples than devices, and shorter gathers.
+    "fsdp+tensor": MeshConfig(data=1, fsdp=-1, tensor=4),
+    # Besides, the tokens of a sample over four neighbours: for videos, whose activations are what is large.
+    "fsdp+context": MeshConfig(data=1, fsdp=-1, context=4),
+}
+
+
+def mesh_sizes(config: MeshConfig, devices: int, slices: int = 1) -> tuple[int, ...]:
+    """Sizes of the four axes on so many devices (of all slices together).
+
+    Raises:
+        UserError: the sizes do not multiply to the number of devices, or the slices do not divide their axis.
+    """
+    sizes = [getattr(config, axis) for axis in AXES]
+    known = math.prod(size for size in sizes if size != -1)
+    sizes = [devices // known if size == -1 else size for size in sizes]
+    product = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
+    if math.prod(sizes) != devices:
+        raise UserError(f"mesh {product} = {math.prod(sizes)} does not fit {devices} devices")
+    if sizes[AXES.index(config.across_slices)] % slices:
+        raise UserError(
+            f"mesh {product}: the axis {config.across_slices!r} reaches across the {slices} slices, so its size must "
+            f"be a multiple of {slices}"
+        )
+    return tuple(sizes)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over all devices (of all processes), or over ``devices``.
+    """A mesh over all devices (of all processes), or over ``devices``; neighbours on an axis are near in the torus.
 
     Raises:
-        UserError: the sizes do not multiply to the number of devices.
+        UserError: as ``mesh_sizes``.
     """
-    devices = jax.devices() if devices is None else list(devices)
-    sizes = [getattr(config, axis) for axis in AXES]
-    known = math.prod(size for size in sizes if size != -1)
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    if math.prod(sizes) != len(devices):
-        raise UserError(f"mesh {dataclasses.asdict(config)} does not fit {len(devices)} devices")
-    return jax.make_mesh(tuple(sizes), AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+    array = mesh_array(config, jax.devices() if devices is None else list(devices))
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_array(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
+    """The devices in the order of a mesh, one axis of the array per axis of the mesh."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    sizes = mesh_sizes(config, len(devices), slices)
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    outer = tuple(slices if axis == config.across_slices else 1 for axis in AXES)
+    inner = tuple(size // many for size, many in zip(sizes, outer, strict=True))
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
 
 
 @contextlib.contextmanager
-def on_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
-    """While open, logical constraints inside traced code mean this mesh and these rules."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+def on_mesh(mesh: Mesh, rules: Rules = RULES, *, abstract: bool = False) -> Iterator[None]:
+    """While open, names of axes inside traced code mean this mesh and these rules.
+
+    ``abstract`` is for a mesh of devices that are not there (ahead-of-time compilation for a described topology).
+    """
+    scope = jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if abstract else jax.set_mesh(mesh)
+    with scope, using(rules):
         yield
 
 
@@ -64,16 +115,48 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def batch_part(mesh: Mesh, rules: Rules = RULES, process: int | None = None) -> tuple[int, int]:
+    """Which part of every batch this process reads: (number of the part, number of parts).
+
+    Processes whose devices hold the same samples (a tensor or context axis that reaches across hosts) have the same
+    number, and must bring the same samples.
+
+    Raises:
+        UserError: the devices of some processes hold overlapping but different samples.
+    """
+    return _batch_part(mesh, rules, jax.process_index() if process is None else process)
+
+
+@functools.lru_cache(maxsize=8)
+def _batch_part(mesh: Mesh, rules: Rules, process: int) -> tuple[int, int]:
+    axes = resolve(("batch",), None, mesh, rules)[0]
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    order = [AXES.index(axis) for axis in axes]
+    rest = [i for i in range(len(AXES)) if i not in order]
+    owners = np.vectorize(lambda device: device.process_index)(mesh.devices).transpose(*order, *rest)
+    owners = owners.reshape(math.prod(mesh.devices.shape[i] for i in order), -1)
+    shares = {int(p): tuple(np.flatnonzero((owners == p).any(axis=1))) for p in np.unique(owners)}
+    parts = sorted(set(shares.values()))
+    if sum(len(part) for part in parts) != len(owners) or len({len(part) for part in parts}) != 1:
+        raise UserError(
+            f"mesh {dict(mesh.shape)}: the devices of the {len(shares)} processes hold batch slices {shares}, expected "
+            "each slice with one process, or the same slices with several; make tensor times context a multiple or a "
+            "divisor of the devices of a process"
+        )
+    return parts.index(shares[process]), len(parts)
+
+
 def put_batch(batch: PyTree, mesh: Mesh, rules: Rules = RULES) -> PyTree:
     """Host arrays to the mesh, samples (first axis) spread by the rule of "batch"; each process brings its own samples.
 
     Raises:
         UserError: the samples of all processes do not divide among the devices that split the batch.
     """
+    _, parts = batch_part(mesh, rules)
 
     def put(x: np.ndarray) -> jax.Array:
         x = np.asarray(x)
-        shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
+        shape = (x.shape[0] * parts, *x.shape[1:])
         spec = resolve(("batch",), shape[:1], mesh, rules)
         if spec != resolve(("batch",), None, mesh, rules):
             raise UserError(

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from metacanvas_jax.nn.layers import Dense, Dtype, rms_norm, zeros_init
 from metacanvas_jax.nn.rope import inverse_frequencies, rotate
+from metacanvas_jax.parallel.activations import constrain, part
 
 # The instruction SANA's published networks were trained with (NVlabs/Sana, sana_config, "chi_prompt").
 INSTRUCTION = "\n".join(
@@ -124,7 +125,7 @@ class Layer(nn.Module):
         def heads(y: jax.Array, name: str, count: int, axis: str) -> jax.Array:
             y = Dense(count * c.head_width, ("embed", axis), c.dtype, use_bias=False, name=name)(y)
             y = rearrange(y, "b n (h e) -> b n h e", h=count)
-            return nn.with_logical_constraint(y, ("batch", "seq", axis, None))
+            return constrain(y, ("batch", "seq", axis, None))
 
         y = Norm(c.eps, name="norm1")(x)
         q = rotate(heads(y, "q", c.heads, "heads"), cos, sin)
@@ -137,9 +138,9 @@ class Layer(nn.Module):
         y = Norm(c.eps, name="norm3")(x)
         gate = Dense(c.mlp, ("embed", "mlp"), c.dtype, use_bias=False, name="gate")(y)
         up = Dense(c.mlp, ("embed", "mlp"), c.dtype, use_bias=False, name="up")(y)
-        y = nn.with_logical_constraint(jax.nn.gelu(gate, approximate=True) * up, ("batch", "seq", "mlp"))
+        y = constrain(jax.nn.gelu(gate, approximate=True) * up, ("batch", "seq", "mlp"))
         x = x + Norm(c.eps, name="norm4")(Dense(c.width, ("mlp", "embed"), c.dtype, use_bias=False, name="down")(y))
-        return nn.with_logical_constraint(x, ("batch", "seq", "embed")), None
+        return constrain(x, ("batch", "seq", "embed")), None
 
 
 class Gemma2(nn.Module):
@@ -148,6 +149,7 @@ class Gemma2(nn.Module):
     config: Gemma2Config
 
     @nn.compact
+    @part("mllm")
     def __call__(self, tokens: Int[Array, "b n"], mask: Bool[Array, "b n"]) -> Float[Array, "b n d"]:
         """``mask`` is False on padding, which stands on the right; its states mean nothing."""
         c = self.config

@@ -20,6 +20,7 @@ from metacanvas_jax.data.tokenizer import load_tokenizer
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.media import MediaConfig
 from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
+from metacanvas_jax.parallel.mesh import batch_part, make_mesh
 from metacanvas_jax.train import objectives
 from metacanvas_jax.train.loop import FitConfig, Job
 from metacanvas_jax.train.partition import flat, nested
@@ -64,6 +65,7 @@ def fit_config(experiment: Experiment) -> FitConfig:
         evaluate_every=train.evaluate_every,
         checkpoint_every=train.checkpoint_every,
         keep_last=train.keep_last,
+        mesh=experiment.mesh,
     )
 
 
@@ -153,7 +155,8 @@ def prompter(experiment: Experiment) -> Prompter:
 
 
 def batches(experiment: Experiment) -> grain.DatasetIterator:
-    """The stream of this process's batches, from its beginning."""
+    """The stream of this process's batches, from its beginning: its part of every batch on the experiment's mesh."""
+    part, parts = (0, 1) if jax.process_count() == 1 else batch_part(make_mesh(experiment.mesh))
     data = experiment.data
     prompts = prompter(experiment)
     length = max(experiment.mllm.buckets)
@@ -176,8 +179,8 @@ def batches(experiment: Experiment) -> grain.DatasetIterator:
         config,
         examples.collate,
         format=examples,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part,
+        process_count=parts,
     )
     return iter(stream)
 
@@ -195,7 +198,7 @@ def encode_prompts(prompts: Prompter, texts: list[str], length: int) -> MllmInpu
 def _identity(experiment: Experiment) -> dict[str, Any]:
     """What a resumed run must agree on: everything but how often it writes and where its files lie."""
     tree = dataclasses.asdict(experiment)
-    for name in ("optimizer", "eval", "sampler", "name"):
+    for name in ("optimizer", "eval", "sampler", "name", "mesh"):
         tree.pop(name)
     train = tree.pop("train")
     tree["batch"] = train["batch"]

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from metacanvas_jax.kernels.linear_attention import relu_linear_attention
 from metacanvas_jax.nn.layers import Conv, Dense, ones_init, rms_norm, zeros_init
 from metacanvas_jax.nn.mix_ffn import MixFFN, depthwise_conv
+from metacanvas_jax.parallel.activations import constrain, part
 from metacanvas_jax.vae.base import check_latents, check_video, nearest_double, per_frame
 
 IMAGE = ("batch", "rows", "columns", None)
@@ -118,7 +119,7 @@ class ConvBlock(nn.Module):
         width, dtype, axes = x.shape[-1], self.config.dtype, (None, "embed")
         y = jax.nn.silu(Conv(width, (3, 3), dtype, axes=axes, name="conv1")(x))
         y = Conv(width, (3, 3), dtype, axes=axes, use_bias=False, name="conv2")(y)
-        return nn.with_logical_constraint(x + Norm(name="norm")(y), IMAGE), None
+        return constrain(x + Norm(name="norm")(y), IMAGE), None
 
 
 class MultiscaleAttention(nn.Module):
@@ -176,7 +177,7 @@ class AttentionBlock(nn.Module):
         x = x + Norm(name="attention_norm")(MultiscaleAttention(self.config, name="attention")(x))
         ffn = MixFFN(x.shape[-1], EXPAND * x.shape[-1], self.config.dtype, name="ffn")
         x = x + Norm(name="ffn_norm")(ffn(x))
-        return nn.with_logical_constraint(x, IMAGE), None
+        return constrain(x, IMAGE), None
 
 
 def stage(config: DcAeConfig, number: int, blocks: int, name: str) -> nn.Module:
@@ -256,11 +257,13 @@ class DcAe(nn.Module):
         """Encodes and decodes; touches every parameter."""
         return self.decode(self.encode(video))
 
+    @part("vae")
     def encode(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t H W c"]:
         """Normalised latents, float32, of pixels in [-1, 1]. Raises ``UserError`` for sizes that do not divide."""
         check_video("DC-AE", video.shape, self.spatial, self.temporal)
         return per_frame(self.encoder, video).astype(jnp.float32) * self.config.scale
 
+    @part("vae")
     def decode(self, latents: Float[Array, "b t H W c"]) -> Float[Array, "b t h w 3"]:
         """Pixels, nearly in [-1, 1] (not clamped, as in the reference), of normalised latents."""
         check_latents("DC-AE", latents.shape, self.channels)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from metacanvas_jax.kernels.attention import attention
 from metacanvas_jax.nn.layers import Conv, Dense, ones_init, zeros_init
+from metacanvas_jax.parallel.activations import constrain, part
 from metacanvas_jax.vae.base import check_latents, check_video, nearest_double, per_frame
 
 IMAGE = ("batch", "rows", "columns", None)
@@ -93,7 +94,7 @@ class Block(nn.Module):
         y = Conv(self.features, (3, 3), dtype, axes=axes, name="conv2")(y)
         if x.shape[-1] != self.features:
             x = Dense(self.features, axes, dtype, name="shortcut")(x)
-        return nn.with_logical_constraint(x + y, IMAGE)
+        return constrain(x + y, IMAGE)
 
 
 class SelfAttention(nn.Module):
@@ -190,12 +191,14 @@ class Kl(nn.Module):
         """Encodes and decodes; touches every parameter."""
         return self.decode(self.encode(video))
 
+    @part("vae")
     def encode(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t H W c"]:
         """Normalised mean of the posterior, float32, of pixels in [-1, 1]. Raises ``UserError`` for odd sizes."""
         check_video("the FLUX autoencoder", video.shape, self.spatial, self.temporal)
         mean = per_frame(self.encoder, video)[..., : self.channels].astype(jnp.float32)
         return (mean - self.config.shift) * self.config.scale
 
+    @part("vae")
     def decode(self, latents: Float[Array, "b t H W c"]) -> Float[Array, "b t h w 3"]:
         """Pixels, nearly in [-1, 1] (not clamped, as in the reference), of normalised latents."""
         check_latents("the FLUX autoencoder", latents.shape, self.channels)

@@ -11,6 +11,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, UInt8
 
+from metacanvas_jax.parallel.activations import part
 from metacanvas_jax.types import Params
 
 WHITE = 1.0
@@ -92,12 +93,14 @@ class PatchPca(nn.Module):
         """There and back."""
         return self.decode(self.encode(video))
 
+    @part("vae")
     def encode(self, video: Float[Array, "b t H W 3"]) -> Float[Array, "b t h w c"]:
         """Latents of pixels in [-1, 1]; raises ValueError when the sides do not divide by the patch."""
         patches = to_patches(video.astype(jnp.float32), self.config.patch)
         centred = patches - jnp.expand_dims(self.mean, range(4))
         return jnp.einsum("bthwv,vc->bthwc", centred, self.basis * self.scale[None])
 
+    @part("vae")
     def decode(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b t H W 3"]:
         """Pixels, clipped to [-1, 1]."""
         back = (self.basis / self.scale[None]).T

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from metacanvas_jax.nn.layers import Dense
+from metacanvas_jax.parallel.activations import constrain, part
 from metacanvas_jax.vae.base import check_latents, check_video
 from metacanvas_jax.vae.wan_blocks import VIDEO, ChannelNorm, Middle, Past, Stage, conv3d, remember
 
@@ -245,21 +246,23 @@ class WanVae(nn.Module):
         """Encodes and decodes; touches every parameter."""
         return self.decode(self.encode(video))
 
+    @part("vae")
     def encode(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b T H W c"]:
         """Normalised mean of the posterior, float32, of pixels in [-1, 1].
 
         Raises ``UserError`` unless the frames number ``1 + temporal * k`` and the size divides by ``spatial``.
         """
         check_video("the Wan autoencoder", video.shape, self.spatial, self.temporal)
-        video = nn.with_logical_constraint(video, VIDEO)
+        video = constrain(video, VIDEO)
         size = self.temporal * (self.config.chunk or video.shape[1])
         mean, _ = in_chunks(self.encoder, Encoder.__call__, video, {}, size)
         return (mean.astype(jnp.float32) - self._vector(self.config.latent_mean)) / self._vector(self.config.latent_std)
 
+    @part("vae")
     def decode(self, latents: Float[Array, "b T H W c"]) -> Float[Array, "b t h w 3"]:
         """Pixels, clamped to [-1, 1], of normalised latents."""
         check_latents("the Wan autoencoder", latents.shape, self.channels)
-        latents = nn.with_logical_constraint(latents.astype(jnp.float32), VIDEO)
+        latents = constrain(latents.astype(jnp.float32), VIDEO)
         latents = latents * self._vector(self.config.latent_std) + self._vector(self.config.latent_mean)
         video, _ = in_chunks(self.decoder, Decoder.__call__, latents, {}, self.config.chunk or latents.shape[1])
         return video

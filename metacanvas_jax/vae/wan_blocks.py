@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from metacanvas_jax.kernels.attention import attention
 from metacanvas_jax.nn.layers import Conv, Dense, Dtype, ones_init
+from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.vae.base import nearest_double, per_frame
 
 VIDEO = ("batch", "frames", "rows", "columns", None)
@@ -98,7 +99,7 @@ class Block(nn.Module):
             y = conv3d(self.features, self.dtype, name=f"conv{i}")(y)
         if x.shape[-1] != self.features:
             x = Dense(self.features, (None, "embed"), self.dtype, name="shortcut")(x)
-        return nn.with_logical_constraint(x + y, VIDEO), now
+        return constrain(x + y, VIDEO), now
 
 
 class SelfAttention(nn.Module):
@@ -197,4 +198,4 @@ class Stage(nn.Module):
             x = x + unfold(start, self.features, factor, first=not past)
         elif self.shortcut:
             x = x + fold(start, self.features, factor, 2 if self.step == "down" else 1, first=not past)
-        return nn.with_logical_constraint(x, VIDEO), now
+        return constrain(x, VIDEO), now

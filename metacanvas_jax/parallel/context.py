@@ -1,0 +1,96 @@
+"""Attention on a mesh: each device runs the whole kernel on its own heads and samples, whatever the kernel is.
+
+Between the blocks the tokens of a long sequence are spread over the context axis. Attention needs all of them, so q, k
+and v go from slices of the tokens with all heads to all tokens with slices of the heads, and the result goes back: two
+all-to-alls, each of which moves ``1 - 1/context`` of an array once (DeepSpeed Ulysses, arXiv 2309.14509). Heads are
+few, so tensor times context must divide their number.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.parallel.activations import constrain, current_mesh, spec_of
+
+EXCHANGED = ("batch", "whole_seq", "exchanged_heads", None)
+QUERIES = ("batch", "seq", "heads", None)
+KEYS = ("batch", "whole_seq", "kv_heads", None)
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
+"""``attend(q, k, v, mask) -> out`` on arrays as one device sees them; ``mask`` is a ``MaskSpec``."""
+
+
+def exchanging() -> bool:
+    """Whether tokens are spread over a context axis."""
+    mesh = current_mesh()
+    return mesh is not None and mesh.shape["context"] > 1
+
+
+def whole_sequence(x: Float[Array, "b n h e"]) -> Float[Array, "b n h e"]:
+    """All tokens of some heads in place of some tokens of all heads; without a context axis the array as it is.
+
+    For streams that are joined along the sequence before they attend: joining is local once heads are what is split.
+    """
+    return constrain(x, EXCHANGED) if exchanging() else x
+
+
+def sharded(attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, mask: Any, *, exchange: bool) -> jax.Array:
+    """``attend`` inside ``shard_map``: per device its samples and heads of ``q [b n h e]`` and ``k, v [b m g e]``.
+
+    ``exchange`` says that q, k and v are of one sequence that the context axis may split; otherwise keys and values are
+    whole and a device keeps its slice of the queries (unless the mask is causal). Grouped key/value heads are repeated
+    where they do not divide by the tensor axis.
+
+    Raises:
+        UserError: heads or tokens do not divide by the axes of the mesh that an exchange splits them over.
+    """
+    mesh = current_mesh()
+    if mesh is None:
+        return attend(q, k, v, mask)
+    if exchange and exchanging():
+        _check(mesh.shape["context"], mesh.shape["tensor"], q.shape, k.shape)
+        q, k, v = (constrain(x, EXCHANGED) for x in (q, k, v))
+        query_names = key_names = EXCHANGED
+    else:
+        query_names, key_names = QUERIES, KEYS
+        if mask.causal:  # a device would have to know where in the sequence its queries stand
+            query_names = ("batch", "whole_seq", "heads", None)
+    heads = q.shape[2]
+    query_spec = spec_of(query_names, q.shape)
+    if spec_of(key_names, k.shape)[2] != query_spec[2]:
+        k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
+        key_names = (*key_names[:2], query_names[2], None)
+    key_spec = spec_of(key_names, k.shape)
+
+    # The arrays of the mask lie as what they describe; they go in by name, so that none is closed over.
+    owners = {"keys": key_spec, "query_segments": query_spec, "key_segments": key_spec}
+    parts = {name: x for name in owners if (x := getattr(mask, name)) is not None}
+    specs = {
+        name: PartitionSpec(owners[name][0] if x.shape[0] == q.shape[0] else None, owners[name][1])
+        for name, x in parts.items()
+    }
+
+    def on_device(q: jax.Array, k: jax.Array, v: jax.Array, parts: dict[str, jax.Array]) -> jax.Array:
+        return attend(q, k, v, mask.replace(**parts))
+
+    split = jax.shard_map(
+        on_device, in_specs=(query_spec, key_spec, key_spec, specs), out_specs=query_spec, check_vma=False
+    )
+    return constrain(split(q, k, v, parts), QUERIES)
+
+
+def _check(context: int, tensor: int, queries: tuple[int, ...], keys: tuple[int, ...]) -> None:
+    for name, heads in (("heads", queries[2]), ("key/value heads", keys[2])):
+        if heads % (context * tensor):
+            raise UserError(
+                f"mesh: tokens are exchanged for heads over context {context} x tensor {tensor} = {context * tensor} "
+                f"devices, which do not divide the {heads} {name} of an attention over {queries[1]} tokens"
+            )
+    for name, tokens in (("tokens", queries[1]), ("keys", keys[1])):
+        if tokens % context:
+            raise UserError(f"mesh: context {context} does not divide the {tokens} {name} of a sequence")
