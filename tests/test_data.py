@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from metacanvas_jax.data import dataset, openmoji, questions, scenes, tokenizer
+from metacanvas_jax.data import dataset, openmoji, questions, scenes, tokenizer, worlds
 from metacanvas_jax.data.dataset import Records
 from metacanvas_jax.data.mixture import Source
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline, stack_pixels
@@ -76,8 +76,8 @@ def test_foreign_folder_is_refused_untouched(tmp_path):
 
 
 @pytest.mark.miniature
-def test_interrupted_writing_leaves_nothing_behind(tmp_path, monkeypatch):
-    real = dataset.draw
+def test_interrupted_writing_goes_on_and_shows_no_half_written_folder(tmp_path, monkeypatch):
+    real = worlds.draw
     calls = []
 
     def failing(world, scene):
@@ -86,12 +86,11 @@ def test_interrupted_writing_leaves_nothing_behind(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(world, scene)
 
-    monkeypatch.setattr(dataset, "draw", failing)
+    monkeypatch.setattr(worlds, "draw", failing)
     with pytest.raises(KeyboardInterrupt):
         dataset.prepare(tmp_path / "set", WORLD, 8, seed=0, progress=False)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".set.partial"]
     monkeypatch.undo()
-    (tmp_path / ".set.partial").mkdir()  # what a killed run leaves
     assert len(Records(dataset.prepare(tmp_path / "set", WORLD, 8, seed=0, progress=False))) == 8
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
