@@ -1,16 +1,31 @@
 """Defaults of every experiment, once. Other configs start from ``get_config`` and change what differs.
 
-Sizes of published networks come from the presets of the networks themselves.
+Sizes of published networks come from the presets of the networks themselves. A config file of an experiment has
+variants, named after the colon, and each of them has a miniature: ``configs/t2i_scratch.py:metaquery``,
+``configs/t2i_scratch.py:metaquery.miniature``; ``configs/t2i_scratch.py`` and ``configs/t2i_scratch.py:miniature`` are
+those of the first variant.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
 from metacanvas_jax import build
+from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
+from metacanvas_jax.connectors.context import ContextConnectorConfig
 from metacanvas_jax.data.scenes import SceneWorld
+from metacanvas_jax.data.tasks import Bucket
 from metacanvas_jax.diffusion.flow import TimeConfig
+from metacanvas_jax.mllm.qwen import qwen2_5_vl_3b, qwen2_5_vl_7b
+from metacanvas_jax.nn.lora import LoraConfig
+from metacanvas_jax.parallel.mesh import MeshConfig
+from metacanvas_jax.text.gemma2 import Gemma2Config
 from metacanvas_jax.train.optimizer import OptimizerConfig
+
+WEIGHTS = "weights"  # folder of the published weights, each under its name on Hugging Face
+DATA = "data"  # folder of the data sets
+LARGE = {"dtype": "bfloat16", "remat": "full"}  # how networks of published size are computed
 
 
 def section(defaults, **changes) -> ConfigDict:
@@ -31,4 +46,47 @@ def get_config() -> ConfigDict:
     config.time = section(TimeConfig())
     config.sampler = section(build.SamplerSection())
     config.eval = section(build.EvalSection())
+    config.mesh = section(MeshConfig())
     return config
+
+
+def choose(file: str, variants: Sequence[str], asked: str) -> tuple[str, bool]:
+    """``VARIANT``, ``VARIANT.miniature`` or ``miniature`` to (variant, whether it is the miniature)."""
+    words = asked.split(".") if asked else []
+    named = [word for word in words if word != "miniature"]
+    name = named[0] if named else variants[0]
+    if name not in variants or len(named) > 1 or len(words) - len(named) > 1:
+        raise ValueError(
+            f"{file} has the variants {', '.join(variants)}, each also as VARIANT.miniature, not {asked!r}"
+        )
+    return name, len(words) > len(named)
+
+
+def qwen(size: str, lora: LoraConfig | None = None) -> ConfigDict:
+    """Qwen2.5-VL of size "3B" or "7B", 144 tokens per image (paper, Table 16)."""
+    preset = {"3B": qwen2_5_vl_3b, "7B": qwen2_5_vl_7b}[size](lora=lora, **LARGE)
+    folder = f"{WEIGHTS}/Qwen2.5-VL-{size}-Instruct"
+    mllm = build.MllmSection(preset.language, preset.vision, weights=folder, tokenizer=folder, image_tokens=144)
+    return section(mllm)
+
+
+def gemma() -> ConfigDict:
+    """SANA's own text encoder, as published."""
+    folder = f"{WEIGHTS}/Sana_1600M_512px_diffusers"
+    encoder = Gemma2Config(dtype="bfloat16")
+    return section(build.TextSection(encoder, weights=f"{folder}/text_encoder", tokenizer=f"{folder}/tokenizer"))
+
+
+def canvas_connector(width: int, **changes) -> ConfigDict:
+    """The paper's canvas connector for a DiT of this width."""
+    return section(CanvasConnectorConfig(width, dtype="bfloat16"), **changes)
+
+
+def context_connector(width: int, **changes) -> ConfigDict:
+    """The paper's context connector for a DiT that reads states of this width."""
+    return section(ContextConnectorConfig(width, dtype="bfloat16"), **changes)
+
+
+def buckets(*rows: Bucket) -> tuple[dict, ...]:
+    """Buckets as they stand in a config."""
+    return tuple(dataclasses.asdict(row) for row in rows)

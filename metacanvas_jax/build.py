@@ -15,6 +15,7 @@ from metacanvas_jax.connectors.canvas import CanvasConnector, CanvasConnectorCon
 from metacanvas_jax.connectors.context import ContextConnector, ContextConnectorConfig
 from metacanvas_jax.connectors.queries import Queries, QueriesConfig
 from metacanvas_jax.data.scenes import SceneWorld
+from metacanvas_jax.data.tasks import TASKS, Bucket
 from metacanvas_jax.diffusion import schedules
 from metacanvas_jax.diffusion.flow import TimeConfig
 from metacanvas_jax.dit.flux import Flux, FluxConfig
@@ -27,6 +28,7 @@ from metacanvas_jax.mllm.language import LanguageConfig
 from metacanvas_jax.mllm.qwen import MllmConfig, Qwen25VL
 from metacanvas_jax.mllm.vision import VisionConfig
 from metacanvas_jax.parallel.mesh import PRESETS, MeshConfig
+from metacanvas_jax.text.gemma2 import Gemma2, Gemma2Config
 from metacanvas_jax.train.optimizer import OptimizerConfig
 from metacanvas_jax.types import Params
 from metacanvas_jax.vae.dc_ae import DcAe, DcAeConfig
@@ -49,7 +51,11 @@ VAES: dict[str, tuple[type, type[nn.Module]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class MllmSection:
-    """The MLLM, the folder of its weights (empty: random) and of its tokenizer."""
+    """The MLLM, the folder of its weights (empty: random) and of its tokenizer.
+
+    ``image_tokens`` is how many tokens an image, or a pair of video frames, becomes at most (None: by its pixels);
+    ``video_fps`` is how many frames of a video's second are read.
+    """
 
     language: LanguageConfig
     vision: VisionConfig | None
@@ -58,6 +64,24 @@ class MllmSection:
     buckets: tuple[int, ...] = (64, 128, 256, 512)
     system: str | None = "You are a helpful assistant."
     image_pixels: tuple[int, int] | None = None  # least and most pixels of an image; None: the published limits
+    image_tokens: int | None = None
+    video_fps: float = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSection:
+    """The text encoder that a DiT keeps for itself (SANA's Gemma-2) and how it is prompted.
+
+    The DiT reads ``length`` states. ``instruction`` puts SANA's before the prompt. With ``reads_prompt`` False it
+    always gets the empty prompt, so that all meaning comes over the canvas (paper, Fig. 4).
+    """
+
+    encoder: Gemma2Config
+    weights: str = ""
+    tokenizer: str = ""
+    length: int = 300
+    instruction: bool = True
+    reads_prompt: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +145,12 @@ class EvalSection:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything that decides a run. ``mesh`` may name a ``preset`` of ``parallel/mesh.py`` and change it.
+    """Everything that decides a run. ``objective`` is "paint" (the flow of the DiT) or "understand" (next tokens).
 
-    ``objective`` is "paint" (the flow of the DiT) or "understand" (next tokens)."""
+    ``start`` is the folder of a run whose trained parameters this one begins with; ``dit_weights`` that of published
+    ones. ``dit_guidance`` is the scale told to a guidance-distilled DiT. Without ``buckets`` the run paints the
+    pictures of its world. ``mesh`` may name a ``preset`` of ``parallel/mesh.py`` and change it.
+    """
 
     name: str
     seed: int
@@ -136,6 +163,10 @@ class Experiment:
     dit: Any = None
     vae: Any = None
     vae_weights: str = ""
+    dit_weights: str = ""
+    dit_guidance: float | None = None
+    start: str = ""
+    text: TextSection | None = None
     canvas: CanvasConfig | None = None
     canvas_connector: CanvasConnectorConfig | None = None
     context_connector: ContextConnectorConfig | None = None
@@ -144,6 +175,24 @@ class Experiment:
     sampler: SamplerSection = SamplerSection()
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     eval: EvalSection = EvalSection()
+    buckets: tuple[Bucket, ...] = ()
+
+    @property
+    def shapes(self) -> tuple[Bucket, ...]:
+        """The buckets of the run, each with its batch."""
+        world = Bucket("text_to_image", (self.world.size, self.world.size), length=max(self.mllm.buckets))
+        buckets = self.buckets or (world,)
+        return tuple(dataclasses.replace(b, batch=self.train.batch if b.batch is None else b.batch) for b in buckets)
+
+    @property
+    def uses_mllm(self) -> bool:
+        """Whether anything reads the MLLM; a DiT with its own text encoder may do without."""
+        return any(part is not None for part in (self.canvas, self.queries, self.context_connector))
+
+    @property
+    def given_channels(self) -> bool:
+        """Whether the DiT has input channels for given latents."""
+        return bool(getattr(self.dit, "extra_channels", 0))
 
 
 def experiment(config: ConfigDict) -> Experiment:
@@ -156,12 +205,40 @@ def experiment(config: ConfigDict) -> Experiment:
         values["mesh"] = _mesh(values["mesh"])
     built = _dataclass(Experiment, values, "")
     if built.objective == "paint":
-        missing = [name for name in ("dit", "vae", "context_connector") if getattr(built, name) is None]
-        if missing:
-            raise UserError(f"config: objective 'paint' needs the section {missing[0]!r}")
-        if (built.canvas is None) != (built.canvas_connector is None):
-            raise UserError("config: 'canvas' and 'canvas_connector' come together; one of them is None")
+        _check_painter(built)
     return built
+
+
+def _check_painter(built: Experiment) -> None:
+    missing = [name for name in ("dit", "vae") if getattr(built, name) is None]
+    if built.context_connector is None and built.text is None:
+        missing.append("context_connector")
+    if missing:
+        raise UserError(f"config: objective 'paint' needs the section {missing[0]!r}")
+    if (built.canvas is None) != (built.canvas_connector is None):
+        raise UserError("config: 'canvas' and 'canvas_connector' come together; one of them is None")
+    if built.queries is not None and built.context_connector is None:
+        raise UserError("config: 'queries' reach the DiT through the 'context_connector', which is None")
+    vae = autoencoder(built)
+    if built.given_channels and built.dit.extra_channels != vae.channels + 1:
+        raise UserError(
+            f"config: dit.extra_channels is {built.dit.extra_channels}, expected {vae.channels + 1}: the latent's "
+            f"{vae.channels} channels and a mask"
+        )
+    patch = _module(built.dit, DITS).patch
+    for i, bucket in enumerate(built.shapes):
+        where, task = f"config: buckets[{i}] ({bucket.task})", TASKS[bucket.task]
+        rows, columns = vae.spatial * patch[1], vae.spatial * patch[2]
+        if bucket.size[0] % rows or bucket.size[1] % columns:
+            raise UserError(f"{where}: {bucket.size} pixels are no multiples of {rows} x {columns} (latent and patch)")
+        if (bucket.frames - 1) % vae.temporal:
+            raise UserError(f"{where}: expected 1 + {vae.temporal} k frames, found {bucket.frames}")
+        if bucket.frames > 1 and not isinstance(built.dit, WanConfig):
+            raise UserError(f"{where}: this DiT makes images only")
+        if task.vae == "source" and not built.given_channels and not isinstance(built.dit, FluxConfig):
+            raise UserError(f"{where}: the DiT has no way to read a source; Wan needs dit.extra_channels")
+        if task.mllm != "nothing" and built.uses_mllm and built.mllm.vision is None:
+            raise UserError(f"{where}: the MLLM must see, but mllm.vision is None")
 
 
 def network(config: Experiment) -> MetaCanvas | Qwen25VL:
@@ -176,12 +253,14 @@ def network(config: Experiment) -> MetaCanvas | Qwen25VL:
         canvas = CanvasTokens(config.canvas, width, config.mllm.language.dtype)
         connector = CanvasConnector(config.canvas_connector)
     return MetaCanvas(
-        mllm=Qwen25VL(mllm),
-        context_connector=ContextConnector(config.context_connector),
         dit=dit,
+        mllm=Qwen25VL(mllm) if config.uses_mllm else None,
+        context_connector=None if config.context_connector is None else ContextConnector(config.context_connector),
         canvas=canvas,
         canvas_connector=connector,
-        queries=None if config.queries is None else Queries(config.queries, width),
+        queries=None if config.queries is None else Queries(config.queries, width, config.mllm.language.dtype),
+        text=None if config.text is None else Gemma2(config.text.encoder),
+        text_length=300 if config.text is None else config.text.length,
     )
 
 

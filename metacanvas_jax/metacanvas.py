@@ -7,69 +7,106 @@
     noisy latents ──► dit.embed ──► patch tokens ──► canvas connector, part 2 ──► dit.run ──► dit.unembed ──► velocity
 
 ``read`` depends on no trained parameter and runs once without gradient; ``plan`` runs once per prompt, ``velocity``
-once per noise level.
+once per noise level. A DiT may keep its own text encoder: the condition is then its states, followed by those of the
+context connector if there is one.
 """
 
 import flax.linen as nn
+import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from metacanvas_jax.connectors.canvas import CanvasConnector
 from metacanvas_jax.connectors.context import ContextConnector
 from metacanvas_jax.connectors.queries import Queries, append_queries
 from metacanvas_jax.dit.base import DiT
-from metacanvas_jax.mllm.canvas import CanvasTokens, canvas_positions
+from metacanvas_jax.mllm.canvas import CanvasConfig, CanvasTokens, canvas_positions
 from metacanvas_jax.mllm.qwen import Qwen25VL
+from metacanvas_jax.text.gemma2 import Gemma2, sana_context
 from metacanvas_jax.types import Condition, Context, Grid, MllmInputs, Plan, Tokens
 
 
 class MetaCanvas(nn.Module):
-    """The whole network. ``canvas`` and ``queries`` may each be absent: that is the paper's set of baselines.
+    """The whole network. What is absent makes the paper's baselines (``build.network``).
 
-    Parameters lie under ``mllm``, ``context_connector``, ``canvas``, ``canvas_connector``, ``queries`` and ``dit``.
+    Parameters lie under ``mllm``, ``text``, ``context_connector``, ``canvas``, ``canvas_connector``, ``queries`` and
+    ``dit``. ``text_length`` is the number of states that the DiT reads of its own text encoder.
     """
 
-    mllm: Qwen25VL
-    context_connector: ContextConnector
     dit: DiT
+    mllm: Qwen25VL | None = None
+    context_connector: ContextConnector | None = None
     canvas: CanvasTokens | None = None
     canvas_connector: CanvasConnector | None = None
     queries: Queries | None = None
+    text: Gemma2 | None = None
+    text_length: int = 300
 
     def __call__(
-        self, inputs: MllmInputs, latents: Float[Array, "b t h w c"], time: Float[Array, " b"]
+        self,
+        inputs: MllmInputs,
+        latents: Float[Array, "b t h w c"],
+        time: Float[Array, " b"],
+        condition: Condition | None = None,
     ) -> Float[Array, "b t h w c"]:
         """The velocity from everything at once; ``init`` makes every parameter with it."""
         context = self.read(inputs)
-        if self.is_initializing():
+        if self.is_initializing() and self.mllm is not None:
             self.mllm.logits(context.hidden)  # the head belongs to the published weights, though nothing here reads it
-        return self.velocity(latents, time, self.plan(context))
+        return self.velocity(latents, time, self.plan(context), condition)
 
     def read(self, inputs: MllmInputs) -> Context:
         """The frozen part: hidden states of the prompt and the keys and values the canvas is written against."""
-        return self.mllm.encode(inputs)
+        if self.mllm is None:
+            nothing = jnp.zeros((*inputs.tokens.shape, 0), jnp.float32)
+            context = Context(nothing, inputs.mask, None, jnp.zeros(inputs.tokens.shape[:1], jnp.int32))
+        else:
+            context = self.mllm.encode(inputs, cache=self.canvas is not None or self.queries is not None)
+        if self.text is None:
+            return context
+        states = self.text(inputs.text.tokens, inputs.text.mask)
+        states, mask = sana_context(states, inputs.text.mask, self.text_length)
+        return context.replace(text=states, text_mask=mask)
 
     def plan(self, context: Context, shape: Grid | None = None, *, deterministic: bool = True) -> Plan:
         """Context tokens in the DiT's width, and the canvas, written by the MLLM and read by the connector.
 
         ``shape`` is (keyframes, rows, columns) where it differs from the configured canvas.
         """
-        hidden, mask = context.hidden, context.mask
-        if self.queries is not None:
-            written = self.write(context, self.queries(), deterministic=deterministic)
-            hidden, mask = append_queries(hidden, mask, rearrange(written, "b 1 1 n d -> b n d"))
+        states, mask = self.condition(context, deterministic)
         canvas = None
         if self.canvas is not None:
-            written = self.write(context, self.canvas(shape), deterministic=deterministic)
+            written = self.write(context, self.canvas(shape), self.canvas.config, deterministic=deterministic)
             canvas = self.canvas_connector.read(written)
-        return Plan(self.context_connector(hidden, deterministic=deterministic), mask, canvas)
+        return Plan(states, mask, canvas)
+
+    def condition(self, context: Context, deterministic: bool) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"]]:
+        """What the DiT reads as text: its own encoder's states, then the MLLM's through the context connector."""
+        parts = [] if self.text is None else [(context.text, context.text_mask)]
+        if self.context_connector is not None:
+            hidden, mask = context.hidden, context.mask
+            if self.queries is not None:
+                written = self.write(context, self.queries(), self.queries.positions, deterministic=deterministic)
+                written = rearrange(written, "b 1 1 n d -> b n d")
+                if self.queries.config.after_context:
+                    hidden, mask = append_queries(hidden, mask, written)
+                else:
+                    hidden, mask = written, jnp.ones(written.shape[:2], bool)
+            parts.append((self.context_connector(hidden, deterministic=deterministic), mask))
+        states, masks = zip(*parts, strict=True)
+        states = [x.astype(states[0].dtype) for x in states]
+        return jnp.concatenate(states, axis=1), jnp.concatenate(masks, axis=1)
 
     def write(
-        self, context: Context, tokens: Float[Array, "k y x d"], *, deterministic: bool = True
+        self,
+        context: Context,
+        tokens: Float[Array, "k y x d"],
+        config: CanvasConfig,
+        *,
+        deterministic: bool = True,
     ) -> Float[Array, "b k y x d"]:
-        """Runs learnable tokens through the MLLM after its context, at the positions of an image or a video."""
+        """Runs learnable tokens through the MLLM after its context, at the positions that ``config`` says."""
         k, y, x, _ = tokens.shape
-        config = self.canvas.config if self.canvas is not None else self.queries.positions
         positions = canvas_positions(context.next_position, (k, y, x), config)
         batch = rearrange(tokens, "k y x d -> 1 (k y x) d").repeat(context.hidden.shape[0], axis=0)
         hidden = self.mllm.write(

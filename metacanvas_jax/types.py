@@ -47,13 +47,25 @@ class Media:
 
 
 @struct.dataclass
+class Text:
+    """Tokens for the text encoder that a DiT keeps for itself (SANA's Gemma-2); padding stands on the right."""
+
+    tokens: Int[Array, "b n"]
+    mask: Bool[Array, "b n"]
+
+
+@struct.dataclass
 class MllmInputs:
-    """What the MLLM reads. ``positions`` are explicit: (temporal, height, width) of every token."""
+    """What the MLLM reads, and the DiT's own text encoder where there is one.
+
+    ``positions`` are explicit: (temporal, height, width) of every token.
+    """
 
     tokens: Int[Array, "b l"]
     positions: Int[Array, "3 b l"]
     mask: Bool[Array, "b l"]  # True on real tokens; padding may stand left or right
     media: tuple[Media, ...] = ()
+    text: Text | None = None
 
 
 @struct.dataclass
@@ -68,13 +80,16 @@ class KeyValues:
 class Context:
     """The MLLM's reading of its inputs: hidden states after the final norm, and what the canvas is written against.
 
-    ``next_position`` is the first position free after the last real token, where the canvas block starts.
+    ``next_position`` is the first position free after the last real token, where the canvas block starts. ``text`` and
+    ``text_mask`` are the states of the DiT's own text encoder, where there is one.
     """
 
     hidden: Float[Array, "b l d"]
     mask: Bool[Array, "b l"]
     cache: KeyValues | None  # None when it was not asked for
     next_position: Int[Array, " b"]
+    text: Float[Array, "b n e"] | None = None
+    text_mask: Bool[Array, "b n"] | None = None
 
 
 @struct.dataclass

@@ -17,11 +17,13 @@ from metacanvas_jax.nn.layers import Dtype
 class QueriesConfig:
     """``count`` queries; ``bidirectional`` lets them see each other, otherwise they are causal.
 
-    Raises ValueError for less than one query.
+    With ``after_context`` the DiT reads the MLLM's states of the prompt and then the queries; otherwise the queries
+    alone (MetaQuery as published). Raises ValueError for less than one query.
     """
 
     count: int = 256
     bidirectional: bool = False
+    after_context: bool = True
 
     def __post_init__(self) -> None:
         """Checks the count."""

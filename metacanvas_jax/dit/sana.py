@@ -17,12 +17,14 @@ from jaxtyping import Array, Bool, Float
 from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.kernels.linear_attention import relu_linear_attention
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm, layer_norm, lecun_init, zeros_init
+from metacanvas_jax.nn.lora import LoraConfig, adapted
 from metacanvas_jax.nn.mix_ffn import MixFFN
 from metacanvas_jax.nn.modulation import AdaLNSingle, gated, modulate, table_init
 from metacanvas_jax.nn.stack import REMAT_CHOICES, stack
 from metacanvas_jax.parallel.activations import constrain, constrain_grid
 from metacanvas_jax.types import Condition, Grid, Tokens
 
+PROJECTIONS = ("q", "k", "v", "out", "expand", "reduce")  # of a block: both attentions and the Mix-FFN
 NORM_EPS = 1e-5  # of the caption norm and the q/k norms; fixed, unlike ``SanaConfig.eps``
 
 
@@ -36,7 +38,8 @@ class SanaConfig:
     embedding (512 and 1024 px: position comes from the depthwise convolutions); otherwise a fixed sine-cosine table
     made for ``sample_size`` is added. ``caption_norm_init`` is the gain a fresh network starts with (SANA trains with
     0.01). ``zero_init_out`` starts the last projection and those of the cross-attentions at zero (DiT practice for
-    training from scratch). ``time_scale`` turns noise levels in [0, 1] into the network's timesteps.
+    training from scratch). ``time_scale`` turns noise levels in [0, 1] into the network's timesteps. ``lora`` puts
+    adapters, without dropout, beside the layers of the blocks whose names it targets (of ``PROJECTIONS``).
     """
 
     latent_channels: int
@@ -54,6 +57,7 @@ class SanaConfig:
     time_scale: float = 1000.0
     caption_norm_init: float = 0.01
     zero_init_out: bool = False
+    lora: LoraConfig | None = None
     remat: str = "none"
     dtype: Dtype = "float32"
 
@@ -67,6 +71,10 @@ class SanaConfig:
             raise ValueError(f"SanaConfig: remat must be one of {REMAT_CHOICES}, not {self.remat!r}.")
         if self.interpolation_scale is not None and self.width % 4:
             raise ValueError(f"SanaConfig: positions need a width that is a multiple of 4, not {self.width}.")
+        if self.lora is not None and (unknown := set(self.lora.targets) - set(PROJECTIONS)):
+            raise ValueError(f"SanaConfig: unknown LoRA targets {sorted(unknown)}; choose from {PROJECTIONS}.")
+        if self.lora is not None and self.lora.dropout:
+            raise ValueError(f"SanaConfig: adapters of a DiT have no dropout, found {self.lora.dropout}.")
 
     @property
     def width(self) -> int:
@@ -114,17 +122,21 @@ class LinearAttention(nn.Module):
     heads: int
     qk_norm: bool
     dtype: Dtype
+    lora: LoraConfig | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b y x d"]) -> Float[Array, "b y x d"]:
         """Tokens on their grid; order does not matter here."""
         width = x.shape[-1]
-        q, k, v = (Dense(width, ("embed", "heads"), self.dtype, use_bias=False, name=name)(x) for name in "qkv")
+        q, k, v = (
+            adapted(Dense(width, ("embed", "heads"), self.dtype, use_bias=False, name=name), x, self.lora)
+            for name in "qkv"
+        )
         if self.qk_norm:
             q, k = RMSNorm(NORM_EPS, "heads", name="q_norm")(q), RMSNorm(NORM_EPS, "heads", name="k_norm")(k)
         q, k, v = (split_heads(rearrange(z, "b y x d -> b (y x) d"), self.heads) for z in (q, k, v))
         out = rearrange(relu_linear_attention(q, k, v), "b n h e -> b n (h e)").reshape(x.shape)
-        return Dense(width, ("heads", "embed"), self.dtype, name="out")(out)
+        return adapted(Dense(width, ("heads", "embed"), self.dtype, name="out"), out, self.lora)
 
 
 class CrossAttention(nn.Module):
@@ -134,6 +146,7 @@ class CrossAttention(nn.Module):
     qk_norm: bool
     dtype: Dtype
     out_init: nn.initializers.Initializer = lecun_init
+    lora: LoraConfig | None = None
 
     @nn.compact
     def __call__(
@@ -141,15 +154,20 @@ class CrossAttention(nn.Module):
     ) -> Float[Array, "b y x d"]:
         """``mask`` is True on the states that may be seen."""
         width = x.shape[-1]
-        q = Dense(width, ("embed", "heads"), self.dtype, name="q")(rearrange(x, "b y x d -> b (y x) d"))
-        k, v = (Dense(width, ("embed", "heads"), self.dtype, name=name)(caption) for name in "kv")
+
+        def project(name: str, z: jax.Array) -> jax.Array:
+            return adapted(Dense(width, ("embed", "heads"), self.dtype, name=name), z, self.lora)
+
+        q = project("q", rearrange(x, "b y x d -> b (y x) d"))
+        k, v = project("k", caption), project("v", caption)
         if self.qk_norm:
             q, k = RMSNorm(NORM_EPS, "heads", name="q_norm")(q), RMSNorm(NORM_EPS, "heads", name="k_norm")(k)
         q = split_heads(q, self.heads)
         k, v = split_heads(k, self.heads, "whole_seq"), split_heads(v, self.heads, "whole_seq")
         out = attention(q, k, v, mask=MaskSpec(keys=mask))
         out = rearrange(out, "b n h e -> b n (h e)").reshape(x.shape)
-        return Dense(width, ("heads", "embed"), self.dtype, kernel_init=self.out_init, name="out")(out)
+        layer = Dense(width, ("heads", "embed"), self.dtype, kernel_init=self.out_init, name="out")
+        return adapted(layer, out, self.lora)
 
 
 class SanaBlock(nn.Module):
@@ -165,6 +183,7 @@ class SanaBlock(nn.Module):
     qk_norm: bool = False
     eps: float = 1e-6
     cross_out_init: nn.initializers.Initializer = lecun_init
+    lora: LoraConfig | None = None
 
     @nn.compact
     def __call__(
@@ -185,13 +204,15 @@ class SanaBlock(nn.Module):
 
         x = constrain_grid(x, "embed")
         y = modulate(layer_norm(x, eps=self.eps), shift1, scale1)
-        y = LinearAttention(self.heads, self.qk_norm, self.dtype, name="attention")(y)
-        x = constrain_grid(gated(x, y, gate1), "embed")
+        reads = LinearAttention(self.heads, self.qk_norm, self.dtype, self.lora, name="attention")
+        x = constrain_grid(gated(x, reads(y), gate1), "embed")
         if self.cross_heads is not None:
-            cross = CrossAttention(self.cross_heads, self.qk_norm, self.dtype, self.cross_out_init, name="cross")
+            cross = CrossAttention(
+                self.cross_heads, self.qk_norm, self.dtype, self.cross_out_init, self.lora, name="cross"
+            )
             x = constrain_grid(x + cross(x, caption, mask), "embed")
         y = modulate(layer_norm(x, eps=self.eps), shift2, scale2)
-        x = gated(x, MixFFN(width, self.hidden, self.dtype, name="ffn")(y), gate2)
+        x = gated(x, MixFFN(width, self.hidden, self.dtype, self.lora, name="ffn")(y), gate2)
         return constrain_grid(x, "embed"), None
 
 
@@ -220,9 +241,7 @@ class Sana(nn.Module):
         self.caption_fc2 = Dense(c.width, ("mlp", "embed"), c.dtype)
         self.caption_norm = RMSNorm(NORM_EPS, scale_init=nn.initializers.constant(c.caption_norm_init))
         blocks = stack(SanaBlock, c.layers, remat=c.remat, inputs=3)
-        self.blocks = blocks(
-            c.heads, c.hidden, c.dtype, c.cross_heads, c.qk_norm is not None, c.eps, cross_out_init=out_init
-        )
+        self.blocks = blocks(c.heads, c.hidden, c.dtype, c.cross_heads, c.qk_norm is not None, c.eps, out_init, c.lora)
         self.table = self.param("table", nn.with_logical_partitioning(table_init, (None, "embed")), (2, c.width))
         self.out = Dense(c.patch**2 * c.latent_channels, ("embed", None), c.dtype, kernel_init=out_init)
 

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metacanvas_jax.nn.layers import Dtype, zeros_init
+from metacanvas_jax.nn.layers import Dense, Dtype, zeros_init
 
 down_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # the uniform initialisation of PEFT
 
@@ -60,3 +60,11 @@ class Lora(nn.Module):
         b = self.param("b", nn.with_logical_partitioning(zeros_init, (None, self.axes[1])), (rank, self.features))
         x = nn.Dropout(self.config.dropout)(x.astype(self.dtype), deterministic=deterministic)
         return low_rank(x, a.astype(self.dtype), b.astype(self.dtype), self.config.alpha / rank)
+
+
+def adapted(layer: Dense, x: Float[Array, "*n i"], config: LoraConfig | None) -> Float[Array, "*n o"]:
+    """``layer(x)``, plus its adapter if the config targets a layer of this name. For use inside a compact method."""
+    y = layer(x)
+    if config is None or layer.name not in config.targets:
+        return y
+    return y + Lora(config, layer.features, layer.axes, layer.dtype, name=f"{layer.name}_lora")(x)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metacanvas_jax.nn.layers import Dense, Dtype, zeros_init
+from metacanvas_jax.nn.lora import LoraConfig, adapted
 from metacanvas_jax.parallel.activations import constrain_grid
 
 
@@ -77,17 +78,18 @@ class MixFFN(nn.Module):
     features: int
     hidden: int
     dtype: Dtype
+    lora: LoraConfig | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b y x d"]) -> Float[Array, "b y x o"]:
         """Tokens on their grid."""
-        y = jax.nn.silu(Dense(2 * self.hidden, ("embed", "mlp"), self.dtype, name="expand")(x))
+        y = adapted(Dense(2 * self.hidden, ("embed", "mlp"), self.dtype, name="expand"), x, self.lora)
+        y = jax.nn.silu(y)
         y = constrain_grid(y, "mlp")
         y = DepthwiseConv(self.dtype, name="depth")(y)
         value, gate = jnp.split(y, 2, axis=-1)
-        return Dense(self.features, ("mlp", "embed"), self.dtype, use_bias=False, name="reduce")(
-            value * jax.nn.silu(gate)
-        )
+        reduce = Dense(self.features, ("mlp", "embed"), self.dtype, use_bias=False, name="reduce")
+        return adapted(reduce, value * jax.nn.silu(gate), self.lora)
 
 
 class DepthwiseConv(nn.Module):

@@ -12,10 +12,12 @@ from jaxtyping import Array, Key
 
 from metacanvas_jax.build import Experiment, autoencoder, network
 from metacanvas_jax.ckpt import store
+from metacanvas_jax.data import tasks
 from metacanvas_jax.data.dataset import Records
 from metacanvas_jax.data.examples import PaintExamples, UnderstandExamples
 from metacanvas_jax.data.mixture import Source
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
+from metacanvas_jax.data.tasks import Bucket, Given
 from metacanvas_jax.data.tokenizer import load_tokenizer
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.media import MediaConfig
@@ -24,7 +26,7 @@ from metacanvas_jax.parallel.mesh import batch_part, make_mesh
 from metacanvas_jax.train import objectives
 from metacanvas_jax.train.loop import FitConfig, Job
 from metacanvas_jax.train.partition import flat, nested
-from metacanvas_jax.types import Grid, Media, MllmInputs, Params
+from metacanvas_jax.types import Grid, Media, MllmInputs, Params, Text
 
 
 def make_job(experiment: Experiment) -> Job:
@@ -34,7 +36,13 @@ def make_job(experiment: Experiment) -> Job:
     if experiment.objective == "understand":
         prepare, loss = objectives.understanding(model)
     else:
-        prepare, loss = objectives.painting(model, autoencoder(experiment), experiment.time)
+        prepare, loss = objectives.painting(
+            model,
+            autoencoder(experiment),
+            experiment.time,
+            channels=experiment.given_channels,
+            guidance=experiment.dit_guidance,
+        )
         for folder in (experiment.mllm.weights, experiment.vae_weights):
             if folder:
                 frozen[folder] = store.load_params(folder)[1]["hash"]
@@ -69,15 +77,16 @@ def fit_config(experiment: Experiment) -> FitConfig:
     )
 
 
-def latent_grid(experiment: Experiment) -> Grid:
-    """Frames, rows and columns of the latents of one picture of the experiment's world."""
+def latent_grid(experiment: Experiment, bucket: Bucket | None = None) -> Grid:
+    """Frames, rows and columns of the latents of a bucket, the experiment's first unless given."""
     vae = autoencoder(experiment)
-    if experiment.world.size % vae.spatial:
+    bucket = experiment.shapes[0] if bucket is None else bucket
+    rows, columns = bucket.size
+    if rows % vae.spatial or columns % vae.spatial:
         raise UserError(
-            f"config: pictures of {experiment.world.size} px do not divide by the autoencoder's factor {vae.spatial}"
+            f"config: pictures of {rows} x {columns} px do not divide by the autoencoder's factor {vae.spatial}"
         )
-    side = experiment.world.size // vae.spatial
-    return (1, side, side)
+    return ((bucket.frames - 1) // vae.temporal + 1, rows // vae.spatial, columns // vae.spatial)
 
 
 def initial(experiment: Experiment, key: Key[Array, ""]) -> Params:
@@ -89,10 +98,18 @@ def initial(experiment: Experiment, key: Key[Array, ""]) -> Params:
         written = jnp.zeros((1, 1, width)), jnp.zeros((3, 1, 1), jnp.int32)
         return model.init(key, inputs, *written)["params"]
     vae = autoencoder(experiment)
-    size = experiment.world.size
-    latents = jnp.zeros((1, *latent_grid(experiment), vae.channels), jnp.float32)
-    params = model.init({"params": key, "dropout": key}, inputs, latents, jnp.ones((1,), jnp.float32))["params"]
-    vae_params = vae.init(key, jnp.zeros((1, 1, size, size, 3), jnp.float32))["params"]
+    size = experiment.shapes[0].size
+    latents = jnp.zeros((1, 1, *latent_grid(experiment)[1:], vae.channels), jnp.float32)
+    condition = tasks.condition(
+        Given(),
+        jnp.zeros((1, 1, 1), jnp.float32),
+        latents,
+        channels=experiment.given_channels,
+        guidance=experiment.dit_guidance,
+    )
+    keys = {"params": key, "dropout": key}
+    params = model.init(keys, inputs, latents, jnp.ones((1,), jnp.float32), condition)["params"]
+    vae_params = vae.init(key, jnp.zeros((1, 1, *size, 3), jnp.float32))["params"]
     return params | {"vae": vae_params}
 
 
@@ -105,7 +122,11 @@ def smallest_inputs(experiment: Experiment) -> MllmInputs:
         patches = jnp.zeros((1, 1, vision.merge**2, vision.patch_values), jnp.float32)
         media = (Media(patches, jnp.zeros((1, 1, 1), jnp.int32), grid),)
     zeros = jnp.zeros((1, 2), jnp.int32)
-    return MllmInputs(zeros, jnp.broadcast_to(zeros, (3, 1, 2)), zeros == 0, media)
+    text = None
+    if experiment.text is not None:
+        blank = jnp.zeros((1, experiment.text.length), jnp.int32)
+        text = Text(blank, blank == 0)
+    return MllmInputs(zeros, jnp.broadcast_to(zeros, (3, 1, 2)), zeros == 0, media, text)
 
 
 def frozen_weights(experiment: Experiment, abstract: Params) -> Params:
@@ -146,6 +167,7 @@ def prompter(experiment: Experiment) -> Prompter:
         media = MediaConfig(
             patch=section.vision.patch,
             merge=section.vision.merge,
+            tokens=section.image_tokens,
             image_pixels=section.image_pixels or media.image_pixels,
         )
     config = PromptConfig(

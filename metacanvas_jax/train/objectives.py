@@ -2,25 +2,31 @@
 
 Batches are dicts of arrays with the samples first:
 
-``tokens`` [b l], ``positions`` [b 3 l] and ``mask`` [b l] are what the MLLM reads, ``media`` (optional) its images;
-``pixels`` uint8 [b t h w 3] is what the autoencoder reads; ``weights`` [b l] say which tokens the MLLM must predict.
+``tokens`` [b l], ``positions`` [b 3 l] and ``mask`` [b l] are what the MLLM reads, ``media`` (optional) its images and
+videos; ``text_tokens`` [b n] and ``text_mask`` [b n] (optional) are for a DiT's own text encoder. The autoencoder reads
+uint8 ``pixels`` [b t h w 3], the target, and where the task gives them ``source`` [b t h w 3] and ``references``
+[b r h w 3]. ``task`` is a ``TaskName``. ``weights`` [b l] say which tokens the MLLM must predict.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import struct
 from jaxtyping import Array, Float, Key, UInt8
 
+from metacanvas_jax.data import tasks
+from metacanvas_jax.data.tasks import TASKS, Given, TaskName
 from metacanvas_jax.diffusion.flow import TimeConfig, flow_loss, sample_time
 from metacanvas_jax.metacanvas import MetaCanvas
 from metacanvas_jax.mllm.qwen import Qwen25VL
 from metacanvas_jax.train.partition import merge
 from metacanvas_jax.train.step import Loss, Metrics, Prepare
-from metacanvas_jax.types import Context, MllmInputs, Params
+from metacanvas_jax.types import Context, MllmInputs, Params, Text
 
 Batch = Mapping[str, Any]
 
@@ -31,17 +37,22 @@ class Prepared:
 
     context: Context
     latents: Float[Array, "b t h w c"]
+    given: Given = dataclasses.field(default_factory=Given)
+    task: TaskName = dataclasses.field(default_factory=TaskName)
 
 
 def mllm_inputs(batch: Batch) -> MllmInputs:
     """The MLLM's part of a batch; positions get their axis in front."""
     positions = jnp.moveaxis(jnp.asarray(batch["positions"]), 1, 0)
-    return MllmInputs(batch["tokens"], positions, batch["mask"], tuple(batch.get("media", ())))
+    text = Text(batch["text_tokens"], batch["text_mask"]) if "text_tokens" in batch else None
+    return MllmInputs(batch["tokens"], positions, batch["mask"], tuple(batch.get("media", ())), text)
 
 
 def batch_of(inputs: MllmInputs) -> dict[str, Any]:
     """The reverse of ``mllm_inputs``."""
     batch = {"tokens": inputs.tokens, "positions": inputs.positions.swapaxes(0, 1), "mask": inputs.mask}
+    if inputs.text is not None:
+        batch |= {"text_tokens": inputs.text.tokens, "text_mask": inputs.text.mask}
     return batch | ({"media": inputs.media} if inputs.media else {})
 
 
@@ -50,27 +61,59 @@ def to_signed(pixels: UInt8[Array, "*n"]) -> Float[Array, "*n"]:
     return pixels.astype(jnp.float32) / 127.5 - 1.0
 
 
-def painting(model: MetaCanvas, vae: nn.Module, time: TimeConfig) -> tuple[Prepare, Loss]:
-    """Rectified flow of the DiT under the MLLM's plan (paper A.2). The frozen tree holds ``vae`` beside the model."""
+def encode(vae: nn.Module, params: Params, pixels: UInt8[Array, "b t h w 3"]) -> Float[Array, "b T H W c"]:
+    """Latents of bytes."""
+    return vae.apply({"params": params}, to_signed(pixels), method="encode")
+
+
+def given_latents(vae: nn.Module, params: Params, task: TaskName, batch: Batch) -> Given:
+    """The latents of what a task gives to the DiT: its source, its references one by one, or its first frame.
+
+    In a batch without target (sampling) ``source`` holds the first frame of image-to-video.
+    """
+    medium = TASKS[task.name].vae
+    if medium == "source":
+        return Given(source=encode(vae, params, batch["source"]))
+    if medium == "references":
+        each = encode(vae, params, rearrange(batch["references"], "b r h w c -> (b r) 1 h w c"))
+        return Given(references=rearrange(each, "(b r) 1 h w c -> b r h w c", r=batch["references"].shape[1]))
+    if medium == "first frame":
+        return Given(first=encode(vae, params, (batch.get("source", batch.get("pixels")))[:, :1]))
+    return Given()
+
+
+def painting(
+    model: MetaCanvas, vae: nn.Module, time: TimeConfig, *, channels: bool = False, guidance: float | None = None
+) -> tuple[Prepare, Loss]:
+    """Rectified flow of the DiT under the MLLM's plan (paper A.2). The frozen tree holds ``vae`` beside the model.
+
+    ``channels`` and ``guidance`` are those of ``tasks.condition``.
+    """
 
     def prepare(frozen: Params, batch: Batch, key: Key[Array, ""]) -> Prepared:
         del key
+        task = batch.get("task", TaskName())
         context = model.apply({"params": _model(frozen)}, mllm_inputs(batch), method="read")
-        latents = vae.apply({"params": frozen["vae"]}, to_signed(batch["pixels"]), method="encode")
-        return Prepared(context, latents)
+        latents = encode(vae, frozen["vae"], batch["pixels"])
+        return Prepared(context, latents, given_latents(vae, frozen["vae"], task, batch), task)
 
     def loss(
         trainable: Params, frozen: Params, prepared: Prepared, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         variables = {"params": merge(trainable, _model(frozen))}
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
+        shape = None
+        if model.canvas is not None:
+            shape = tasks.canvas_shape(model.canvas.config.shape, prepared.latents.shape[1])
         plan = model.apply(
-            variables, prepared.context, method="plan", deterministic=False, rngs={"dropout": dropout_key}
+            variables, prepared.context, shape, method="plan", deterministic=False, rngs={"dropout": dropout_key}
         )
         noise = jax.random.normal(noise_key, prepared.latents.shape, prepared.latents.dtype)
-        level = sample_time(time_key, (noise.shape[0],), time)
-        velocity = lambda latents, t: model.apply(variables, latents, t, plan, method="velocity")  # noqa: E731
-        return flow_loss(velocity, prepared.latents, noise, level), {}
+        task, frames = TASKS[prepared.task.name], noise.shape[1]
+        level = tasks.frame_levels(task, sample_time(time_key, (noise.shape[0],), time), frames)
+        condition = tasks.condition(prepared.given, plan.context, noise, channels=channels, guidance=guidance)
+        velocity = lambda latents, t: model.apply(variables, latents, t, plan, condition, method="velocity")  # noqa: E731
+        return flow_loss(velocity, prepared.latents, noise, level, tasks.loss_mask(task, frames)), {}
 
     return prepare, loss
 

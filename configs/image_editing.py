@@ -1,0 +1,56 @@
+"""Image editing: FLUX.1-Kontext-dev reads Qwen2.5-VL-7B instead of its text encoders, and its canvas (paper 3.2).
+
+Command:   metacanvas train --config configs/image_editing.py --workdir runs/image_editing
+Variants:  canvas (the method), no_canvas (context alone)
+Data:      OmniEdit and HQEdit, about a million edits, 512 x 512
+Hardware:  64 TPU v5p chips (4x4x4), 1 sample per chip
+Time:      about 35 h for 90,000 steps (estimate: 16 PFLOP a step at 40 % of peak)
+Score:     ImgEdit 3.86 (before 3.52), GEdit-EN G_O 7.67 (before 6.00)
+Chosen here, as the paper does not say: the vision branch is the image stream of the double blocks; the pooled CLIP
+vector becomes a projection of the mean context that starts at zero; the guidance that FLUX is told is 1.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, tiny
+from metacanvas_jax import build
+from metacanvas_jax.data.tasks import Bucket
+from metacanvas_jax.diffusion.flow import TimeConfig
+from metacanvas_jax.dit.flux import flux_kontext_dev
+from metacanvas_jax.mllm.canvas import CanvasConfig
+from metacanvas_jax.nn.lora import LoraConfig
+from metacanvas_jax.parallel.mesh import MeshConfig
+from metacanvas_jax.train.optimizer import OptimizerConfig
+from metacanvas_jax.vae.kl import FLUX_KL
+
+VARIANTS = ("canvas", "no_canvas")
+FOLDER = f"{base.WEIGHTS}/FLUX.1-Kontext-dev"
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Table 13's run, or the same without canvas."""
+    name, miniature = base.choose("configs/image_editing.py", VARIANTS, variant)
+    canvas = name == "canvas"
+    config = base.get_config()
+    config.name = f"image_editing_{name}"
+    dit = flux_kontext_dev(pooled="learned", mask_context=True, **base.LARGE)
+    config.dit = base.section(dit, kind="flux")
+    config.dit_weights = f"{FOLDER}/transformer"
+    config.dit_guidance = 1.0
+    config.vae = base.section(FLUX_KL, kind="kl", dtype="bfloat16")
+    config.vae_weights = f"{FOLDER}/vae"
+    config.mllm = base.qwen("7B", LoraConfig(rank=64, alpha=64.0, dropout=0.05) if canvas else None)
+    if canvas:
+        config.canvas = base.section(CanvasConfig(rows=32, columns=32))
+        config.canvas_connector = base.canvas_connector(dit.width)
+    # The sizes of UniWorld-V1's connector, which the paper starts from.
+    config.context_connector = base.context_connector(dit.context_width, hidden=12288, activation="silu")
+    config.buckets = base.buckets(Bucket("image_editing", (512, 512), length=384))
+    config.time = base.section(TimeConfig(shift=1.88))  # what FLUX's dynamic shift is for 1,024 tokens
+    config.sampler = base.section(build.SamplerSection("flux_dynamic", "euler", steps=28, guidance=1.0))
+    config.optimizer = base.section(OptimizerConfig(learning_rate=1e-6, b2=0.99))
+    adapters = (("mllm/.*_lora/.*", "train"),) if canvas else ()
+    rules = (*adapters, ("dit/(double/image|pool)/.*", "train"), ("(mllm|dit|vae)/.*", "freeze"), (".*", "train"))
+    config.train = base.section(build.TrainSection(steps=90_000, batch=64, rules=rules, ema=None))
+    config.mesh = base.section(MeshConfig(fsdp=-1, data=1))
+    return tiny.shrink(config) if miniature else config

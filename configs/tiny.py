@@ -1,0 +1,139 @@
+"""The miniature of any experiment: the same parts, tasks and rules with networks so small that a CPU trains them.
+
+What distinguishes an experiment stays: which sections there are, ablations, adapters, what trains, tasks and their
+shares. What is replaced: sizes, weights (fresh ones), data (OpenMoji scenes) and the length of the run.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+from metacanvas_jax import build
+from metacanvas_jax.data.scenes import SceneWorld
+from metacanvas_jax.mllm.language import LanguageConfig
+from metacanvas_jax.mllm.vision import VisionConfig
+from metacanvas_jax.parallel.mesh import MeshConfig
+from metacanvas_jax.text.gemma2 import Gemma2Config
+from metacanvas_jax.vae.patch_pca import PatchPcaConfig
+
+CACHE = "runs/tiny"
+SIZE = 60  # pixels along a side
+FRAMES = 5
+LENGTH = 160
+WIDTH = 64
+OBJECTS = ("cat", "car", "tree", "house", "star", "heart", "mushroom", "duck")
+
+DITS = {
+    "sana": {
+        "latent_channels": 32,
+        "heads": 2,
+        "head_width": 32,
+        "cross_heads": 2,
+        "layers": 2,
+        "context_width": WIDTH,
+    },
+    "flux": {
+        "latent_channels": 16,
+        "layers_double": 1,
+        "layers_single": 1,
+        "heads": 2,
+        "head_width": 32,
+        "mlp_ratio": 2,
+        "context_width": WIDTH,
+        "pooled_width": 16,
+        "rope_axes": (8, 12, 12),
+    },
+    "wan": {
+        "latent_channels": 16,
+        "heads": 2,
+        "head_width": 32,
+        "mlp": 128,
+        "layers": 2,
+        "context_width": WIDTH,
+        "freq": 32,
+    },
+}
+PATCH = {"sana": 12, "flux": 6, "wan": 6}  # pixels per latent: all of them then have 5 x 5 patch tokens
+
+
+def shrink(config: ConfigDict) -> ConfigDict:
+    """The miniature of a config, which is changed."""
+    config.name = f"{config.name}_miniature"
+    kind = config.dit.kind
+    with config.ignore_type():
+        config.world = base.section(SceneWorld(objects=OBJECTS))
+        config.data = base.section(build.DataSection(path=f"{CACHE}/data", count=512))
+        networks(config, kind)
+        config.start = config.dit_weights = ""
+        rows: Any = config.buckets
+        config.buckets = tuple({**bucket, **shape(bucket)} for bucket in rows)
+        config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 2, "warmup_from": 0.0})
+        config.train.update(
+            {
+                "steps": 20,
+                "batch": 8,
+                "frozen_dtype": "float32",
+                "log_every": 1,
+                "preview_every": 20,
+                "checkpoint_every": 20,
+            }
+        )
+        config.sampler.update({"steps": 8})
+        config.mesh = base.section(MeshConfig())
+    return config
+
+
+def networks(config: ConfigDict, kind: str) -> None:
+    """Tiny networks in place of the published ones; adapters get rank 4."""
+    whole = {"dtype": "float32", "remat": "none"}
+    lora = config.mllm.language.lora
+    language = LanguageConfig(
+        vocab=1024, width=WIDTH, layers=2, heads=2, kv_heads=1, mlp=128, rope_sections=(4, 6, 6), rope_theta=1e4
+    )
+    vision = VisionConfig(
+        depth=1, width=32, heads=2, mlp=64, out_width=WIDTH, full_attention_layers=(0,), patch=6, window=24
+    )
+    mllm = build.MllmSection(
+        language, vision, tokenizer=f"{CACHE}/tokenizer", buckets=(LENGTH,), system=None, image_tokens=9
+    )
+    config.mllm = base.section(mllm)
+    if lora is not None:
+        config.mllm.language.lora = dict(lora) | {"rank": 4, "alpha": 4.0}
+    if config.get("text") is not None:
+        encoder = Gemma2Config(
+            vocab=1024, width=WIDTH, layers=2, heads=2, kv_heads=1, head_width=32, mlp=128, query_scalar=32.0
+        )
+        text = build.TextSection(encoder, tokenizer=f"{CACHE}/tokenizer", length=32, instruction=False)
+        config.text = base.section(text, reads_prompt=config.text.reads_prompt)
+    config.dit.update(DITS[kind] | whole)
+    if config.dit.get("lora") is not None:
+        config.dit.lora.update({"rank": 4, "alpha": 4.0})
+    channels = config.dit.latent_channels
+    if config.dit.get("extra_channels"):
+        config.dit.extra_channels = channels + 1
+    config.vae = base.section(PatchPcaConfig(patch=PATCH[kind], channels=channels), kind="patch_pca")
+    config.vae_weights = f"{CACHE}/vae_{PATCH[kind]}"
+    if config.get("canvas") is not None:
+        config.canvas.update({"rows": 5, "columns": 5})
+        tiny = {"width": WIDTH, "vanilla_head_width": 32, "vanilla_ratio": 2.0, "mlp_ratio": 1.5, "dtype": "float32"}
+        config.canvas_connector.update(tiny)
+        if config.canvas_connector.latent_channels is not None:
+            config.canvas_connector.latent_channels = channels
+    if config.get("context_connector") is not None:
+        config.context_connector.update({"out_width": WIDTH, "hidden": None, "dtype": "float32"})
+    if config.get("queries") is not None:
+        config.queries.count = 8
+
+
+def shape(bucket: dict) -> dict:
+    """A bucket's miniature shape."""
+    frames = 1 if bucket["frames"] == 1 else FRAMES
+    return {
+        "size": (SIZE, SIZE),
+        "frames": frames,
+        "fps": 4.0,
+        "length": LENGTH,
+        "batch": None,
+        "references": min(bucket["references"], 2),
+    }

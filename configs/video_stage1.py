@@ -1,0 +1,47 @@
+"""Video, stage 1: the context connector learns to speak to Wan2.2-TI2V-5B in the place of UMT5 (paper, Table 16).
+
+Command:   metacanvas train --config configs/video_stage1.py --workdir runs/video_stage1
+Data:      images at 480 x 832: text-to-image 80 %, reconstruction 20 %
+Trained:   context connector
+Hardware:  128 TPU v5p chips (4x4x8), 32 images per chip
+Time:      about 85 h for 100,000 steps (estimate: 70 PFLOP a step at 40 % of peak)
+Score:     none of its own; stage 2 starts from it
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, tiny
+from metacanvas_jax import build
+from metacanvas_jax.data.tasks import Bucket
+from metacanvas_jax.diffusion.flow import TimeConfig
+from metacanvas_jax.dit.wan import wan2_2_ti2v_5b
+from metacanvas_jax.parallel.mesh import MeshConfig
+from metacanvas_jax.train.optimizer import OptimizerConfig
+from metacanvas_jax.vae.wan import WAN22_VAE
+
+VARIANTS = ("full",)
+CHIPS = 128
+FOLDER = f"{base.WEIGHTS}/Wan2.2-TI2V-5B-Diffusers"
+SIZE = (480, 832)
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Connector alignment; the other stages start from this config."""
+    _, miniature = base.choose("configs/video_stage1.py", VARIANTS, variant)
+    config = base.get_config()
+    config.name = "video_stage1"
+    dit = wan2_2_ti2v_5b(mask_context=True, **base.LARGE)
+    config.dit = base.section(dit, kind="wan")
+    config.dit_weights = f"{FOLDER}/transformer"
+    config.vae = base.section(WAN22_VAE, kind="wan", dtype="bfloat16")
+    config.vae_weights = f"{FOLDER}/vae"
+    config.mllm = base.qwen("7B")
+    config.context_connector = base.context_connector(dit.context_width)
+    config.buckets = base.buckets(Bucket("text_to_image", SIZE, weight=0.8), Bucket("reconstruction", SIZE, weight=0.2))
+    config.time = base.section(TimeConfig("uniform", shift=5.0))  # Wan's shift, in training as in sampling
+    config.sampler = base.section(build.SamplerSection("wan_unipc", "unipc", steps=50, shift=5.0, guidance=5.0))
+    config.optimizer = base.section(OptimizerConfig(learning_rate=1e-3, warmup_steps=100))
+    rules = (("context_connector/.*", "train"), (".*", "freeze"))
+    config.train = base.section(build.TrainSection(steps=100_000, batch=32 * CHIPS, rules=rules, ema=None))
+    config.mesh = base.section(MeshConfig(fsdp=32))
+    return tiny.shrink(config) if miniature else config

@@ -1,0 +1,39 @@
+"""Video, stage 2: high resolution and motion; the DiT's cross-attention joins in (paper, Table 16).
+
+Command:   metacanvas train --config configs/video_stage2.py --workdir runs/video_stage2
+Needs:     the run of stage 1 in runs/video_stage1
+Data:      704 x 1280; text-to-image 16 %, reconstruction 4 %, text-to-video 80 % (121 frames, 24 per second)
+Trained:   context connector, cross-attention of the DiT
+Hardware:  128 TPU v5p chips (4x4x8), 32 images or 3 videos per chip
+Time:      about 110 h for 15,000 steps (estimate: 730 PFLOP a step of videos, 126 of images, at 40 % of peak)
+Score:     none of its own; stage 3 starts from it
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, tiny, video_stage1
+from configs.video_stage1 import CHIPS
+from metacanvas_jax import build
+from metacanvas_jax.data.tasks import Bucket
+from metacanvas_jax.train.optimizer import OptimizerConfig
+
+VARIANTS = ("full",)
+SIZE = (704, 1280)
+FRAMES = 121
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """High resolution."""
+    _, miniature = base.choose("configs/video_stage2.py", VARIANTS, variant)
+    config = video_stage1.get_config()
+    config.name = "video_stage2"
+    config.start = "runs/video_stage1"
+    config.buckets = base.buckets(
+        Bucket("text_to_image", SIZE, weight=0.16),
+        Bucket("reconstruction", SIZE, weight=0.04),
+        Bucket("text_to_video", SIZE, FRAMES, batch=3 * CHIPS, weight=0.8),
+    )
+    config.optimizer = base.section(OptimizerConfig(learning_rate=2e-5, warmup_steps=100))
+    rules = (("context_connector/.*|dit/blocks/cross/.*", "train"), (".*", "freeze"))
+    config.train = base.section(build.TrainSection(steps=15_000, batch=32 * CHIPS, rules=rules, ema=None))
+    return tiny.shrink(config) if miniature else config

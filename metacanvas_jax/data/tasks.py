@@ -1,0 +1,159 @@
+"""The tasks: what each of them gives to the MLLM, to the autoencoder and to the diffusion transformer.
+
+``TASKS`` is the whole difference between tasks; the functions below turn a row of it into network inputs, the same ones
+in training and in sampling. How given latents enter a DiT depends on what the DiT offers (paper, section 2.6 of the
+facts; Fig. 3):
+
+- *input channels* (Wan with ``extra_channels``): the latents of every frame that is given stand beside the noisy
+  latents, followed by one channel that is 1 where something is given: the source of an edit on all frames, the first
+  frame of image-to-video on that frame, references on their own frames;
+- *reference tokens* (FLUX-Kontext, Wan): reference images are frames of their own that are clean, have noise level 0,
+  get no canvas and no loss; a source is one of them where there are no input channels.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float
+
+from metacanvas_jax.types import Condition, Grid
+
+Medium = Literal["nothing", "source", "references", "first frame", "target"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One row of the table.
+
+    ``makes`` is what is painted. ``mllm`` is the medium that stands before the prompt in the MLLM's input; ``vae`` is
+    what is encoded beside the target and given to the DiT; ``first_frame`` "clean" means that the first latent frame is
+    that of the given image, at noise level 0 and without loss.
+    """
+
+    makes: Literal["image", "video"]
+    mllm: Medium
+    vae: Medium
+    first_frame: Literal["noisy", "clean"]
+
+
+TASKS: dict[str, Task] = {
+    #                           makes     MLLM sees      DiT is given   first frame
+    "text_to_image":       Task("image", "nothing",     "nothing",     "noisy"),
+    "reconstruction":      Task("image", "target",      "nothing",     "noisy"),
+    "image_editing":       Task("image", "source",      "source",      "noisy"),
+    "text_to_video":       Task("video", "nothing",     "nothing",     "noisy"),
+    "image_to_video":      Task("video", "first frame", "first frame", "clean"),
+    "video_editing":       Task("video", "source",      "source",      "noisy"),
+    "reference_to_video":  Task("video", "references",  "references",  "noisy"),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """Batches of one static shape, all of one task; a training step draws one bucket, by ``weight``.
+
+    ``size`` are the rows and columns of the target (and of its source and references) in pixels, ``frames`` its frames
+    at ``fps`` per second. ``length`` is what prompts, media included, are padded to. ``batch`` counts the samples of a
+    step over all devices (None: ``train.batch``), ``references`` the reference images of a sample: one with fewer
+    repeats them. Raises ValueError for an unknown task, or shapes that it cannot have.
+    """
+
+    task: str
+    size: tuple[int, int]
+    frames: int = 1
+    fps: float = 24.0
+    length: int = 256
+    batch: int | None = None
+    weight: float = 1.0
+    references: int = 0
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"unknown task {self.task!r}, expected one of {', '.join(TASKS)}")
+        if (TASKS[self.task].makes == "video") != (self.frames > 1):
+            raise ValueError(f"{self.task} makes one {TASKS[self.task].makes}, which {self.frames} frames are not")
+        if (TASKS[self.task].vae == "references") != (self.references > 0):
+            raise ValueError(f"{self.task} has {self.references} references")
+        if min(*self.size, self.frames, self.length) < 1 or self.fps <= 0 or self.weight < 0:
+            raise ValueError(f"sizes, frames, fps and length must be positive and the weight not negative: {self}")
+
+
+@struct.dataclass
+class TaskName:
+    """The task of a batch: part of its structure, not of its data, so that each task is compiled for itself."""
+
+    name: str = struct.field(pytree_node=False, default="text_to_image")
+
+
+@struct.dataclass
+class Given:
+    """Clean latents that a task gives to the DiT beside the prompt."""
+
+    source: Float[Array, "b t h w c"] | None = None
+    first: Float[Array, "b 1 h w c"] | None = None
+    references: Float[Array, "b r h w c"] | None = None
+
+
+def condition(
+    given: Given,
+    context: Float[Array, "b l d"],
+    latents: Float[Array, "b t h w c"],
+    *,
+    channels: bool,
+    guidance: float | None = None,
+) -> Condition:
+    """What ``MetaCanvas.velocity`` needs for a task; the plan's own context then replaces ``context``.
+
+    ``latents`` are the noisy ones, of which only the shape counts. ``channels`` says that the DiT has input channels
+    for given latents; ``guidance`` is the scale told to a guidance-distilled DiT.
+    """
+    reference = (
+        () if given.references is None else tuple(jnp.split(given.references, given.references.shape[1], axis=1))
+    )
+    extra = None
+    if channels:
+        extra = given_channels(given, latents)
+    elif given.source is not None:
+        reference = (given.source, *reference)
+    told = None if guidance is None else jnp.full(latents.shape[:1], guidance, jnp.float32)
+    return Condition(context, reference=reference, channels=extra, guidance=told)
+
+
+def given_channels(given: Given, latents: Float[Array, "b t h w c"]) -> Float[Array, "b r+t h w c+1"]:
+    """The given latents on the frames they are given for, zeros elsewhere, and a last channel of ones and zeros."""
+    if given.source is not None:
+        frames = marked(given.source, 1.0)
+    else:
+        frames = marked(jnp.zeros_like(latents), 0.0)
+        if given.first is not None:
+            first = marked(given.first.astype(latents.dtype), 1.0)
+            frames = jnp.concatenate([first, frames[:, 1:]], axis=1)
+    if given.references is None:
+        return frames
+    return jnp.concatenate([marked(given.references.astype(frames.dtype), 1.0), frames], axis=1)
+
+
+def marked(latents: Float[Array, "b t h w c"], mark: float) -> Float[Array, "b t h w c+1"]:
+    """Latents with one more channel of a constant."""
+    return jnp.pad(latents, ((0, 0),) * 4 + ((0, 1),), constant_values=((0, 0),) * 4 + ((0, mark),))
+
+
+def frame_levels(task: Task, time: Float[Array, " b"], frames: int) -> Float[Array, "b"] | Float[Array, "b t"]:
+    """Noise levels as the task wants them: one per sample, or one per frame with 0 for a clean first frame."""
+    if task.first_frame == "noisy":
+        return time
+    return jnp.where(jnp.arange(frames)[None] > 0, time[:, None], jnp.zeros_like(time)[:, None])
+
+
+def canvas_shape(shape: Grid, frames: int) -> Grid:
+    """(keyframes, rows, columns) for latents of ``frames`` frames: never more keyframes than frames."""
+    return (min(shape[0], frames), *shape[1:])
+
+
+def loss_mask(task: Task, frames: int) -> Bool[Array, "1 t 1 1"] | None:
+    """True on the latent frames whose velocity counts; None where all do."""
+    if task.first_frame == "noisy":
+        return None
+    return (jnp.arange(frames) > 0)[None, :, None, None]
