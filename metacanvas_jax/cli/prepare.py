@@ -1,21 +1,123 @@
 """``metacanvas prepare``."""
 
 import argparse
+from pathlib import Path
+from typing import Any, get_args
 
 from metacanvas_jax.cli import options
+from metacanvas_jax.errors import UserError
 
-EXAMPLE = "metacanvas prepare --config configs/miniature.py --config.data.path=/data/scenes --config.data.count=50000"
+EXAMPLE = """metacanvas prepare --config configs/miniature.py --config.data.path=/data/scenes --config.data.count=50000
+         metacanvas prepare --source webdataset --path 'shards/*.tar' --out data/pictures --size 512x512
+         metacanvas prepare --verify data/pictures"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    options.add_config(parser)
+    from metacanvas_jax.data.samples import TASKS
+
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="config file; alone: write everything it needs")
+    source = parser.add_argument_group("a source, turned into array_record shards (layouts: docs/data.md)")
+    source.add_argument("--source", metavar="KIND", help="records, tfds, webdataset, jsonl, files, parquet, ...")
+    source.add_argument("--path", default="", help="folder, file or pattern of the source")
+    source.add_argument("--out", type=Path, help="folder to write")
+    source.add_argument("--task", choices=TASKS, default="text_to_image", help="what the samples serve for")
+    source.add_argument("--size", metavar="ROWSxCOLUMNS", help="scale and crop to this many pixels")
+    source.add_argument("--frames", type=int, help="frames of every video (4k + 1); pictures need none")
+    source.add_argument("--fps", type=float, help="frames taken per second")
+    source.add_argument("--column", metavar="PART=NAME", action="append", default=[], help="e.g. prompt=json.caption")
+    source.add_argument("--split", default="train", help="split of a TFDS folder")
+    source.add_argument("--count", type=int, default=10_000, help="number of drawn samples")
+    source.add_argument("--max-skips", type=int, default=0, help="bad records to leave out before stopping")
+    source.add_argument("--jpeg", type=int, metavar="QUALITY", help="store JPEG of this quality instead of PNG")
+    source.add_argument("--per-shard", type=int, default=1024, help="samples in a shard")
+    source.add_argument("--batch", type=int, default=16, help="samples that are encoded at once")
+    source.add_argument("--latents", action="store_true", help="store the latents of the config's autoencoder too")
+    source.add_argument("--process", metavar="I/N", help="this is process I (from 0) of N, on one file system")
+    parser.add_argument("--verify", type=Path, metavar="FOLDER", help="compare every shard with the manifest")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the scenes (and pictures, if the config mixes them in), the tokenizer and the fitted autoencoder."""
-    from metacanvas_jax import build, runs
+    """Writes what a config needs (data, tokenizer, autoencoder), or turns one source into array_record shards."""
+    if arguments.verify is not None:
+        from metacanvas_jax.data.shards import verify
 
-    setup = build.experiment(options.load_config(arguments.config, arguments.overrides))
-    for path in runs.prepare(setup):
-        print(path)
+        manifest = verify(arguments.verify)
+        print(f"{arguments.verify}: {manifest['count']} samples in {len(manifest['shards'])} shards, all as written")
+        return
+    setup = None
+    if arguments.config is not None:
+        from metacanvas_jax import build
+
+        setup = build.experiment(options.load_config(arguments.config, arguments.overrides))
+    if arguments.source is None:
+        if setup is None:
+            raise UserError("name --config FILE, or --source KIND with --path and --out")
+        from metacanvas_jax import runs
+
+        for path in runs.prepare(setup):
+            print(path)
+        return
+    _write_source(arguments, setup)
+
+
+def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
+    from metacanvas_jax import precompute
+    from metacanvas_jax.data import shards, sources
+    from metacanvas_jax.data.scenes import SceneWorld
+
+    if arguments.source not in get_args(sources.Kind):
+        raise UserError(f"--source {arguments.source}: expected one of {', '.join(get_args(sources.Kind))}")
+    if arguments.out is None:
+        raise UserError("--source needs --out, the folder to write")
+    if arguments.latents and setup is None:
+        raise UserError("--latents needs --config, which says what they are computed with")
+    try:
+        section = sources.SourceSection(
+            kind=arguments.source,
+            path=arguments.path,
+            task=arguments.task,
+            split=arguments.split,
+            columns=tuple(_pair(column) for column in arguments.column),
+            max_skips=arguments.max_skips,
+            count=arguments.count,
+        )
+        clip = sources.Clip(_size(arguments.size), arguments.frames, arguments.fps)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    index, count = _process(arguments.process)
+    config = shards.WriteConfig(arguments.per_shard, arguments.jpeg, arguments.batch, index, count)
+    world = SceneWorld() if setup is None else setup.world
+    compute, identity = None, {}
+    if arguments.latents:
+        compute, identity = precompute.make_latents(setup, arguments.batch)
+    written = sources.prepare(section, arguments.out, clip, config, world, compute=compute, computed=identity)
+    if written is None:
+        print(f"process {index} of {count} is done; shards of the others are missing, {arguments.out} is not complete")
+    else:
+        print(written)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    part, equals, name = text.partition("=")
+    if not equals or not name:
+        raise UserError(f"--column {text}: expected PART=NAME, such as prompt=caption")
+    return part, name
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    rows, _, columns = text.partition("x")
+    if not rows.isdigit() or not columns.isdigit():
+        raise UserError(f"--size {text}: expected ROWSxCOLUMNS, such as 512x512")
+    return int(rows), int(columns)
+
+
+def _process(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 0, 1
+    index, _, count = text.partition("/")
+    if not index.isdigit() or not count.isdigit():
+        raise UserError(f"--process {text}: expected I/N, such as 0/4")
+    return int(index), int(count)

@@ -22,7 +22,6 @@ from metacanvas_jax.data.shards import read_recipe
 from metacanvas_jax.data.worlds import Drawn
 from metacanvas_jax.errors import UserError
 
-_FORMAT = 2
 _PER_SHARD = 8192
 AS_STORED = Layout(columns=STORED)
 
@@ -39,7 +38,7 @@ def prepare(
     # Drawn before anything is written, so that missing packages leave no trace.
     source = Drawn("scenes", world, count, seed, Layout())
     recipe = {
-        "format": _FORMAT,
+        "format": shards.FORMAT,
         "kind": "openmoji scenes",
         "count": count,
         "seed": seed,
@@ -59,7 +58,7 @@ def prepare_pictures(
     count = len(names) if count is None else count
     if not 0 < count <= len(names):
         raise UserError(f"asked for {count} OpenMoji pictures, there are {len(names)}")
-    recipe = {"format": _FORMAT, "kind": "openmoji pictures", "count": count, "size": size}
+    recipe = {"format": shards.FORMAT, "kind": "openmoji pictures", "count": count, "size": size}
     return _write(out_dir, recipe, _Pictures(names, count, size), progress)
 
 

@@ -56,7 +56,9 @@ def edit(world: SceneWorld, seed: int, index: int) -> Edit:
     for attempt in range(_TRIES):
         scene = training_scene(world, seed, index * _TRIES + attempt)
         made = _MAKERS[kind](rng, world, scene)
-        if made is not None and not is_held_out(world, dataclasses.replace(scene, items=made.target)):
+        if made is None or not (_plain(made.source) and _plain(made.target)):
+            continue
+        if not is_held_out(world, dataclasses.replace(scene, items=made.target)):
             return made
     raise UserError(f"the world has no edit of kind {kind!r}")
 
@@ -147,7 +149,7 @@ def _count(rng: np.random.Generator, world: SceneWorld, scene: Scene) -> Edit | 
     chosen = scene.items[rng.integers(len(scene.items))]
     group = [item for item in scene.items if same(item, chosen)]
     wanted = int(rng.integers(1, world.max_count + 1))
-    if wanted == len(group) or any(item.object == chosen.object and not same(item, chosen) for item in scene.items):
+    if wanted == len(group):
         return None
     items = [item for item in scene.items if item not in group[wanted:]]
     for _ in range(wanted - len(group)):
@@ -162,6 +164,11 @@ def _count(rng: np.random.Generator, world: SceneWorld, scene: Scene) -> Edit | 
         f"show {Group(chosen.object, wanted, chosen.colour).phrase()} instead of {NUMBERS[len(group)]}",
     )
     return _made("count", scene, tuple(items), words[rng.integers(2)])
+
+
+def _plain(items: Sequence[Item]) -> bool:
+    """Whether every object is shown in one colour only, so that GenEval's metadata can say what there is."""
+    return len({(item.object, item.colour) for item in items}) == len({item.object for item in items})
 
 
 def _made(kind: str, scene: Scene, target: tuple[Item, ...], words: str, place: str | None = None) -> Edit:

@@ -75,6 +75,7 @@ class Mixture(grain.DatasetIterator):
     """
 
     def __init__(self, streams: Sequence[Stream], seed: int) -> None:
+        self._closed = True  # what Grain's destructor looks at, should a check fail
         if any(stream.weight < 0 for stream in streams):
             raise UserError(f"bucket weights must not be negative: {[stream.weight for stream in streams]}")
         used = [stream for stream in streams if stream.weight > 0]

@@ -28,7 +28,7 @@ from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError
 
 RECIPE, MANIFEST, UNFINISHED = "recipe.json", "manifest.json", "unfinished.json"
-NAME = "samples"
+NAME, FORMAT = "samples", 2
 
 Compute = Callable[[Sequence[Sample]], Sequence[Mapping[str, np.ndarray]]]
 """What is to be stored beside each of some samples, such as latents."""
@@ -59,11 +59,14 @@ class WriteConfig:
             raise UserError(f"process {self.process_index} of {self.process_count}: expected 0 up to the count")
 
 
+WRITE_ALL = WriteConfig()
+
+
 def write(
     folder: str | os.PathLike,
     recipe: Mapping[str, Any],
     source: Guarded,
-    config: WriteConfig = WriteConfig(),
+    config: WriteConfig = WRITE_ALL,
     *,
     order: Sequence[int] | None = None,
     compute: Compute | None = None,

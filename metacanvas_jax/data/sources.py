@@ -2,8 +2,10 @@
 
 import dataclasses
 import glob
+import os
 import pathlib
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from metacanvas_jax.data.array_records import ArrayRecords
 from metacanvas_jax.data.dataset import Records
@@ -14,6 +16,7 @@ from metacanvas_jax.data.layout import NAMES, STORED, Layout
 from metacanvas_jax.data.parquet import Parquet
 from metacanvas_jax.data.samples import TASKS
 from metacanvas_jax.data.scenes import SceneWorld
+from metacanvas_jax.data.shards import FORMAT, WRITE_ALL, Compute, WriteConfig, write
 from metacanvas_jax.data.tars import WebDataset
 from metacanvas_jax.data.transforms import AS_FOUND, Clip
 from metacanvas_jax.data.worlds import Drawn
@@ -102,6 +105,41 @@ def open_source(section: SourceSection, clip: Clip = AS_FOUND, world: SceneWorld
     if len(source) == 0:
         raise UserError(f"{section.path}: no samples of kind {section.kind!r} there")
     return source
+
+
+def prepare(
+    section: SourceSection,
+    folder: str | os.PathLike,
+    clip: Clip = AS_FOUND,
+    config: WriteConfig = WRITE_ALL,
+    world: SceneWorld | None = None,
+    *,
+    compute: Compute | None = None,
+    computed: Mapping[str, Any] | None = None,
+) -> pathlib.Path | None:
+    """Turn a source into a folder of array_record shards, which is then a source of kind "records".
+
+    ``computed`` identifies what ``compute`` adds to the samples. Returns the folder, or None while shards of other
+    processes are missing. Raises UserError as `open_source` and `shards.write` do.
+    """
+    drawn = section.kind in DRAWN
+    source = open_source(dataclasses.replace(section, path="") if drawn else section, clip, world)
+    recipe: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": section.kind,
+        "task": section.task,
+        "split": section.split,
+        "columns": dict(section.columns),
+        "clip": dataclasses.asdict(clip),
+        "jpeg": config.jpeg,
+        "computed": dict(computed or {}),
+        "count": len(source),
+    }
+    if drawn:
+        recipe |= {"seed": section.seed, "world": dataclasses.asdict(world) if world else None}
+    else:
+        recipe["path"] = str(pathlib.Path(section.path).absolute())
+    return write(folder, recipe, source, config, compute=compute)
 
 
 def _files(path: str, pattern: str) -> list[pathlib.Path]:
