@@ -3,8 +3,8 @@
     python benchmarks/data.py [--count 200] [--batch 16] [--threads 2] [--need 435]
 
 Everything runs in this process on OpenMoji scenes of 60 x 60 pixels (videos: 9 frames) in a temporary folder.
-``--need`` is the samples/s of the miniature's training step that the loader must keep up with (batch 64 at 0.147 s per step: 435);
-the program ends with exit code 1 where reading from memory does not.
+``--need`` is the samples/s of the miniature's training step that the loader must keep up with (batch 64 at 0.147 s per
+step: 435); the program ends with exit code 1 where reading from memory does not.
 """
 
 import argparse
