@@ -9,7 +9,7 @@ from metacanvas_jax.errors import UserError
 
 COMMANDS = {
     "demo": "teach, train, draw, score and report the miniature with one command",
-    "prepare": "write the data set of a config",
+    "prepare": "write the data set of a config, or turn any source into array_record shards",
     "train": "train what a config describes",
     "sample": "draw a prompt with a trained run",
     "evaluate": "score a trained run",

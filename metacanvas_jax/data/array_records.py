@@ -1,6 +1,7 @@
 """Samples in TFDS array_record folders, read at random without TensorFlow; ours and anybody else's."""
 
 import dataclasses
+import json
 import os
 import pathlib
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.example_parser import ExampleParserNp
 
+from metacanvas_jax.data.decoding import first_line
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.layout import Layout
 from metacanvas_jax.data.samples import Sample
@@ -51,6 +53,23 @@ def features() -> tfds.features.FeaturesDict:
     )
 
 
+_OURS = "tensorflow_datasets.core.features."
+
+
+def _check_features(path: pathlib.Path) -> None:
+    """Raises UserError when a feature is of a class outside TFDS, which TFDS would import by its name."""
+    try:
+        pending = [json.loads(path.read_text())]
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: no readable list of features ({first_line(error)})") from error
+    while pending:
+        node = pending.pop()
+        pending += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        name = node.get("pythonClassName", _OURS) if isinstance(node, dict) else _OURS
+        if not (isinstance(name, str) and name.startswith(_OURS)):
+            raise UserError(f"{path}: a feature is of the class {name!r}, only those of TFDS itself are read")
+
+
 class ArrayRecords(Guarded):
     """One split of a TFDS folder in array_record format.
 
@@ -69,6 +88,7 @@ class ArrayRecords(Guarded):
         self.folder, self.layout, self.split = pathlib.Path(folder), layout, split
         if not (self.folder / "dataset_info.json").is_file():
             raise UserError(f"{self.folder}: no TFDS data set there (it has no dataset_info.json)")
+        _check_features(self.folder / "features.json")
         try:
             builder: Any = tfds.builder_from_directory(self.folder)
             self._check_shards(builder.info)

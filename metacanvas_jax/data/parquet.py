@@ -85,7 +85,7 @@ class Parquet(Guarded):
             with pyarrow.parquet.ParquetFile(self.paths[number]) as file:
                 columns = [name for name in file.schema_arrow.names if name in wanted]
                 size = file.metadata.row_group(inner).total_byte_size
-                if size > 16 * self.layout.limits.bytes:
+                if size > 2 * self.layout.limits.bytes:
                     raise MediaError(f"a row group of {size} bytes is too large")
                 table = file.read_row_group(inner, columns=columns, use_threads=False)
             self._kept_groups[group] = table
