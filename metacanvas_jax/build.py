@@ -54,7 +54,8 @@ class MllmSection:
     """The MLLM, the folder of its weights (empty: random) and of its tokenizer.
 
     ``image_tokens`` is how many tokens an image, or a pair of video frames, becomes at most (None: by its pixels);
-    ``video_fps`` is how many frames of a video's second are read.
+    ``video_fps`` is how many frames of a video's second are read. ``context_cache`` is a folder in which what is made
+    of a prompt is kept, so that a run reads each once (empty: every step reads its prompts).
     """
 
     language: LanguageConfig
@@ -66,6 +67,7 @@ class MllmSection:
     image_pixels: tuple[int, int] | None = None  # least and most pixels of an image; None: the published limits
     image_tokens: int | None = None
     video_fps: float = 2.0
+    context_cache: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,20 +227,24 @@ def _check_painter(built: Experiment) -> None:
             f"config: dit.extra_channels is {built.dit.extra_channels}, expected {vae.channels + 1}: the latent's "
             f"{vae.channels} channels and a mask"
         )
-    patch = _module(built.dit, DITS).patch
     for i, bucket in enumerate(built.shapes):
-        where, task = f"config: buckets[{i}] ({bucket.task})", TASKS[bucket.task]
-        rows, columns = vae.spatial * patch[1], vae.spatial * patch[2]
-        if bucket.size[0] % rows or bucket.size[1] % columns:
-            raise UserError(f"{where}: {bucket.size} pixels are no multiples of {rows} x {columns} (latent and patch)")
-        if (bucket.frames - 1) % vae.temporal:
-            raise UserError(f"{where}: expected 1 + {vae.temporal} k frames, found {bucket.frames}")
-        if bucket.frames > 1 and not isinstance(built.dit, WanConfig):
-            raise UserError(f"{where}: this DiT makes images only")
-        if task.vae == "source" and not built.given_channels and not isinstance(built.dit, FluxConfig):
-            raise UserError(f"{where}: the DiT has no way to read a source; Wan needs dit.extra_channels")
-        if task.mllm != "nothing" and built.uses_mllm and built.mllm.vision is None:
-            raise UserError(f"{where}: the MLLM must see, but mllm.vision is None")
+        check_bucket(built, bucket, f"config: buckets[{i}] ({bucket.task})")
+
+
+def check_bucket(built: Experiment, bucket: Bucket, where: str) -> None:
+    """Raises UserError, beginning with ``where``, for a shape or a task that the networks cannot have."""
+    vae, patch, task = autoencoder(built), _module(built.dit, DITS).patch, TASKS[bucket.task]
+    rows, columns = vae.spatial * patch[1], vae.spatial * patch[2]
+    if bucket.size[0] % rows or bucket.size[1] % columns:
+        raise UserError(f"{where}: {bucket.size} pixels are no multiples of {rows} x {columns} (latent and patch)")
+    if (bucket.frames - 1) % vae.temporal:
+        raise UserError(f"{where}: expected 1 + {vae.temporal} k frames, found {bucket.frames}")
+    if bucket.frames > 1 and not isinstance(built.dit, WanConfig):
+        raise UserError(f"{where}: this DiT makes images only")
+    if task.vae == "source" and not built.given_channels and not isinstance(built.dit, FluxConfig):
+        raise UserError(f"{where}: the DiT has no way to read a source; Wan needs dit.extra_channels")
+    if task.mllm != "nothing" and built.uses_mllm and built.mllm.vision is None:
+        raise UserError(f"{where}: the MLLM must see, but mllm.vision is None")
 
 
 def network(config: Experiment) -> MetaCanvas | Qwen25VL:

@@ -9,9 +9,13 @@ import pytest
 from qwen_support import TEXT_ONLY, random_media, random_params, tokenizer
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.mllm.context_cache import ContextCache, context_key
+from metacanvas_jax.mllm.context_cache import ContextCache, context_key, context_keys
 from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
 from metacanvas_jax.mllm.qwen import Qwen25VL
+from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
+from metacanvas_jax.parallel.rules import RULES
+from metacanvas_jax.train.contexts import samples_first, stored_contexts
+from metacanvas_jax.train.objectives import batch_of, mllm_inputs
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,7 @@ def test_qwen_context_from_the_cache_is_the_computed_one(tmp_path, prompter, pro
     assert cache.fill(prompts, prompter, counted, batch=2) == 3 and len(calls) == 2
     assert cache.fill(prompts, prompter, counted, batch=2) == 0 and len(calls) == 2
     side = Prompter(tokenizer(), dataclasses.replace(prompter.config, pad_left=pad_left))
-    got = cache.load(prompts, 48, pad_left=pad_left)
+    got = cache.load(cache.keys(prompts), 48, pad_left=pad_left)
     assert not got.hidden[~got.mask].any() and not got.cache.keys[:, ~got.mask].any()
     if pad_left:
         assert got.mask[:, -1].all() and not got.mask[:, 0].any()
@@ -64,19 +68,20 @@ def test_qwen_context_from_the_cache_is_the_computed_one(tmp_path, prompter, pro
 def test_qwen_context_cache_without_keys_and_values_keeps_hidden_states_only(tmp_path, prompter, prompts, encode):
     cache = ContextCache(tmp_path, "weights", keys_values=False)
     context = encode(prompter.batch(prompts))
-    cache.store(prompts, context)
-    assert_same(cache.load(prompts, 48), jax.device_get(context.replace(cache=None)))
-    assert ContextCache(tmp_path, "weights").missing(prompts) == list(prompts)
+    keys = cache.keys(prompts)
+    cache.store(keys, context)
+    assert_same(cache.load(keys, 48), jax.device_get(context.replace(cache=None)))
+    assert not any(ContextCache(tmp_path, "weights").path(key).exists() for key in keys)
     with pytest.raises(ValueError, match="no keys and values to store"):
-        ContextCache(tmp_path, "weights").store(prompts, context.replace(cache=None))
+        ContextCache(tmp_path, "weights").store(keys, context.replace(cache=None))
 
 
 def test_qwen_context_cache_keeps_bfloat16(tmp_path, prompter, prompts, encode):
     context = encode(prompter.batch(prompts))
     context = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, context)
     cache = ContextCache(tmp_path, "weights")
-    cache.store(prompts, context)
-    got = cache.load(prompts, 48)
+    cache.store(cache.keys(prompts), context)
+    got = cache.load(cache.keys(prompts), 48)
     assert got.hidden.dtype == got.cache.keys.dtype == jnp.bfloat16
     assert_same(got, jax.device_get(context))
 
@@ -91,14 +96,56 @@ def test_qwen_context_key_depends_on_prompt_media_and_weights(prompter):
     assert keys[0] == context_key(prompter(parts[0]), "weights")
 
 
+@pytest.mark.parametrize("pad_left", [False, True])
+def test_qwen_context_keys_of_a_batch_are_those_of_its_prompts(pad_left):
+    side = Prompter(tokenizer(), PromptConfig(buckets=(64,), system=None, pad_left=pad_left))
+    image, video, other = random_media((1, 4, 4)), random_media((2, 4, 4), seconds=1.0), random_media((1, 4, 4), seed=1)
+    prompts = [
+        side(parts) for parts in (["a", video, "cat", image], ["a cat"], [image, other, "a cat"], [other, image])
+    ]
+    assert context_keys(side.batch(prompts), "weights") == [context_key(prompt, "weights") for prompt in prompts]
+
+
+def test_qwen_training_reads_every_prompt_once(tmp_path, prompter, prompts):
+    params, mesh = random_params(TEXT_ONLY), make_mesh(MeshConfig(data=2), jax.devices()[:2])
+
+    def read(params, inputs):
+        return Qwen25VL(TEXT_ONLY).apply({"params": params}, inputs, method="encode")
+
+    def batch(some):
+        return batch_of(prompter.batch(some)) | {"pixels": np.zeros((len(some), 1))}
+
+    def changed(params):
+        return jax.tree.map(lambda x: x + 1, params)
+
+    expected = jax.device_get(jax.jit(read)(params, prompter.batch(prompts[:2])))
+    enrich = stored_contexts(ContextCache(tmp_path, "weights"), mllm_inputs, read)
+    for weights, some in ((params, [0, 1]), (changed(params), [1, 0])):  # the second time no weight is looked at
+        got = enrich(weights, batch([prompts[i] for i in some]), mesh, RULES)
+        assert got.keys() == {"pixels", "context"}
+        assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(got))
+        np.testing.assert_allclose(
+            got["context"].hidden, expected.hidden[some] * expected.mask[some, :, None], atol=1e-5
+        )
+        restored = samples_first(got["context"])
+        same = jax.tree.map(lambda a, b: a.shape == b.shape, restored, expected)
+        assert all(jax.tree.leaves(same))
+    # One prompt of the batch is new: it alone is added.
+    before = {file.name: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+    enrich(changed(params), batch([prompts[0], prompts[2]]), mesh, RULES)
+    after = {file.name: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+    assert len(after) == 3 and before.items() <= after.items()
+
+
 def test_qwen_context_that_is_missing_damaged_or_too_long_is_named(tmp_path, prompter, prompts, encode):
     cache = ContextCache(tmp_path, "weights")
+    keys = cache.keys(prompts)
     with pytest.raises(UserError, match="no stored context"):
-        cache.load(prompts, 48)
-    cache.store(prompts, encode(prompter.batch(prompts)))
+        cache.load(keys, 48)
+    cache.store(keys, encode(prompter.batch(prompts)))
     with pytest.raises(UserError, match="does not fit length 4"):
-        cache.load(prompts, 4)
-    path = cache.path(prompts[1])
+        cache.load(keys, 4)
+    path = cache.path(keys[1])
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match=f"{path.name}: damaged stored context"):
-        cache.load(prompts, 48)
+        cache.load(keys, 48)

@@ -14,23 +14,50 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jaxtyping import Bool
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.prompt import Prompt, Prompter
-from metacanvas_jax.types import Context, KeyValues, MllmInputs
+from metacanvas_jax.types import Context, Grid, KeyValues, MllmInputs
 
-VERSION = "1"  # of what is stored; another one is another key
+VERSION = "2"  # of what is stored; another one is another key
 
 
 def context_key(prompt: Prompt, identity: str) -> str:
     """SHA-256 of all that the context of a prompt depends on, in hexadecimal."""
+    media = [(patches.grid, patches.values, place) for patches, place in prompt.media]
+    return _key(identity, prompt.tokens, prompt.positions, media)
+
+
+def context_keys(inputs: MllmInputs, identity: str) -> list[str]:
+    """The keys of the prompts of a batch on the host, whatever its padding; the same as ``context_key`` of each."""
+    keys = []
+    for b, mask in enumerate(np.asarray(inputs.mask)):
+        start, media = int(np.argmax(mask)), []
+        for group in inputs.media:
+            for values, slots in zip(np.asarray(group.patches[b]), np.asarray(group.slots[b]), strict=True):
+                if slots[0] < len(mask):  # a slot beyond the end: this sample has no such medium
+                    media.append((group.grid, values, int(slots[0]) - start))
+        text = () if inputs.text is None else (np.asarray(inputs.text.tokens[b]), np.asarray(inputs.text.mask[b]))
+        tokens, positions = np.asarray(inputs.tokens[b])[mask], np.asarray(inputs.positions[:, b])[:, mask]
+        keys.append(_key(identity, tokens, positions, media, text))
+    return keys
+
+
+def _key(
+    identity: str,
+    tokens: np.ndarray,
+    positions: np.ndarray,
+    media: Sequence[tuple[Grid, np.ndarray, int]],
+    text: Sequence[np.ndarray] = (),
+) -> str:
     digest = hashlib.sha256(f"{VERSION}\n{identity}\n".encode())
-    for patches, place in prompt.media:
-        digest.update(f"{patches.grid} {place} {patches.values.dtype} {patches.values.shape}\n".encode())
-        digest.update(np.ascontiguousarray(patches.values).data)
-    for array in (prompt.tokens, prompt.positions):
+    for grid, values, place in sorted(media, key=lambda medium: medium[2]):
+        digest.update(f"{tuple(grid)} {place} {values.dtype} {values.shape}\n".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    for array in (tokens, positions, *text):
         digest.update(f"{array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array, np.int32).data)
     return digest.hexdigest()
@@ -47,37 +74,37 @@ class ContextCache:
     def __init__(self, folder: str | Path, identity: str, *, keys_values: bool = True):
         self.folder, self.identity, self.keys_values = Path(folder), identity, keys_values
 
-    def path(self, prompt: Prompt) -> Path:
-        """Where the context of a prompt lies, or would."""
-        key = context_key(prompt, self.identity)
+    def path(self, key: str) -> Path:
+        """Where the context of a key lies, or would."""
         return self.folder / key[:2] / f"{key}.{'kv' if self.keys_values else 'hidden'}.safetensors"
 
-    def missing(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The prompts that have no context here yet, each once."""
-        paths = {self.path(prompt): prompt for prompt in prompts}
-        return [prompt for path, prompt in paths.items() if not path.exists()]
+    def keys(self, prompts: Sequence[Prompt]) -> list[str]:
+        """The keys of prompts."""
+        return [context_key(prompt, self.identity) for prompt in prompts]
 
-    def store(self, prompts: Sequence[Prompt], context: Context) -> None:
-        """Writes the contexts of a batch of prompts, without padding.
+    def store(self, keys: Sequence[str], context: Context) -> None:
+        """Writes the contexts of a batch, one for each key, without padding.
 
         Raises ValueError if keys and values are to be kept and the context has none.
         """
         if self.keys_values and context.cache is None:
             raise ValueError("the context holds no keys and values to store: encode it with cache=True")
         context = jax.device_get(context if self.keys_values else context.replace(cache=None))
-        for i, prompt in enumerate(prompts):
+        for i, key in enumerate(keys):
             real = context.mask[i]
             tensors = {"hidden": context.hidden[i, real], "next_position": context.next_position[i : i + 1]}
             if context.cache is not None:
                 tensors |= {"keys": context.cache.keys[:, i, real], "values": context.cache.values[:, i, real]}
-            _write_whole(self.path(prompt), {name: np.ascontiguousarray(x) for name, x in tensors.items()})
+            if context.text is not None:
+                tensors |= {"text": context.text[i], "text_mask": context.text_mask[i]}
+            _write_whole(self.path(key), {name: np.ascontiguousarray(x) for name, x in tensors.items()})
 
-    def load(self, prompts: Sequence[Prompt], length: int, *, pad_left: bool = False) -> Context:
-        """The contexts of prompts as one batch padded to ``length``, in numpy and in the dtype they were computed in.
+    def load(self, keys: Sequence[str], length: int, *, pad_left: bool = False) -> Context:
+        """The contexts of keys as one batch padded to ``length``, in numpy and in the dtype they were computed in.
 
         Raises UserError naming the file if one is missing, damaged or longer than ``length``.
         """
-        rows = [_read(self.path(prompt)) for prompt in prompts]
+        rows = [_read(self.path(key)) for key in keys]
         longest = max(len(row["hidden"]) for row in rows)
         if longest > length:
             raise UserError(f"{self.folder}: a stored context of {longest} tokens does not fit length {length}")
@@ -85,17 +112,7 @@ class ContextCache:
         for i, row in enumerate(rows):
             real = len(row["hidden"])
             mask[i, slice(length - real, length) if pad_left else slice(0, real)] = True
-
-        def gather(name: str, axis: int) -> np.ndarray:
-            first = rows[0][name]
-            out = np.zeros((*first.shape[:axis], len(rows), length, *first.shape[axis + 1 :]), first.dtype)
-            for i, row in enumerate(rows):
-                out[(slice(None),) * axis + (i, mask[i])] = row[name]
-            return out
-
-        cache = KeyValues(gather("keys", 1), gather("values", 1)) if self.keys_values else None
-        start = np.concatenate([row["next_position"] for row in rows])
-        return Context(hidden=gather("hidden", 0), mask=mask, cache=cache, next_position=start)
+        return _batched(rows, mask, self.keys_values)
 
     def fill(
         self,
@@ -106,12 +123,53 @@ class ContextCache:
         batch: int = 8,
     ) -> int:
         """Encodes and stores what is missing, in batches of prompts of similar length; returns how many it was."""
-        missing = sorted(self.missing(prompts), key=lambda prompt: len(prompt.tokens))
+        wanted = dict(zip(self.keys(prompts), prompts, strict=True))
+        missing = [(key, prompt) for key, prompt in wanted.items() if not self.path(key).exists()]
+        missing.sort(key=lambda item: len(item[1].tokens))
         for start in range(0, len(missing), batch):
             some = missing[start : start + batch]
             padded = some + some[-1:] * (batch - len(some))  # one shape, one compilation
-            self.store(some, encode(prompter.batch(padded)))
+            self.store([key for key, _ in some], encode(prompter.batch([prompt for _, prompt in padded])))
         return len(missing)
+
+    def read(self, inputs: MllmInputs, encode: Callable[[MllmInputs], Context], *, anyone: Callable = bool) -> Context:
+        """The context of a batch, from disk or else computed and stored; padded as ``inputs`` are, in numpy.
+
+        ``anyone`` turns "this process misses some" into "some process does", so that all of them run ``encode``, a
+        program of the whole mesh, or none.
+        """
+        keys = context_keys(inputs, self.identity)
+        missing = [i for i, key in enumerate(keys) if not self.path(key).exists()]
+        if anyone(bool(missing)):
+            context = jax.device_get(encode(inputs))
+            if missing:
+                self.store([keys[i] for i in missing], _rows(context, missing))
+        return _batched([_read(self.path(key)) for key in keys], np.asarray(inputs.mask), self.keys_values)
+
+
+def _rows(context: Context, rows: Sequence[int]) -> Context:
+    """Some of the samples of a batch."""
+    cache, at = context.cache, np.asarray(rows)
+    chosen = jax.tree.map(lambda x: x[at], context.replace(cache=None))
+    return chosen if cache is None else chosen.replace(cache=jax.tree.map(lambda x: x[:, at], cache))
+
+
+def _batched(rows: Sequence[dict[str, np.ndarray]], mask: Bool[np.ndarray, "b l"], keys_values: bool) -> Context:
+    """Stored rows at the places of real tokens, zeros elsewhere."""
+
+    def gather(name: str, axis: int) -> np.ndarray:
+        first = rows[0][name]
+        out = np.zeros((*first.shape[:axis], *mask.shape, *first.shape[axis + 1 :]), first.dtype)
+        for i, row in enumerate(rows):
+            out[(slice(None),) * axis + (i, mask[i])] = row[name]
+        return out
+
+    cache = KeyValues(gather("keys", 1), gather("values", 1)) if keys_values else None
+    start = np.concatenate([row["next_position"] for row in rows])
+    context = Context(hidden=gather("hidden", 0), mask=mask, cache=cache, next_position=start)
+    if "text" not in rows[0]:
+        return context
+    return context.replace(**{name: np.stack([row[name] for row in rows]) for name in ("text", "text_mask")})
 
 
 def _write_whole(path: Path, tensors: dict[str, np.ndarray]) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from metacanvas_jax.build import Experiment, autoencoder, network
-from metacanvas_jax.ckpt import store
 from metacanvas_jax.data import tasks
 from metacanvas_jax.data.dataset import Records
 from metacanvas_jax.data.examples import PaintExamples, UnderstandExamples
@@ -20,13 +19,14 @@ from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
 from metacanvas_jax.data.tasks import Bucket, Given
 from metacanvas_jax.data.tokenizer import load_tokenizer
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.context_cache import ContextCache
 from metacanvas_jax.mllm.media import MediaConfig
 from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
 from metacanvas_jax.parallel.mesh import batch_part, make_mesh
-from metacanvas_jax.train import objectives
+from metacanvas_jax.train import contexts, objectives, weights
 from metacanvas_jax.train.loop import FitConfig, Job
 from metacanvas_jax.train.partition import flat, nested
-from metacanvas_jax.types import Grid, Media, MllmInputs, Params, Text
+from metacanvas_jax.types import Context, Grid, Media, MllmInputs, Params, Text
 
 
 def make_job(experiment: Experiment) -> Job:
@@ -43,9 +43,7 @@ def make_job(experiment: Experiment) -> Job:
             channels=experiment.given_channels,
             guidance=experiment.dit_guidance,
         )
-        for folder in (experiment.mllm.weights, experiment.vae_weights):
-            if folder:
-                frozen[folder] = store.load_params(folder)[1]["hash"]
+        frozen = weights.identities(experiment)
     return Job(
         init=lambda key: initial(experiment, key),
         prepare=prepare,
@@ -54,9 +52,29 @@ def make_job(experiment: Experiment) -> Job:
         batches=lambda: batches(experiment),
         optimizer=experiment.optimizer,
         config=_identity(experiment),
+        enrich=_contexts(experiment, model),
         load=lambda abstract: frozen_weights(experiment, abstract),
         frozen=frozen,
     )
+
+
+def _contexts(experiment: Experiment, model: nn.Module) -> contexts.Enrich | None:
+    """Batches with contexts from the folder ``mllm.context_cache``, None where the config names none."""
+    section = experiment.mllm
+    if not section.context_cache or experiment.objective != "paint":
+        return None
+    sources = {part: source for part, source in weights.sources(experiment).items() if part in ("mllm", "text")}
+    names = {part: source.identity() for part, source in sources.items()}
+    contexts.check_frozen(lambda key: initial(experiment, key), experiment.train.rules, names)
+    networks = {part: source.config for part, source in sources.items()}
+    identity = contexts.identity(networks, names, experiment.train.frozen_dtype)
+    writes = experiment.canvas is not None or experiment.queries is not None
+    cache = ContextCache(section.context_cache, identity, keys_values=writes)
+
+    def read(frozen: Params, inputs: MllmInputs) -> Context:
+        return model.apply({"params": {name: frozen[name] for name in names}}, inputs, method="read")
+
+    return contexts.stored_contexts(cache, objectives.mllm_inputs, read)
 
 
 def fit_config(experiment: Experiment) -> FitConfig:
@@ -130,14 +148,8 @@ def smallest_inputs(experiment: Experiment) -> MllmInputs:
 
 
 def frozen_weights(experiment: Experiment, abstract: Params) -> Params:
-    """The weights that the config names, under ``mllm`` and ``vae``."""
-    loaded: Params = {}
-    if experiment.objective == "paint":
-        for name, folder in (("mllm", experiment.mllm.weights), ("vae", experiment.vae_weights)):
-            if folder:
-                params, _ = store.load_params(folder)
-                loaded[name] = params
-    return loaded
+    """The weights of the folders that the config names, by the part of the model they are for."""
+    return weights.load(experiment, abstract)
 
 
 def unboxed(params: Params) -> Params:
@@ -224,7 +236,13 @@ def _identity(experiment: Experiment) -> dict[str, Any]:
         tree.pop(name)
     train = tree.pop("train")
     tree["batch"] = train["batch"]
-    for section, name in (("data", "path"), ("data", "pictures_path"), ("mllm", "weights"), ("mllm", "tokenizer")):
+    for section, name in (
+        ("data", "path"),
+        ("data", "pictures_path"),
+        ("mllm", "weights"),
+        ("mllm", "tokenizer"),
+        ("mllm", "context_cache"),
+    ):
         tree[section].pop(name)
     tree.pop("vae_weights")
     return tree

@@ -19,6 +19,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh, put_batch
 from metacanvas_jax.parallel.rules import RULES, placed, shardings
 from metacanvas_jax.parallel.rules import Rules as ShardingRules
+from metacanvas_jax.train.contexts import Enrich
 from metacanvas_jax.train.metrics import Meter, Writer, model_flops_utilisation, peak_flops
 from metacanvas_jax.train.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from metacanvas_jax.train.partition import Rules, flat, nested, partition
@@ -45,7 +46,8 @@ class Job:
     ``load(abstract)`` gets all parameters as shapes with shardings and returns those it has weights for, instead of
     their random start; ``frozen`` says where frozen weights came from and their hash. ``batches()`` opens the stream of
     batches from its beginning; arrays have the samples of this process along the first axis. ``config`` is everything
-    else that a resumed run must agree on (nested, JSON-able). ``flops_per_step`` counts the model's operations.
+    else that a resumed run must agree on (nested, JSON-able). ``enrich`` adds to a batch on the
+    host, and may read the frozen parameters. ``flops_per_step`` counts the model's operations.
     """
 
     init: Callable[[Key[Array, ""]], Params]
@@ -57,6 +59,7 @@ class Job:
     config: Mapping[str, Any]
     load: Callable[[Params], Params] | None = None
     frozen: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    enrich: Enrich | None = None
     flops_per_step: float | None = None
 
 
@@ -192,6 +195,8 @@ def fit(
             for now in range(done + 1, config.steps + 1):
                 position = batches.get_state()
                 batch = _next(batches, now, config.steps)
+                if job.enrich is not None:
+                    batch = job.enrich(frozen, batch, mesh, rules)
                 samples = jax.tree.leaves(batch)[0].shape[0] * jax.process_count()
                 state, metrics = step(state, frozen, put_batch(batch, mesh, rules), key)
                 in_flight.append((now, metrics, position))

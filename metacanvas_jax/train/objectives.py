@@ -5,7 +5,8 @@ Batches are dicts of arrays with the samples first:
 ``tokens`` [b l], ``positions`` [b 3 l] and ``mask`` [b l] are what the MLLM reads, ``media`` (optional) its images and
 videos; ``text_tokens`` [b n] and ``text_mask`` [b n] (optional) are for a DiT's own text encoder. The autoencoder reads
 uint8 ``pixels`` [b t h w 3], the target, and where the task gives them ``source`` [b t h w 3] and ``references``
-[b r h w 3]. ``task`` is a ``TaskName``. ``weights`` [b l] say which tokens the MLLM must predict.
+[b r h w 3]. ``task`` is a ``TaskName``. In place of what is read there may be the ``context`` it leads to
+(``train/contexts.py``). ``weights`` [b l] say which tokens the MLLM must predict.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from metacanvas_jax.data.tasks import TASKS, Given, TaskName
 from metacanvas_jax.diffusion.flow import TimeConfig, flow_loss, sample_time
 from metacanvas_jax.metacanvas import MetaCanvas
 from metacanvas_jax.mllm.qwen import Qwen25VL
+from metacanvas_jax.train.contexts import samples_first
 from metacanvas_jax.train.partition import merge
 from metacanvas_jax.train.step import Loss, Metrics, Prepare
 from metacanvas_jax.types import Context, MllmInputs, Params, Text
@@ -93,7 +95,10 @@ def painting(
     def prepare(frozen: Params, batch: Batch, key: Key[Array, ""]) -> Prepared:
         del key
         task = batch.get("task", TaskName())
-        context = model.apply({"params": _model(frozen)}, mllm_inputs(batch), method="read")
+        if "context" in batch:
+            context = samples_first(batch["context"])
+        else:
+            context = model.apply({"params": _model(frozen)}, mllm_inputs(batch), method="read")
         latents = encode(vae, frozen["vae"], batch["pixels"])
         return Prepared(context, latents, given_latents(vae, frozen["vae"], task, batch), task)
 

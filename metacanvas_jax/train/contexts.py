@@ -1,0 +1,108 @@
+"""Training on stored contexts: every prompt is read by the frozen MLLM once, however many steps it appears in.
+
+A batch from the data holds what the MLLM reads (``READ``). ``stored_contexts`` replaces that by the ``context`` it
+leads to, from a folder (``mllm/context_cache.py``) or, the first time, computed on the mesh and stored.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.context_cache import ContextCache
+from metacanvas_jax.parallel.mesh import put_batch
+from metacanvas_jax.parallel.rules import Rules, resolve
+from metacanvas_jax.train.partition import Rules as Partition
+from metacanvas_jax.train.partition import flat, partition
+from metacanvas_jax.types import Context, MllmInputs, Params
+
+READ = ("tokens", "positions", "mask", "media", "text_tokens", "text_mask")
+
+Batch = Mapping[str, Any]
+Enrich = Callable[[Params, Batch, Mesh, Rules], Batch]
+"""``enrich(frozen, batch, mesh, rules)``: a batch on the host with contexts in place of what they are read from."""
+
+
+def samples_first(context: Context) -> Context:
+    """Keys and values as ``[b layers l g e]``, samples first as all of a batch is; done twice it is undone."""
+    return context.replace(cache=jax.tree.map(lambda x: x.swapaxes(0, 1), context.cache))
+
+
+def stored_contexts(
+    cache: ContextCache, inputs: Callable[[Batch], MllmInputs], read: Callable[[Params, MllmInputs], Context]
+) -> Enrich:
+    """Puts contexts into batches, reading only what ``cache`` does not have.
+
+    ``inputs(batch)`` is the MLLM's part of a batch, ``read(frozen, inputs)`` the frozen network (traced). All processes
+    read a batch of which one of them misses a prompt: it is one program on the whole mesh.
+    """
+    compiled: dict[Mesh, Callable] = {}
+
+    def on(mesh: Mesh, rules: Rules) -> Callable:
+        if mesh not in compiled:
+            sharding = NamedSharding(mesh, resolve(("batch",), None, mesh, rules))
+            compiled[mesh] = jax.jit(
+                lambda frozen, part: samples_first(read(frozen, inputs(part))), out_shardings=sharding
+            )
+        return compiled[mesh]
+
+    def enrich(frozen: Params, batch: Batch, mesh: Mesh, rules: Rules) -> Batch:
+        part = {name: batch[name] for name in READ if name in batch}
+        rest = {name: value for name, value in batch.items() if name not in READ}
+
+        def encode(_: MllmInputs) -> Context:
+            return samples_first(jax.tree.map(local_rows, on(mesh, rules)(frozen, put_batch(part, mesh, rules))))
+
+        context = cache.read(jax.device_get(inputs(part)), encode, anyone=any_process)
+        return rest | {"context": jax.tree.map(np.ascontiguousarray, samples_first(context))}
+
+    return enrich
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is up in any process; all of them ask together."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def local_rows(x: jax.Array) -> np.ndarray:
+    """This process's rows of an array whose first axis alone is spread over the mesh, in their order."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    rows = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
+
+
+def identity(configs: Mapping[str, Any], weights: Mapping[str, str], dtype: str) -> str:
+    """A hash of the frozen networks that contexts come from: configs (dataclasses), hashes of weights, their dtype.
+
+    What does not change a context does not count: adapters, remat and offload.
+    """
+
+    def plain(tree: Any) -> Any:
+        if isinstance(tree, Mapping):
+            return {key: plain(value) for key, value in tree.items() if key not in ("lora", "remat", "offload")}
+        return tree
+
+    trees = {name: plain(dataclasses.asdict(config)) for name, config in configs.items()}
+    text = json.dumps([trees, sorted(weights.values()), dtype], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_frozen(init: Callable[..., Params], rules: Partition, weights: Mapping[str, str]) -> None:
+    """Raises UserError unless the networks that contexts come from are named by their weights and do not train."""
+    if not weights:
+        raise UserError("config: mllm.context_cache needs mllm.weights: contexts of random weights are of no use later")
+    trained = flat(partition(nn.meta.unbox(jax.eval_shape(init, jax.random.key(0))), rules)[0])
+    reads = [path for path in trained if path.startswith(("mllm/", "text/")) and "_lora/" not in path]
+    if reads:
+        raise UserError(f"config: mllm.context_cache keeps what never changes, but {reads[0]} trains")

@@ -1,0 +1,61 @@
+"""What a run's parameters start from: the folders its config names, read by each host as far as its devices need."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from metacanvas_jax.build import Experiment
+from metacanvas_jax.ckpt.sources import Source
+from metacanvas_jax.mllm.qwen import MllmConfig
+from metacanvas_jax.train.partition import flat, nested, partition
+from metacanvas_jax.types import Params
+
+
+def sources(experiment: Experiment) -> dict[str, Source]:
+    """The folders of an experiment by the part of the model they are for; parts without one start at random.
+
+    An MLLM that is taught by itself (objective "understand") starts at random as well.
+    """
+    if experiment.objective != "paint":
+        return {}
+    mllm = MllmConfig(experiment.mllm.language, experiment.mllm.vision)
+    named = {
+        "mllm": ("mllm.weights", experiment.mllm.weights, mllm, "text_encoder"),
+        "dit": ("dit_weights", experiment.dit_weights, experiment.dit, "transformer"),
+        "vae": ("vae_weights", experiment.vae_weights, experiment.vae, "vae"),
+    }
+    if experiment.text is not None:
+        named["text"] = ("text.weights", experiment.text.weights, experiment.text.encoder, "text_encoder")
+    return {
+        part: Source(key, Path(folder), config, subfolder)
+        for part, (key, folder, config, subfolder) in named.items()
+        if folder
+    }
+
+
+def identities(experiment: Experiment) -> dict[str, str]:
+    """Folder of frozen weights to what tells them from others; for the description of a checkpoint."""
+    return {str(source.folder): source.identity() for source in sources(experiment).values()}
+
+
+def load(experiment: Experiment, abstract: Params) -> Params:
+    """The parameters that folders of the experiment hold, of the shapes and shardings of ``abstract``.
+
+    What the experiment freezes comes in its frozen dtype, cast while it is read; what it trains comes in float32.
+    """
+    wanted = _dtypes(experiment, abstract)
+    return {part: source.load(wanted[part]) for part, source in sources(experiment).items() if part in wanted}
+
+
+def _dtypes(experiment: Experiment, abstract: Mapping[str, Any]) -> Params:
+    trainable, frozen = (flat(tree) for tree in partition(abstract, experiment.train.rules))
+    leaves = {path: _as(leaf, "float32") for path, leaf in trainable.items()}
+    leaves |= {path: _as(leaf, experiment.train.frozen_dtype) for path, leaf in frozen.items()}
+    return nested(leaves)
+
+
+def _as(leaf: Any, dtype: str) -> jax.ShapeDtypeStruct:
+    floating = jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
+    return jax.ShapeDtypeStruct(leaf.shape, dtype if floating else leaf.dtype, sharding=getattr(leaf, "sharding", None))
