@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,24 +17,29 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from metacanvas_jax.build import Experiment, autoencoder, experiment, network
-from metacanvas_jax.ckpt import store
+from metacanvas_jax.ckpt import published, store
 from metacanvas_jax.cli.options import read_config, write_config
 from metacanvas_jax.data import dataset
 from metacanvas_jax.data.questions import sample_texts
 from metacanvas_jax.data.requests import GENEVAL_CATEGORIES
+from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.scenes import eval_prompts
+from metacanvas_jax.data.tasks import TASKS, Bucket
 from metacanvas_jax.data.tokenizer import save_tokenizer, train_tokenizer
+from metacanvas_jax.drawing import Reader
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.eval import geneval, pictures
 from metacanvas_jax.eval.geneval import Evaluation
 from metacanvas_jax.eval.judge import Judge
-from metacanvas_jax.sampling import make_painter
-from metacanvas_jax.train import jobs
+from metacanvas_jax.sampling import Recipe, Target, make_painter
+from metacanvas_jax.train import jobs, weights
 from metacanvas_jax.train.loop import check_workdir, fit
-from metacanvas_jax.train.partition import merge, partition
+from metacanvas_jax.train.partition import flat, merge, nested, partition
 from metacanvas_jax.train.state import TrainState
 from metacanvas_jax.types import Params
 from metacanvas_jax.vae import patch_pca
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("seen", "held_out")
 JUDGED = (*GENEVAL_CATEGORIES, "place")
@@ -113,16 +119,17 @@ class Canvas:
 
     def __init__(self, setup: Experiment):
         self.setup = setup
-        self.prompter = jobs.prompter(setup)
-        self.length = max(setup.mllm.buckets)
         self._model, self._vae = network(setup), autoencoder(setup)
-        self._grid = jobs.latent_grid(setup)
         self._painter = functools.lru_cache(maxsize=8)(self._make_painter)
+        self.reader = Reader(setup)
 
-    def _make_painter(self, steps: int, guidance: float, maps: bool):
-        sampler = dataclasses.replace(self.setup.sampler, steps=steps, guidance=guidance)
-        schedule = sampler.make(int(np.prod(self._grid)))
-        return make_painter(self._model, self._vae, schedule, sampler.method, guidance, self._grid, maps=maps)
+    def _make_painter(self, bucket: Bucket, steps: int, guidance: float, maps: bool, canvas: bool, tile: int):
+        setup, grid = self.setup, jobs.latent_grid(self.setup, bucket)
+        tokens = int(np.prod(grid)) // int(np.prod(self._model.dit.patch))
+        sampler = dataclasses.replace(setup.sampler, steps=steps, guidance=guidance)
+        target = Target(grid, bucket.task, setup.given_channels, setup.dit_guidance, canvas, tile)
+        recipe = Recipe(sampler.make(tokens), sampler.method, guidance)
+        return make_painter(self._model, self._vae, recipe, target, maps=maps)
 
     def draw(
         self,
@@ -136,20 +143,48 @@ class Canvas:
         progress: bool = False,
     ) -> Drawn:
         """One picture per prompt; the noise of a picture depends on the seed and its place in the list."""
-        sampler = self.setup.sampler
-        paint = self._painter(
-            sampler.steps if steps is None else steps, sampler.guidance if guidance is None else guidance, maps
+        bucket = from_words(self.setup.shapes[0])
+        blank = np.zeros((bucket.frames, *bucket.size, 3), np.uint8)
+        samples = [Sample(prompt, blank, task=bucket.task) for prompt in prompts]
+        drawn = self.paint(
+            params, samples, bucket, seed=seed, steps=steps, guidance=guidance, maps=maps, progress=progress
         )
-        size = min(self.setup.eval.batch, max(8, len(prompts)))
-        empty = jobs.empty_prompts(self.prompter, size, self.length)
+        return Drawn(drawn.pixels[:, 0], drawn.canvas)
+
+    def paint(
+        self,
+        params: Params,
+        samples: Sequence[Sample],
+        bucket: Bucket,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        maps: bool = False,
+        canvas: bool = True,
+        tile: int = 0,
+        progress: bool = False,
+    ) -> Drawn:
+        """Every sample of a task in the shape of a bucket, of whose targets a first frame alone is looked at.
+
+        ``canvas`` False leaves the canvas out; ``tile`` is that of ``sampling.Target``. ``pixels`` are [n t h w 3].
+        """
+        sampler = self.setup.sampler
+        steps = sampler.steps if steps is None else steps
+        guidance = sampler.guidance if guidance is None else guidance
+        paint = self._painter(bucket, steps, guidance, maps, canvas, tile)
+        # Few sizes of batches, few compilations; but no large picture is drawn for nothing.
+        least = 1 if self.setup.buckets else 8
+        size = min(self.setup.eval.batch, max(least, len(samples)))
         pixels, features = [], []
         for number, start in enumerate(
-            tqdm(range(0, len(prompts), size), "drawing", disable=not progress, leave=False)
+            tqdm(range(0, len(samples), size), "drawing", disable=not progress, leave=False)
         ):
-            part = list(prompts[start : start + size])
-            inputs = jobs.encode_prompts(self.prompter, part + [""] * (size - len(part)), self.length)
-            painted = paint(params, inputs, empty, jax.random.fold_in(jax.random.key(seed), number))
-            pixels.append(jobs.to_bytes(painted.pixels[: len(part), 0]))
+            part = list(samples[start : start + size])
+            padded = part + part[-1:] * (size - len(part))
+            key = jax.random.fold_in(jax.random.key(seed), number)
+            painted = paint(params, self.reader(padded, bucket), self.reader.empty(padded, bucket), key)
+            pixels.append(jobs.to_bytes(painted.pixels[: len(part)]))
             if painted.canvas is not None:
                 features.append(np.asarray(painted.canvas[: len(part)]))
         return Drawn(np.concatenate(pixels), np.concatenate(features) if features else None)
@@ -174,6 +209,14 @@ class Canvas:
         return Scored(evaluations, drawings)
 
 
+def from_words(bucket: Bucket) -> Bucket:
+    """The bucket itself where its task needs nothing but a prompt, else one of that shape whose task does."""
+    if TASKS[bucket.task].vae == TASKS[bucket.task].mllm == "nothing":
+        return bucket
+    task = "text_to_image" if bucket.frames == 1 else "text_to_video"
+    return dataclasses.replace(bucket, task=task, references=0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Trained:
     """A run: its experiment, its networks and all their parameters (the moving average where there is one)."""
@@ -187,6 +230,10 @@ class Trained:
         """See ``Canvas.draw``."""
         return self.canvas.draw(self.params, prompts, **options)
 
+    def paint(self, samples: Sequence[Sample], bucket: Bucket, **options: Any) -> Drawn:
+        """See ``Canvas.paint``."""
+        return self.canvas.paint(self.params, samples, bucket, **options)
+
     def evaluate(self, *, guidance: float | None = None, progress: bool = True) -> Scored:
         """Scores of both splits, with the numbers of prompts that the config says."""
         counts = self.setup.eval
@@ -194,22 +241,57 @@ class Trained:
         return self.canvas.evaluate(self.params, per_category, guidance=guidance, progress=progress)
 
 
+def setup_of(run: Path) -> Experiment:
+    """The experiment of a run that paints. Raises UserError for a folder that is none."""
+    setup = experiment(read_config(run))
+    if setup.objective != "paint":
+        raise UserError(f"{run} trained an MLLM alone, which draws nothing")
+    return setup
+
+
 def load(run: Path) -> Trained:
     """The newest complete checkpoint of a run that paints.
 
     Raises UserError for a folder that is no run, has no checkpoint, or misses its frozen weights.
     """
-    setup = experiment(read_config(run))
-    if setup.objective != "paint":
-        raise UserError(f"{run} trained an MLLM alone, which draws nothing")
+    setup = setup_of(run)
     with store.Store(run / "checkpoints", writable=False) as checkpoints:
         steps = checkpoints.steps()
-        abstract = jax.eval_shape(lambda key: jobs.unboxed(jobs.initial(setup, key)), jax.random.key(0))
+        abstract = _abstract(setup)
         trainable, frozen = partition(abstract, setup.train.rules)
         trained = checkpoints.restore_params(trainable, ema=setup.train.ema is not None)
-    weights = jobs.frozen_weights(setup, abstract)
-    params = merge(trained, jobs.chosen(weights, frozen, run))
+    params = merge(trained, jobs.chosen(weights.load(setup, abstract), frozen, run))
     return Trained(setup, Canvas(setup), jax.tree.map(jnp.asarray, params), steps[-1])
+
+
+def assembled(setup: Experiment) -> Trained:
+    """The networks of a config with the weights of the folders it names; what no folder has starts fresh, by the seed.
+
+    Raises UserError for folders that are missing, damaged, or of other networks.
+    """
+    for source in weights.sources(setup).values():
+        if not source.saved:
+            published.check_folder(source.place, source.config, source.key)
+    canvas = Canvas(setup)  # its tokenizers are looked for before any weight is read, too
+    abstract = _abstract(setup)
+    have = flat(weights.load(setup, abstract))
+    missing = [path for path in flat(abstract) if path not in have]
+    if missing:
+        known = {path.split("/")[0] for path in have}
+        parts = {"/".join(path.split("/")[: 1 + (path.split("/")[0] in known)]) for path in missing}
+        logger.warning("no folder has weights for %s: they start fresh", ", ".join(sorted(parts)))
+
+    def fresh(key):
+        leaves = flat(jobs.unboxed(jobs.initial(setup, key)))
+        return {path: leaves[path] for path in missing}
+
+    made = jax.jit(fresh)(jax.random.key(setup.seed)) if missing else {}
+    params = nested({path: jnp.asarray(have[path] if path in have else made[path]) for path in flat(abstract)})
+    return Trained(setup, canvas, params, 0)
+
+
+def _abstract(setup: Experiment) -> Params:
+    return jax.eval_shape(lambda key: jobs.unboxed(jobs.initial(setup, key)), jax.random.key(0))
 
 
 def _params(state: TrainState, frozen: Params) -> Params:

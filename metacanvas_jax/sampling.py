@@ -10,13 +10,16 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Key
 
+from metacanvas_jax.data.tasks import TASKS, TaskName, canvas_shape, condition
 from metacanvas_jax.diffusion.flow import Latents, Time
 from metacanvas_jax.diffusion.guidance import classifier_free, pair
 from metacanvas_jax.diffusion.samplers import Method, sample
 from metacanvas_jax.diffusion.schedules import Schedule
 from metacanvas_jax.dit.wan import first_frame_inputs, replace_first_frame
 from metacanvas_jax.metacanvas import MetaCanvas
-from metacanvas_jax.types import Grid, MllmInputs, Params
+from metacanvas_jax.train.objectives import Batch, given_latents, mllm_inputs
+from metacanvas_jax.types import Condition, Grid, MllmInputs, Params, Plan
+from metacanvas_jax.vae.tiling import tiled_decode
 
 Guide = TypeVar("Guide")
 
@@ -73,47 +76,71 @@ def draw(
     return replace_first_frame(drawn, first)
 
 
-Painter = Callable[[Params, MllmInputs, MllmInputs, Key[Array, ""]], Painted]
-"""``paint(params, inputs, empty, key)``: ``empty`` is the empty prompt for guidance, with the batch of ``inputs``."""
+Painter = Callable[[Params, Batch, MllmInputs, Key[Array, ""]], Painted]
+"""``paint(params, batch, empty, key)``: ``batch`` as in training (``train/objectives.py``), of which ``pixels`` are
+read for a first frame only; ``empty`` is the same without its prompt, for guidance."""
 
 
-def make_painter(
-    model: MetaCanvas,
-    vae: nn.Module,
-    schedule: Schedule,
-    method: Method,
-    guidance: float,
-    latents: Grid,
-    *,
-    maps: bool = False,
-) -> Painter:
-    """A jitted painter of latents ``(t, h, w)``. ``params`` hold the model's parameters and ``vae``.
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is painted: the grid of its latents, its task, and how the DiT is told what the task gives it.
+
+    ``channels`` and ``told`` (a scale) are those of ``tasks.condition``. ``canvas`` False leaves a canvas that the
+    model has out. ``tile`` is the side in latents of the tiles that are decoded one by one (0: all at once).
+    """
+
+    latents: Grid
+    task: str = "text_to_image"
+    channels: bool = False
+    told: float | None = None
+    canvas: bool = True
+    tile: int = 0
+
+
+def make_painter(model: MetaCanvas, vae: nn.Module, recipe: Recipe, target: Target, *, maps: bool = False) -> Painter:
+    """A jitted painter. ``params`` hold the model's parameters and ``vae``.
 
     Noise depends on ``key`` alone, so that one key gives one set of noises for any prompts. With guidance 1 the empty
     prompt is not run. ``maps`` asks for the canvas features, which costs the first half of the steps again.
     """
+    row = TASKS[target.task]
 
-    def paint(params: Params, inputs: MllmInputs, empty: MllmInputs, key: Key[Array, ""]) -> Painted:
+    def paint(params: Params, batch: Batch, empty: MllmInputs, key: Key[Array, ""]) -> Painted:
         variables = {"params": {name: tree for name, tree in params.items() if name != "vae"}}
+        inputs = mllm_inputs(batch)
+        noise = jax.random.normal(key, (inputs.tokens.shape[0], *target.latents, vae.channels), jnp.float32)
+        given = given_latents(vae, params["vae"], TaskName(target.task), batch)
 
-        def planned(inputs: MllmInputs):
-            context = model.apply(variables, inputs, method="read")
-            return model.apply(variables, context, method="plan")
+        def planned(inputs: MllmInputs) -> Plan:
+            shape = None if model.canvas is None else canvas_shape(model.canvas.config.shape, target.latents[0])
+            plan = model.apply(variables, model.apply(variables, inputs, method="read"), shape, method="plan")
+            return plan if target.canvas else plan.replace(canvas=None)
+
+        def velocity(latents: Latents, time: Time, guide: tuple[Plan, Condition]) -> Latents:
+            return model.apply(variables, latents, time, *guide, method="velocity")
 
         plan = planned(inputs)
-        noise = jax.random.normal(key, (inputs.tokens.shape[0], *latents, vae.channels), jnp.float32)
-        if guidance == 1.0:
-            velocity = lambda z, t: model.apply(variables, z, t, plan, method="velocity")  # noqa: E731
-        else:
-            both = pair(plan, planned(empty))
-            velocity = classifier_free(lambda z, t: model.apply(variables, z, t, both, method="velocity"), guidance)
-        painted = sample(velocity, noise, schedule, method)
+        told = condition(given, plan.context, noise, channels=target.channels, guidance=target.told)
+        nothing = None if recipe.guidance == 1.0 else (planned(empty), told)
+        first = given.first if row.first_frame == "clean" else None
+        painted = draw(velocity, (plan, told), noise, recipe, empty=nothing, first=first)
         canvas = None
         if maps and plan.canvas is not None:
-            middle = schedule.step_near(MAP_TIME)
-            halfway = sample(velocity, noise, schedule, method, stop=middle)
-            time = jnp.full(noise.shape[:1], schedule.times[middle], jnp.float32)
+            middle = recipe.schedule.step_near(MAP_TIME)
+            halfway = draw(velocity, (plan, told), noise, recipe, empty=nothing, first=first, stop=middle)
+            time = jnp.full(noise.shape[:1], recipe.schedule.times[middle], jnp.float32)
             canvas = model.apply(variables, halfway, time, plan, method="canvas_features")
-        return Painted(vae.apply({"params": params["vae"]}, painted, method="decode"), canvas)
+        return Painted(decode(vae, params["vae"], painted, target.tile), canvas)
 
     return jax.jit(paint)
+
+
+def decode(vae: nn.Module, params: Params, latents: Latents, tile: int = 0) -> Float[Array, "b t h w 3"]:
+    """Float32 pixels of latents, by overlapping tiles of ``tile`` latents a side where they are larger (0: at once)."""
+
+    def whole(z: Latents) -> Float[Array, "b t h w 3"]:
+        return vae.apply({"params": params}, z, method="decode").astype(jnp.float32)
+
+    if not tile or max(latents.shape[2:4]) <= tile:
+        return whole(latents)
+    return tiled_decode(whole, latents, spatial=vae.spatial, tile=tile, overlap=max(1, tile // 4))

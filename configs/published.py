@@ -1,0 +1,119 @@
+"""Published folders as they are: the sizes of all networks are read from the folders that the variant names.
+
+Command:   metacanvas sample --config configs/published.py:Sana_1600M_512px_diffusers --prompt "a red cat"
+           metacanvas edit --config configs/published.py:FLUX.1-Kontext-dev,Qwen2.5-VL-7B-Instruct
+               --image cat.png --prompt "make the cat blue"
+           metacanvas sample --config configs/published.py:Wan2.2-TI2V-5B-Diffusers,Qwen2.5-VL-7B-Instruct
+               --image duck.png --prompt "the duck swims"
+Variant:   PIPELINE or PIPELINE,MLLM: folders of diffusers and of transformers. SANA paints alone, with its own text
+           encoder. FLUX and Wan read an MLLM through a context connector in place of theirs; connector and canvas are
+           published nowhere and start fresh.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import base
+from metacanvas_jax import build
+from metacanvas_jax.ckpt import published
+from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
+from metacanvas_jax.connectors.context import ContextConnectorConfig
+from metacanvas_jax.data.tasks import Bucket
+from metacanvas_jax.dit.flux import FluxConfig
+from metacanvas_jax.dit.sana import SanaConfig
+from metacanvas_jax.dit.wan import WanConfig
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.canvas import CanvasConfig
+from metacanvas_jax.mllm.language import LanguageConfig
+from metacanvas_jax.mllm.qwen import MllmConfig
+from metacanvas_jax.text.gemma2 import Gemma2Config
+from metacanvas_jax.vae.dc_ae import DcAeConfig
+from metacanvas_jax.vae.kl import KlConfig
+from metacanvas_jax.vae.wan import WanVaeConfig
+
+DTYPE = "bfloat16"
+STEPS = {"sana": 20, "flux": 28, "wan": 50}
+GUIDANCE = {"sana": 4.5, "flux": 1.0, "wan": 5.0}  # FLUX is told a guidance instead
+TOLD = {"flux": 3.5}
+LENGTH = 1024  # of prompts, media included
+IMAGE_TOKENS = 144  # as in the paper
+
+
+def get_config(folders: str = "") -> ConfigDict:
+    """The experiment that the folders make, with the published schedule of the pipeline."""
+    pipeline, _, mllm = folders.partition(",")
+    if not pipeline:
+        raise UserError("configs/published.py needs folders: configs/published.py:PIPELINE or :PIPELINE,MLLM")
+    dit = published.network_config(published.subfolder(pipeline, "transformer"), SanaConfig, FluxConfig, WanConfig)
+    vae = published.network_config(published.subfolder(pipeline, "vae"), DcAeConfig, KlConfig, WanVaeConfig)
+    kind = next(name for name, (cls, _) in build.DITS.items() if isinstance(dit, cls))
+    config = base.get_config()
+    config.name = Path(pipeline).name
+    config.dit_weights = config.vae_weights = pipeline
+    changes = {"chunk": 1} if isinstance(vae, WanVaeConfig) else {}
+    vae_kind = next(name for name, (cls, _) in build.VAES.items() if isinstance(vae, cls))
+    config.vae = base.section(dataclasses.replace(vae, dtype=DTYPE, **changes), kind=vae_kind)
+
+    own_text = kind == "sana" and (Path(pipeline) / "text_encoder").is_dir()
+    if not mllm and not own_text:
+        raise UserError(f"{pipeline}: its text encoders are not built here; name an MLLM after a comma")
+    if own_text:
+        encoder = published.network_config(Path(pipeline) / "text_encoder", Gemma2Config)
+        tokenizer = str(published.subfolder(pipeline, "tokenizer"))
+        text = build.TextSection(dataclasses.replace(encoder, dtype=DTYPE), pipeline, tokenizer)
+        config.text = base.section(text)
+    if kind == "flux":
+        dit = dataclasses.replace(dit, pooled="learned", mask_context=True)
+        config.dit_guidance = TOLD[kind]
+    elif kind == "wan":
+        dit = dataclasses.replace(dit, mask_context=True)
+    config.dit = base.section(dataclasses.replace(dit, dtype=DTYPE), kind=kind)
+    bucket = shape(kind, dit, vae)
+    config.buckets = base.buckets(bucket)
+    config.mllm = base.section(reader(mllm))
+    if mllm:
+        rows, columns = (side // vae.spatial // patch for side, patch in zip(bucket.size, patch_of(dit), strict=True))
+        config.canvas = base.section(CanvasConfig(rows, columns, keyframes=1 if bucket.frames == 1 else 3))
+        heads = {"vanilla_head_width": math.gcd(dit.width, 64), "head_width": math.gcd(dit.width, 32)}
+        config.canvas_connector = base.section(CanvasConnectorConfig(dit.width, dtype=DTYPE, **heads))
+        if not own_text:
+            connector = ContextConnectorConfig(out_width=dit.context_width, dtype=DTYPE)
+            config.context_connector = base.section(connector)
+    new = ["canvas", "canvas_connector", *([] if own_text else ["context_connector"])]
+    new += ["dit/pool"] if kind == "flux" else []
+    config.train.rules = ((f"({'|'.join(new)})/.*", "train"), (".*", "freeze")) if mllm else ((".*", "freeze"),)
+    schedule, method, shift = published.sampling(pipeline)
+    sampler = build.SamplerSection(schedule, method, STEPS[kind], shift, GUIDANCE[kind])
+    config.sampler = base.section(sampler)
+    return config
+
+
+def reader(folder: str) -> build.MllmSection:
+    """The MLLM of a folder; without one the smallest there is, which nothing reads."""
+    if not folder:
+        nothing = LanguageConfig(vocab=1, width=2, layers=1, heads=1, kv_heads=1, mlp=1, rope_sections=(1, 0, 0))
+        return build.MllmSection(nothing, None, buckets=(1,))
+    config = published.network_config(folder, MllmConfig)
+    language = dataclasses.replace(config.language, dtype=DTYPE)
+    vision = dataclasses.replace(config.vision, dtype=DTYPE)
+    return build.MllmSection(
+        language, vision, weights=folder, tokenizer=folder, buckets=(LENGTH,), image_tokens=IMAGE_TOKENS
+    )
+
+
+def patch_of(dit: SanaConfig | FluxConfig | WanConfig) -> tuple[int, int]:
+    """Latents of a token along rows and columns."""
+    if isinstance(dit, SanaConfig):
+        return (dit.patch, dit.patch)
+    return (2, 2) if isinstance(dit, FluxConfig) else dit.patch[1:]
+
+
+def shape(kind: str, dit: SanaConfig | FluxConfig | WanConfig, vae: DcAeConfig | KlConfig | WanVaeConfig) -> Bucket:
+    """What the pipeline draws by default."""
+    if kind == "wan":
+        return Bucket("text_to_video", (704, 1280), frames=121, fps=24.0, length=LENGTH)
+    side = dit.sample_size * dit.patch * vae.spatial if kind == "sana" else 1024
+    return Bucket("text_to_image", (side, side), length=LENGTH)

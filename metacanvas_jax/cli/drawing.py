@@ -1,0 +1,106 @@
+"""What `metacanvas sample` and `metacanvas edit` share: options, and the way from a request to a file."""
+
+import argparse
+from pathlib import Path
+
+from metacanvas_jax.cli import options
+from metacanvas_jax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser, count: int) -> None:
+    """Where the networks come from, the shape of the result, and how it is drawn."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="folder of a trained run")
+    source.add_argument(
+        "--config",
+        metavar="FILE[:VARIANT]",
+        help="config that names folders of weights; what has none starts fresh (--config.KEY=VALUE changes it)",
+    )
+    parser.add_argument("--out", type=Path, help="PNG, or MP4 for videos (samples/PROMPT beside the run)")
+    parser.add_argument("--count", type=int, default=count, help=f"results to draw, side by side (default: {count})")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same result (default: 0)")
+    parser.add_argument("--steps", type=int, help="sampling steps (default: the config's)")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance; 1 is none (default: the config's)")
+    parser.add_argument("--size", metavar="ROWSxCOLUMNS", help="pixels of the result (default: the config's)")
+    parser.add_argument("--frames", type=int, help="frames of the result (default: the config's)")
+    parser.add_argument("--fps", type=float, help="frames a second of a video (default: the config's)")
+    parser.add_argument("--no-canvas", action="store_true", help="leave the canvas out")
+    parser.add_argument("--tile", type=int, default=0, help="decode in tiles of so many latents a side (0: at once)")
+
+
+def draw(arguments: argparse.Namespace, **media: object) -> Path:
+    """Draws what the arguments ask for; returns the file. ``media`` are fields of ``drawing.Request``."""
+    check(arguments)
+    from metacanvas_jax import build, drawing, runs
+
+    if arguments.config is None and arguments.overrides:
+        raise UserError("--config.KEY=VALUE changes a --config; the config of a --run is that of its training")
+    config = None if arguments.config is None else options.load_config(arguments.config, arguments.overrides)
+    setup = runs.setup_of(arguments.run) if config is None else build.experiment(config)
+    request = drawing.Request(
+        arguments.prompt, size=size_of(arguments.size), frames=arguments.frames, fps=arguments.fps, **media
+    )
+    sample, shape = drawing.sample_of(setup, request)
+    out = place(arguments, shape.frames > 1)
+    trained = runs.load(arguments.run) if config is None else runs.assembled(setup)
+    drawn = trained.paint(
+        [sample] * arguments.count,
+        shape,
+        seed=arguments.seed,
+        steps=arguments.steps,
+        guidance=arguments.guidance,
+        canvas=not arguments.no_canvas,
+        tile=arguments.tile,
+    )
+    write(drawn.pixels, shape.fps, out)
+    return out
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises UserError for numbers that make no sense."""
+    for name, least in (("count", 1), ("steps", 1), ("frames", 1), ("tile", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} is {value}, expected at least {least}")
+    if arguments.fps is not None and not 0 < arguments.fps <= 1000:
+        raise UserError(f"--fps is {arguments.fps}, expected a number above 0 and up to 1000")
+
+
+def size_of(text: str | None) -> tuple[int, int] | None:
+    """ "704x1280" as (704, 1280). Raises UserError for anything else."""
+    if text is None:
+        return None
+    rows, cross, columns = text.lower().partition("x")
+    if not (cross and rows.isdigit() and columns.isdigit() and int(rows) and int(columns)):
+        raise UserError(f"--size is {text!r}, expected ROWSxCOLUMNS such as 512x768")
+    return int(rows), int(columns)
+
+
+def place(arguments: argparse.Namespace, video: bool) -> Path:
+    """The file to write. Raises UserError for a name of another kind of file."""
+    suffix = ".mp4" if video else ".png"
+    if video:
+        options.require("av", "media")
+    if arguments.out is None:
+        words = "_".join("".join(c if c.isalnum() else " " for c in arguments.prompt).split())[:80] or "empty"
+        return (arguments.run or Path()) / "samples" / (words + suffix)
+    if arguments.out.suffix.lower() != suffix:
+        raise UserError(f"--out is {arguments.out}, expected a {suffix} file")
+    return arguments.out
+
+
+def write(pixels, fps: float, out: Path) -> None:
+    """Results ``[n t h w 3]`` as one file: alone, or on a sheet."""
+    from metacanvas_jax import drawing
+    from metacanvas_jax.data.video import encode_mp4
+    from metacanvas_jax.eval import pictures
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix.lower() == ".mp4":
+        draft = out.with_name(f".{out.name}.tmp")
+        draft.write_bytes(encode_mp4(drawing.side_by_side(pixels), fps))
+        draft.replace(out)
+    elif len(pixels) == 1:
+        pictures.save_png(pixels[0, 0], out)
+    else:
+        pictures.save_png(pictures.grid(list(pixels[:, 0]), columns=len(pixels)), out)
