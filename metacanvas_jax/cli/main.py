@@ -14,11 +14,12 @@ COMMANDS = {
     "sample": "draw a prompt: a picture, or a video, from a run or from published weights",
     "edit": "change a picture or a video as a prompt says",
     "evaluate": "score a trained run",
+    "plan": "tell whether a config fits a TPU slice and how fast it goes, without the TPU",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns its exit code (2 for bad input, 130 when interrupted)."""
+    """Runs one command; returns its exit code (1 for a plan that fails, 2 for bad input, 130 when interrupted)."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is fetched behind the user's back
     parser = argparse.ArgumentParser(
         prog="metacanvas",
@@ -44,14 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{known.command} takes no --config.KEY=VALUE")
     known.overrides = overrides
     try:
-        importlib.import_module(f"metacanvas_jax.cli.{known.command}").run(known)
+        return importlib.import_module(f"metacanvas_jax.cli.{known.command}").run(known) or 0
     except UserError as error:
         print(f"metacanvas {known.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"metacanvas {known.command}: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class MaskSpec:
     key_segments: Int[Array, "b m"] | None = None
 
 
+@jax.named_scope("attend")
 def attention(
     q: Float[Array, "b n h e"],
     k: Float[Array, "b m g e"],

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 EPS = 1e-15
 
 
+@jax.named_scope("linear_attend")
 def relu_linear_attention(
     q: Float[Array, "b n h e"], k: Float[Array, "b m h e"], v: Float[Array, "b m h f"]
 ) -> Float[Array, "b n h f"]:

@@ -72,15 +72,19 @@ def make_step(
 
     def step(state: TrainState, frozen: Params, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         grads, metrics = averaged(state.params, frozen, batch, step_key(key, state.step))
-        norm = global_norm(grads)
+        with jax.named_scope("optimizer"):
+            norm = global_norm(grads)
         finite = state.finite & jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = None if ema_decay is None else update_ema(state.ema, params, state.step, ema_decay, ema_warmup)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("ema"):
+            ema = None if ema_decay is None else update_ema(state.ema, params, state.step, ema_decay, ema_warmup)
         new = TrainState(state.step + 1, params, opt_state, ema, finite)
 
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state.replace(finite=finite))
+        with jax.named_scope("optimizer"):
+            new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state.replace(finite=finite))
         metrics = metrics | {
             "grad_norm": norm,
             "param_norm": global_norm(new.params),

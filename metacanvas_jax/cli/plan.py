@@ -1,0 +1,42 @@
+"""``metacanvas plan``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from metacanvas_jax.cli import options
+
+EXAMPLE = "metacanvas plan --config configs/video_stage3.py --topology v5p:4x4x8"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    options.add_config(parser)
+    parser.add_argument(
+        "--topology", required=True, metavar="NAME", help="TPU slice, as in v5p:4x4x8 or v6e:16x16*2 for two slices"
+    )
+    parser.add_argument("--mesh", metavar="AXIS=N,...", help="sizes of data, fsdp, context, tensor (the config's)")
+    parser.add_argument("--bucket", metavar="NAME", help="bucket to compile, or 'all' (the one with most FLOPs)")
+    parser.add_argument("--no-sampling", action="store_true", help="leave sampling out")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write plan.json and plan.html there")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the report; the exit code is 1 when something does not fit."""
+    from metacanvas_jax.plan.environment import prepare_environment
+
+    prepare_environment()
+    from metacanvas_jax.plan import planning
+
+    config = options.load_config(arguments.config, arguments.overrides)
+    reports = planning.plan(
+        arguments.config,
+        config,
+        arguments.topology,
+        mesh=arguments.mesh,
+        bucket=arguments.bucket,
+        sampling=not arguments.no_sampling,
+        out=arguments.out,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    return 0 if all(report.passed for report in reports) else 1

@@ -1,0 +1,1 @@
+"""What a config costs on a TPU slice, found out without the TPU."""

@@ -1,0 +1,147 @@
+"""Ahead-of-time compilation for a named slice, remembered on disk by the hash of what goes to the compiler."""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.parallel.flags import flags_for, installed_libtpu
+from metacanvas_jax.plan.programs import Program
+from metacanvas_jax.plan.topology import Slice
+
+SIZES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
+USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+EXCEEDS = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
+FORMAT = 1  # of a file in the cache
+
+
+class DoesNotFit(UserError):
+    """The program needs more memory than a chip has. ``needed`` and ``available`` are bytes per device."""
+
+    def __init__(self, message: str, needed: float, available: float, largest: list[str]):
+        super().__init__(message)
+        self.needed, self.available, self.largest = needed, available, largest
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler made: its text and its own account of memory, bytes per device.
+
+    ``peak`` are arguments and live temporaries at the worst moment, without the gaps between buffers (which add up to a
+    tenth); ``seconds`` is how long compiling took, 0 when it was remembered.
+    """
+
+    text: str
+    arguments: float
+    outputs: float
+    aliased: float
+    peak: float
+    host: float
+    code: float
+    seconds: float
+
+
+def cache_folder() -> Path:
+    """Where compilations are remembered: ``$METACANVAS_PLAN_CACHE``, or the user's cache folder."""
+    given = os.environ.get("METACANVAS_PLAN_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "metacanvas_jax" / "plan"
+
+
+def compile_program(program: Program, where: Slice, *, options: dict[str, str] | None = None) -> Compiled:
+    """Compiles a program for a slice, or finds that it was compiled before.
+
+    Raises:
+        DoesNotFit: it needs more memory than a chip has.
+        UserError: the compiler knows no such option.
+    """
+    options = flags_for(where.chip.name) if options is None else options
+    lowered = program.lowered
+    path = cache_folder() / f"{_key(lowered, where, options)}.json.gz"
+    if (known := _read(path)) is not None:
+        return _result(program, where, known | {"seconds": 0.0})
+    start = time.monotonic()
+    try:
+        executable = lowered.compile(compiler_options=options)
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            if "No such compile option" in str(error):
+                raise UserError(f"libtpu {installed_libtpu()}: {_first_line(error)}; see parallel/flags.py") from error
+            raise
+        record: dict[str, Any] = {"error": str(error)}
+    else:
+        memory = executable.memory_analysis()
+        record = {
+            "text": executable.as_text(),
+            "arguments": memory.argument_size_in_bytes,
+            "outputs": memory.output_size_in_bytes,
+            "aliased": memory.alias_size_in_bytes,
+            "peak": memory.peak_memory_in_bytes,
+            "host": memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes,
+            "code": memory.generated_code_size_in_bytes,
+        }
+    record["seconds"] = time.monotonic() - start
+    _write(path, record)
+    return _result(program, where, record)
+
+
+def _result(program: Program, where: Slice, record: dict[str, Any]) -> Compiled:
+    if "error" in record:
+        raise does_not_fit(record["error"], program.name, where)
+    return Compiled(**{field.name: record[field.name] for field in dataclasses.fields(Compiled)})
+
+
+def does_not_fit(message: str, name: str, where: Slice) -> DoesNotFit:
+    """One clear line of the compiler's message, which comes in two shapes, and its largest buffers."""
+    available = where.chip.hbm
+    needed = 0.0
+    if match := USED.search(message) or EXCEEDS.search(message):
+        needed, available = (float(match.group(i)) * SIZES[match.group(i + 1)] for i in (1, 3))
+    largest = []
+    for block in re.split(r"\n\s+\d+\. Size: ", message)[1:4]:
+        size = block.split("\n", 1)[0].strip()
+        shape = re.search(r"Shape: (\S+?)\{", block)
+        scope = re.search(r'op_name="([^"]*)"', block)
+        largest.append(f"{size} {shape.group(1) if shape else ''} {scope.group(1)[-80:] if scope else ''}".strip())
+    gib = 2**30
+    text = (
+        f"{name} does not fit {where.name}: it needs {needed / gib:.2f} GiB of {available / gib:.2f} GiB per device, "
+        f"{(needed - available) / gib:.2f} GiB too much"
+    )
+    if largest:
+        text += f" (largest buffers: {'; '.join(largest)})"
+    return DoesNotFit(text, needed, available, largest)
+
+
+def _key(lowered: Any, where: Slice, options: dict[str, str]) -> str:
+    # Scopes name the parts of a report and are no part of the plain text; file names and lines do not matter.
+    scopes = sorted(set(re.findall(r'loc\("([^"]+)"\(', lowered.as_text(debug_info=True))))
+    parts = [lowered.as_text(), scopes, where.name, sorted(options.items()), installed_libtpu(), FORMAT]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, json.JSONDecodeError):
+        return None  # torn or foreign: compiled again and overwritten
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    draft.write_bytes(gzip.compress(json.dumps(record).encode(), compresslevel=3))
+    draft.replace(path)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,342 @@
+"""Optimised TPU programs as data: what ``compiled.as_text()`` says, and what follows from it about one operation.
+
+The text is scheduled: operations of a computation stand in the order they run in.
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+ITEM_BYTES = {
+    **dict.fromkeys(("pred", "s8", "u8", "f8e4m3fn", "f8e5m2"), 1.0),
+    **dict.fromkeys(("bf16", "f16", "s16", "u16"), 2.0),
+    **dict.fromkeys(("f32", "s32", "u32"), 4.0),
+    **dict.fromkeys(("f64", "s64", "u64"), 8.0),
+    **dict.fromkeys(("s4", "u4"), 0.5),
+}
+ARRAY = re.compile(r"\b(" + "|".join(ITEM_BYTES) + r")\[([\d,]*)\](\{[^}]*\})?")
+ON_CHIP = re.compile(r"S\([1-4]\)")  # vector and scalar memory
+ON_HOST = re.compile(r"S\(5\)")
+HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+ASSIGNMENT = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$", re.S)
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """One operation. ``type`` is its result's, ``attributes`` everything behind its operands, ``scope`` its op_name."""
+
+    name: str
+    kind: str
+    type: str
+    operands: tuple[str, ...]
+    arguments: str
+    attributes: str
+    is_root: bool
+
+    @property
+    def scope(self) -> str:
+        """Where in the Python program it comes from."""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return match.group(1) if match else ""
+
+    @property
+    def cycles(self) -> int:
+        """The compiler's estimate; 0 where it has none."""
+        match = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
+        return int(match.group(1)) if match else 0
+
+    def named(self, attribute: str) -> str | None:
+        """The computation that an attribute such as ``calls`` or ``body`` names."""
+        match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
+        return match.group(1) if match else None
+
+    def branches(self) -> list[str]:
+        """The computations of a conditional."""
+        match = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
+        if match:
+            return re.findall(r"%?([\w.\-]+)", match.group(1))
+        return [name for key in ("true_computation", "false_computation") if (name := self.named(key))]
+
+
+Computation = dict[str, Op]
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """Computations by name, operations in order."""
+
+    computations: dict[str, Computation]
+    entry: str
+
+    def callee(self, op: Op) -> Computation:
+        """What a fusion or a call runs."""
+        return self.computations[op.named("calls") or op.named("to_apply") or ""]
+
+
+def parse(text: str) -> Module:
+    """Reads the text of a compiled program. Raises ValueError when it has no entry."""
+    computations: dict[str, Computation] = {}
+    entry = ""
+    current: Computation = {}
+    pending: list[str] = []
+
+    def flush() -> None:
+        if pending and (op := _parse_op("\n".join(pending))) is not None:
+            current[op.name] = op
+        pending.clear()
+
+    for line in text.splitlines():
+        if line[:1] not in (" ", "}", "") and (match := HEADER.match(line)):
+            flush()
+            current = computations[match.group(2)] = {}
+            entry = match.group(2) if match.group(1) else entry
+        elif line.rstrip() == "}":
+            flush()
+        elif ASSIGNMENT.match(line):
+            flush()
+            pending.append(line)
+        elif pending:
+            pending.append(line)
+    flush()
+    if not entry:
+        raise ValueError("this is not the text of a compiled program: it has no ENTRY")
+    return Module(computations, entry)
+
+
+def _parse_op(text: str) -> Op | None:
+    match = ASSIGNMENT.match(text)
+    root, name, rest = match.groups() if match else ("", "", "")
+    if rest.startswith("("):
+        end = _closing(rest, 0)
+        kind_of, rest = rest[: end + 1], rest[end + 2 :]
+    else:
+        kind_of, _, rest = rest.partition(" ")
+    kind = re.match(r"([a-z][\w\-]*)\(", rest)
+    if kind is None:
+        return None
+    start = kind.end() - 1
+    end = _closing(rest, start)
+    arguments = rest[start + 1 : end]
+    operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
+    return Op(name, kind.group(1), kind_of, operands, arguments, rest[end + 1 :], bool(root))
+
+
+def _closing(text: str, start: int) -> int:
+    depth = 0
+    for match in re.compile(r"[()]").finditer(text, start):
+        depth += 1 if match.group() == "(" else -1
+        if depth == 0:
+            return match.start()
+    return len(text) - 1
+
+
+def sizes(type_text: str) -> list[int]:
+    """Dimensions of the first array of a type."""
+    match = ARRAY.search(type_text)
+    return [int(x) for x in match.group(2).split(",") if x] if match else []
+
+
+def _arrays(type_text: str) -> Iterator[tuple[float, str]]:
+    for item, dims, layout in ARRAY.findall(type_text):
+        yield ITEM_BYTES[item] * math.prod(int(x) for x in dims.split(",") if x), layout
+
+
+def total_bytes(type_text: str) -> float:
+    """Bytes of all arrays of a type."""
+    return sum(size for size, _ in _arrays(type_text))
+
+
+def hbm_bytes(type_text: str) -> float:
+    """Bytes of the arrays of a type that lie in HBM: not in on-chip memory, not on the host."""
+    return sum(size for size, layout in _arrays(type_text) if not re.search(r"S\([1-9]\)", layout))
+
+
+def host_bytes(type_text: str) -> float:
+    """Bytes of the arrays of a type that lie in the host's memory."""
+    return sum(size for size, layout in _arrays(type_text) if ON_HOST.search(layout))
+
+
+def trip_count(module: Module, loop: Op) -> int:
+    """How often a ``while`` runs its body; 1 if that cannot be told.
+
+    TPU programs carry no known_trip_count: the bound is the constant of the condition's comparison, the step is what
+    the body adds to the counter (loops that were unrolled by the compiler count by more than 1).
+    """
+    condition = module.computations[loop.named("condition") or ""]
+    body = module.computations[loop.named("body") or ""]
+    compare = next(op for op in condition.values() if op.is_root)
+    bound = index = None
+    for name in compare.operands:
+        op = condition.get(name)
+        if op is None:
+            continue
+        if op.kind == "constant" and re.fullmatch(r"-?\d+", op.arguments):
+            bound = int(op.arguments)
+        if op.kind == "get-tuple-element" and (match := re.search(r"index=(\d+)", op.attributes)):
+            index = int(match.group(1))
+    if bound is None:
+        return 1
+    root = next(op for op in body.values() if op.is_root)
+    step = 0
+    if index is not None and root.kind == "tuple":
+        step = _increment(body, root.operands[index])
+    return -(-bound // (step or 1))
+
+
+def _increment(body: Computation, name: str) -> int:
+    step, op = 0, body.get(name)
+    while op is not None:
+        if op.kind == "add":
+            terms = [body[x] for x in op.operands]
+            step += sum(int(x.arguments) for x in terms if x.kind == "constant")
+            op = next((x for x in terms if x.kind != "constant"), None)
+        elif op.kind in ("copy", "bitcast", "convert"):
+            op = body.get(op.operands[0])
+        else:
+            break
+    return step
+
+
+def product_flops(module: Module, computation: Computation) -> float:
+    """FLOPs of the matrix products and convolutions of a computation and of what its fusions call, once each."""
+    total = 0.0
+    for op in computation.values():
+        if op.kind == "convolution":
+            total += _convolution_flops(computation, op)
+        elif op.kind == "dot":
+            left = sizes(computation[op.operands[0]].type)
+            match = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.attributes)
+            inner = [left[int(x)] for x in match.group(1).split(",") if x] if match else []
+            total += 2.0 * math.prod(sizes(op.type)) * math.prod(inner)
+        elif op.kind == "fusion":
+            total += product_flops(module, module.callee(op))
+    return total
+
+
+def _convolution_flops(computation: Computation, op: Op) -> float:
+    """Multiplications that meet real values: those with padding and with the gaps of dilation do not count.
+
+    The compiler writes matrix products as convolutions whose padding and dilation select what is multiplied.
+    """
+    labels = re.search(r"dim_labels=([\w?]+)_([\w?]+)->([\w?]+)", op.attributes)
+    if labels is None:
+        return 0.0
+    of_input, of_kernel, of_output = labels.groups()
+    left, right, out = (sizes(t) for t in (computation[op.operands[0]].type, computation[op.operands[1]].type, op.type))
+    if len(left) != len(of_input) or len(right) != len(of_kernel) or len(out) != len(of_output):
+        return 0.0
+    window = re.search(r"window=\{([^}]*)\}", op.attributes)
+    fields = dict(part.split("=") for part in window.group(1).split()) if window else {}
+    spatial = [c for c in of_output if c.isdigit()]
+
+    def per_axis(name: str, default: str) -> list[str]:
+        return fields[name].split("x") if name in fields else [default] * len(spatial)
+
+    valid = 1
+    for i, axis in enumerate(spatial):
+        valid *= valid_positions(
+            inputs=left[of_input.index(axis)],
+            kernel=right[of_kernel.index(axis)],
+            outputs=out[of_output.index(axis)],
+            stride=int(per_axis("stride", "1")[i]),
+            before=int(per_axis("pad", "0_0")[i].split("_")[0]),
+            input_dilation=int(per_axis("lhs_dilate", "1")[i]),
+            kernel_dilation=int(per_axis("rhs_dilate", "1")[i]),
+        )
+    batch_groups = re.search(r"batch_group_count=(\d+)", op.attributes)
+    batch = left[of_input.index("b")] / (int(batch_groups.group(1)) if batch_groups else 1)
+    return 2.0 * batch * out[of_output.index("f")] * right[of_kernel.index("i")] * valid
+
+
+def valid_positions(
+    *, inputs: int, kernel: int, outputs: int, stride: int, before: int, input_dilation: int, kernel_dilation: int
+) -> int:
+    """Pairs of an output and a kernel place along one axis that meet a real input: no padding, no dilation gap."""
+    at = np.arange(outputs)[:, None] * stride + np.arange(kernel)[None] * kernel_dilation - before
+    inside = (at >= 0) & (at <= (inputs - 1) * input_dilation) & (at % input_dilation == 0)
+    return int(inside.sum())
+
+
+def traffic(module: Module, computation: Computation, op: Op) -> float:
+    """HBM bytes that an operation reads and writes.
+
+    A fused operand that is only sliced counts as the slice, one that is only updated in place as the update.
+    """
+    written = hbm_bytes(op.type)
+    if op.kind in ("dynamic-slice", "slice", "gather"):
+        return 2 * written if operand_bytes(computation, op) else written
+    if op.kind == "dynamic-update-slice":
+        return 2 * hbm_bytes(computation[op.operands[1]].type) if op.operands[1] in computation else 0.0
+    if op.kind != "fusion":
+        return written + operand_bytes(computation, op)
+    inner = module.callee(op)
+    parameters = {int(x.arguments): x for x in inner.values() if x.kind == "parameter"}
+    read = 0.0
+    for number, name in enumerate(op.operands):
+        if name not in computation or number not in parameters:
+            continue
+        whole = hbm_bytes(computation[name].type)
+        if not whole:
+            continue
+        parameter = parameters[number].name
+        users = [x for x in inner.values() if parameter in x.operands]
+        if users and all(x.kind == "dynamic-slice" for x in users):
+            read += sum(total_bytes(x.type) for x in users)
+        elif users and all(x.kind == "dynamic-update-slice" and x.operands[0] == parameter for x in users):
+            written -= whole
+            read += sum(total_bytes(inner[x.operands[1]].type) for x in users if x.operands[1] in inner)
+        else:
+            read += whole
+    return read + max(written, 0.0)
+
+
+def operand_bytes(computation: Computation, op: Op) -> float:
+    """HBM bytes of the operands."""
+    return sum(hbm_bytes(computation[name].type) for name in op.operands if name in computation)
+
+
+def device_groups(op: Op) -> np.ndarray:
+    """The devices (numbers in the mesh's order) that take part together: ``[groups, members]``.
+
+    Raises ValueError for a way of writing groups that is not known.
+    """
+    text = op.attributes
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
+        axes = re.findall(r"'([\w.]+)'=(\d+)", match.group(1))
+        names, lengths = [name for name, _ in axes], [int(size) for _, size in axes]
+        parts = re.findall(r"'([\w.]+)'(?::\((\d+)\)(\d+))?", match.group(2))
+        return _mesh_groups(names, lengths, [(name, int(a or 0), int(b or 0)) for name, a, b in parts])
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        shape = [int(x) for x in match.group(3).split(",")]
+        numbers = np.arange(math.prod(shape)).reshape(shape)
+        if match.group(4):
+            numbers = numbers.transpose([int(x) for x in match.group(4).split(",")])
+        return numbers.reshape(int(match.group(1)), int(match.group(2)))
+    if match := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", text):
+        return np.array([[int(x) for x in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", match.group(1))])
+    if match := re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", text):
+        return np.array([[int(x) for x in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", match.group(1))])
+    raise ValueError(f"unknown device groups: {text[:200]}")
+
+
+def _mesh_groups(names: list[str], lengths: list[int], parts: list[tuple[str, int, int]]) -> np.ndarray:
+    # A part of an axis, 'x':(4)2, is the factor of length 2 behind the first 4.
+    shape: list[int] = []
+    place: dict[tuple[str, int], int] = {}
+    for name, length in zip(names, lengths, strict=True):
+        inner = {x for n, before, size in parts if n == name and size for x in (before, before * size)}
+        for low, high in itertools.pairwise(sorted({1, length} | inner)):
+            place[name, low] = len(shape)
+            shape.append(high // low)
+    inside = []
+    for name, before, size in parts:
+        for (n, low), where in place.items():
+            if n == name and (not size or before <= low < before * size):
+                inside.append(where)
+    outside = [i for i in range(len(shape)) if i not in inside]
+    numbers = np.arange(math.prod(lengths)).reshape(shape or [1]).transpose((outside + inside) or [0])
+    return numbers.reshape(-1, math.prod([shape[i] for i in inside]) if inside else 1)

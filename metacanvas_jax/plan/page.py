@@ -1,0 +1,106 @@
+"""Reports as one HTML page that needs nothing beside itself."""
+
+import html as escape
+from collections.abc import Iterable, Sequence
+
+from metacanvas_jax.plan import parts
+from metacanvas_jax.plan.report import ASSUMPTIONS, Report
+from metacanvas_jax.plan.topology import GIB
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --good: #2a8f4c; --bad: #c0392b; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: .6rem 0 1.2rem; }
+th, td { padding: .2rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+.bar { display: flex; height: 1.4rem; border: 1px solid var(--line); margin: .3rem 0; }
+.bar span { overflow: hidden; white-space: nowrap; font-size: 11px; padding-left: 3px; color: #fff; }
+.pass { color: var(--good); } .fail { color: var(--bad); }
+small { opacity: .75; }
+"""
+COLOURS = ("#355c9a", "#7a4f9d", "#b0567f", "#c9773a", "#8a8f2a", "#3d8f6b", "#4d7d8f", "#777777", "#995555", "#556b2f")
+
+
+def html(reports: Sequence[Report]) -> str:
+    """The page."""
+    body = "".join(_section(report) for report in reports)
+    notes = "".join(f"<li>{escape.escape(note)}</li>" for note in ASSUMPTIONS)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>metacanvas plan</title><style>{STYLE}</style>'
+        f"<h1>metacanvas plan</h1>{body}<h2>How it was reckoned</h2><ul>{notes}</ul></html>\n"
+    )
+
+
+def _section(report: Report) -> str:
+    mesh = " × ".join(f"{axis} {size}" for axis, size in report.mesh.items() if size > 1) or "one device"
+    kind = "pass" if report.passed else "fail"
+    out = [
+        f"<h2>{escape.escape(report.config)}: {escape.escape(report.program)}</h2>",
+        f"<p>{report.topology}, {report.devices} devices, {mesh}, {report.samples} samples. ",
+        f'<b class="{kind}">{escape.escape(report.verdict)}</b></p>',
+        "<h3>HBM per device</h3>",
+        _bar([(name, size, f"{size / GIB:.2f} GiB") for name, size in report.memory.items()], report.limit),
+        f"<p>peak {report.needed / GIB:.2f} of {report.limit / GIB:.2f} GiB</p>",
+    ]
+    if report.parts:
+        rows = [
+            (
+                part.name,
+                f"{part.flops / 1e15:.3f}",
+                f"{part.flops / part.traced_flops:.3f}" if part.traced_flops else "–",
+                *(f"{x:.4f}" for x in (part.products, part.kernels, part.memory, part.collectives, part.seconds)),
+                f"{part.seconds / report.seconds:.1%}",
+            )
+            for part in report.parts
+        ]
+        heads = (
+            "part",
+            "PFLOP",
+            "of written",
+            "products s",
+            "kernels s",
+            "memory s",
+            "collectives s",
+            "seconds",
+            "share",
+        )
+        out += [
+            f"<h3>Step: {report.seconds:.3f} s, MFU {report.mfu:.1%}</h3>",
+            _bar([(part.name, part.seconds, f"{part.seconds:.3f} s") for part in report.parts], report.seconds),
+            f"<p><small>MFU = {report.model_flops / 1e15:.3f} PFLOP / ({report.devices} × "
+            f"{report.peak_flops / 1e12:.0f} TFLOP/s × {report.seconds:.3f} s)</small></p>",
+            _table(heads, rows),
+        ]
+        if any(part.name in parts.CANVAS_PARTS for part in report.parts):
+            seconds, work = report.canvas_share(), report.canvas_share("flops")
+            out.append(f"<p>The canvas adds {seconds:.2%} of the seconds and {work:.2%} of the FLOPs.</p>")
+        rows = [
+            (
+                c.kind,
+                str(c.group),
+                c.overlap,
+                str(c.count),
+                *(f"{x:.4f}" for x in (c.bytes / 1e9, c.seconds, c.exposed)),
+            )
+            for c in report.collectives
+        ]
+        heads = ("collective", "devices", "overlap", "count", "GB", "seconds", "exposed s")
+        out += ["<h3>Collectives, per device</h3>", _table(heads, rows), "<h3>Most expensive things to fix</h3><ol>"]
+        out += [f"<li>{escape.escape(line)}</li>" for line in report.worst] + ["</ol>"]
+    return "".join(out)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape.escape(text)}</th>" for text in heads)
+    body = "".join("<tr>" + "".join(f"<td>{escape.escape(x)}</td>" for x in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _bar(pieces: Sequence[tuple[str, float, str]], whole: float) -> str:
+    spans = []
+    for i, (name, size, label) in enumerate(pieces):
+        share = 100 * size / whole if whole else 0.0
+        text = escape.escape(f"{name}: {label}")
+        colour = COLOURS[i % len(COLOURS)]
+        spans.append(f'<span title="{text}" style="width:{share:.3f}%;background:{colour}">{text}</span>')
+    return f'<div class="bar">{"".join(spans)}</div>'

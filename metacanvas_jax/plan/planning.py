@@ -1,0 +1,81 @@
+"""``metacanvas plan``: which programs of a config are looked at on which slice, and where the reports go."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from metacanvas_jax import build
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.parallel.mesh import AXES, MeshConfig
+from metacanvas_jax.plan import page, programs
+from metacanvas_jax.plan.report import Report, as_json, table
+from metacanvas_jax.plan.study import study
+from metacanvas_jax.plan.topology import find_slice, slice_mesh
+
+
+def plan(
+    name: str,
+    config: ConfigDict,
+    topology: str,
+    *,
+    mesh: str | None = None,
+    bucket: str | None = None,
+    sampling: bool = True,
+    out: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> list[Report]:
+    """Compiles the train step of a bucket (of most pixels, a named one, or "all") and sampling, and prints tables.
+
+    ``mesh`` ("fsdp=32,tensor=4") replaces the config's. ``out`` gets ``plan.json`` and ``plan.html``.
+
+    Raises:
+        UserError: an unknown slice or bucket, a mesh that does not fit it, a batch that does not divide.
+    """
+    experiment = build.experiment(config)
+    where = find_slice(topology)
+    devices = slice_mesh(where, experiment.mesh if mesh is None else parse_mesh(mesh))
+    loads = choose(programs.loads(experiment), bucket)
+    made = [programs.train_program(experiment, devices, load) for load in loads]
+    if sampling:
+        made.append(programs.sample_program(experiment, devices, loads[0]))
+    reports = []
+    for program in made:
+        reports.append(study(name, program, where, say))
+        print(table(reports[-1]), flush=True)
+    if out is not None:
+        write(out, reports)
+    return reports
+
+
+def choose(loads: tuple[programs.Load, ...], bucket: str | None) -> list[programs.Load]:
+    """The loads asked for; None is the one with most pixels. Raises UserError for an unknown name."""
+    if bucket is None:
+        return [max(loads, key=lambda load: load.size)]
+    if bucket == "all":
+        return list(loads)
+    found = [load for load in loads if load.name == bucket]
+    if not found:
+        raise UserError(f"--bucket {bucket!r}: the config has {', '.join(load.name for load in loads)}, or say 'all'")
+    return found
+
+
+def parse_mesh(text: str) -> MeshConfig:
+    """``data=1,fsdp=32,tensor=4`` to a mesh; axes that are not named are 1. Raises UserError for anything else."""
+    sizes = dict.fromkeys(AXES, 1)
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis.strip() not in AXES or not size.strip().removeprefix("-").isdigit():
+            raise UserError(f"--mesh {text!r}: expected AXIS=N,... with axes {', '.join(AXES)}, found {part!r}")
+        sizes[axis.strip()] = int(size)
+    return MeshConfig(**sizes)
+
+
+def write(folder: Path, reports: list[Report]) -> None:
+    """``plan.json`` and ``plan.html``, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in (("plan.json", as_json(reports)), ("plan.html", page.html(reports))):
+        draft = folder / f".{name}.tmp"
+        draft.write_text(text)
+        os.replace(draft, folder / name)

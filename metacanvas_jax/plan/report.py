@@ -1,0 +1,263 @@
+"""What ``metacanvas plan`` says about one program on one slice: built from the costs, printed as a table or as JSON."""
+
+import collections
+import dataclasses
+import json
+from typing import Any
+
+from metacanvas_jax.plan import flops, parts
+from metacanvas_jax.plan.compile import Compiled
+from metacanvas_jax.plan.flops import Count
+from metacanvas_jax.plan.hlo_cost import Item
+from metacanvas_jax.plan.programs import Program
+from metacanvas_jax.plan.topology import GIB, Slice
+
+ASSUMPTIONS = (
+    "nothing was measured: products by the compiler's cycles, other operations by HBM bytes at 85 % of the bandwidth, "
+    "kernels by their static schedule, collectives by bytes over two links of the torus",
+    "MFU = model FLOPs / (devices x peak FLOP/s x step seconds); model FLOPs are forward plus the backward passes that "
+    "training needs (frozen networks once, attention three times its forward), without anything computed again",
+    "activations are the peak minus what is held; gaps between buffers add up to a tenth, and what compiles fits",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One part of a step: FLOPs over all devices, seconds on one device."""
+
+    name: str
+    flops: float
+    traced_flops: float
+    products: float
+    kernels: float
+    memory: float
+    collectives: float  # what nothing covers
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.products + self.kernels + self.memory + self.collectives
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All collectives of one kind, group size and overlap: GB on the wire of one device, and seconds."""
+
+    kind: str
+    group: int
+    overlap: str
+    count: int
+    bytes: float
+    seconds: float
+    exposed: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything about one program; ``memory`` are bytes per device by category, ``seconds`` those of one step."""
+
+    config: str
+    program: str
+    topology: str
+    chip: str
+    devices: int
+    mesh: dict[str, int]
+    samples: int
+    passed: bool
+    verdict: str
+    memory: dict[str, float]
+    needed: float
+    limit: float
+    parts: tuple[Part, ...] = ()
+    collectives: tuple[Collective, ...] = ()
+    worst: tuple[str, ...] = ()
+    model_flops: float = 0.0
+    peak_flops: float = 0.0
+    host_bytes: float = 0.0
+    compile_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of one step, estimated."""
+        return sum(part.seconds for part in self.parts)
+
+    @property
+    def mfu(self) -> float:
+        """Share of the slice's peak that the model's FLOPs take."""
+        return self.model_flops / (self.devices * self.peak_flops * self.seconds) if self.seconds else 0.0
+
+    @property
+    def flops_ratio(self) -> float:
+        """FLOPs of the compiled products and kernels over those of the program as written."""
+        traced = sum(part.traced_flops for part in self.parts)
+        return sum(part.flops for part in self.parts) / traced if traced else 0.0
+
+    def canvas_share(self, what: str = "seconds") -> float:
+        """What the canvas adds to the step, of the step without it: by "seconds" or "flops" of its parts."""
+        of_canvas = sum(getattr(part, what) for part in self.parts if part.name in parts.CANVAS_PARTS)
+        rest = sum(getattr(part, what) for part in self.parts) - of_canvas
+        return of_canvas / rest if rest else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with the derived figures."""
+        derived = {
+            "seconds": self.seconds,
+            "mfu": self.mfu,
+            "flops_ratio": self.flops_ratio,
+            "canvas_seconds_share": self.canvas_share(),
+            "canvas_flops_share": self.canvas_share("flops"),
+            "assumptions": ASSUMPTIONS,
+        }
+        return dataclasses.asdict(self) | derived
+
+
+def make_report(
+    config: str, program: Program, where: Slice, compiled: Compiled, costs: list[Item], counts: list[Count]
+) -> Report:
+    """The report of a program that compiled."""
+    held = sum(program.held.values())
+    memory = dict(program.held) | {"activations": max(compiled.peak - held, 0.0)}
+    return Report(
+        config=config,
+        program=program.name,
+        topology=where.name,
+        chip=where.chip.name,
+        devices=where.size,
+        mesh=dict(program.mesh.shape),
+        samples=program.samples,
+        passed=True,
+        verdict="PASS",
+        memory=memory,
+        needed=compiled.peak,
+        limit=where.chip.hbm,
+        parts=_parts(costs, counts, where.size),
+        collectives=_collectives(costs),
+        worst=tuple(worst(costs, where.chip.flops)),
+        model_flops=flops.model_flops(counts),
+        peak_flops=where.chip.flops,
+        host_bytes=compiled.host,
+        compile_seconds=compiled.seconds,
+    )
+
+
+def failed_report(config: str, program: Program, where: Slice, message: str, needed: float) -> Report:
+    """The report of a program that does not fit."""
+    return Report(
+        config=config,
+        program=program.name,
+        topology=where.name,
+        chip=where.chip.name,
+        devices=where.size,
+        mesh=dict(program.mesh.shape),
+        samples=program.samples,
+        passed=False,
+        verdict=f"FAIL: {message}",
+        memory=dict(program.held),
+        needed=needed,
+        limit=where.chip.hbm,
+        peak_flops=where.chip.flops,
+    )
+
+
+def _parts(costs: list[Item], counts: list[Count], devices: int) -> tuple[Part, ...]:
+    sums: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    columns = {"product": "products", "kernel": "kernels", "memory": "memory", "collective": "collectives"}
+    for item in costs:
+        row = sums[parts.part_of(item.scope, item.sort)]
+        row["flops"] += item.flops * devices
+        row[columns[item.sort]] += item.exposed
+    for count in counts:
+        sums[parts.part_of(count.scope, "kernel" if count.kernel else "product")]["traced_flops"] += count.flops
+    names = [field.name for field in dataclasses.fields(Part) if field.name != "name"]
+    rows = [Part(name, **{key: row[key] for key in names}) for name, row in sums.items()]
+    return tuple(sorted(rows, key=lambda part: -part.seconds))
+
+
+def _collectives(costs: list[Item]) -> tuple[Collective, ...]:
+    sums: dict[tuple[str, int, str], list[float]] = collections.defaultdict(lambda: [0, 0.0, 0.0, 0.0])
+    for item in costs:
+        if item.sort == "collective":
+            row = sums[item.kind, item.group, item.overlap]
+            for i, value in enumerate((item.count, item.bytes, item.seconds, item.exposed)):
+                row[i] += value
+    rows = [Collective(*key, int(row[0]), *row[1:]) for key, row in sums.items()]
+    return tuple(sorted(rows, key=lambda row: -row.bytes))
+
+
+def worst(costs: list[Item], peak: float, count: int = 5) -> list[str]:
+    """The things that cost most and need not: seconds beyond the products at peak FLOP/s, by cause and part."""
+    lost: collections.Counter[str] = collections.Counter()
+    for item in costs:
+        part = parts.part_of(item.scope, item.sort)
+        if item.sort == "collective":
+            how = "covered only in part" if item.overlap == "beside" else "beside nothing"
+            lost[f"{part}: {item.kind} over {item.group} devices, {how}"] += item.exposed
+        elif item.sort == "memory":
+            lost[f"{part}: reading and writing HBM outside of products"] += item.exposed
+        else:
+            again = parts.is_recomputed(item.scope, item.name)
+            if again:
+                lost[f"{part}: computed again in the backward pass"] += item.seconds
+            else:
+                what = "kernels" if item.sort == "kernel" else "products"
+                lost[f"{part}: {what} below peak FLOP/s"] += item.seconds - item.flops / peak
+    return [f"{seconds:.3f} s  {name}" for name, seconds in lost.most_common(count) if seconds > 0]
+
+
+def table(report: Report) -> str:
+    """The report as text for a terminal."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in report.mesh.items() if size > 1) or "one device"
+    lines = [
+        f"{report.config}: {report.program}, {report.samples} samples, on {report.topology} "
+        f"({report.devices} devices, {mesh})",
+        report.verdict,
+        "",
+        "HBM per device, GiB",
+    ]
+    lines += [f"  {name:<22}{size / GIB:10.2f}" for name, size in report.memory.items()]
+    share = report.needed / report.limit
+    lines.append(f"  {'peak':<22}{report.needed / GIB:10.2f}  of {report.limit / GIB:.2f} ({share:.0%})")
+    if report.host_bytes:
+        lines.append(f"  {'offloaded to the host':<22}{report.host_bytes / GIB:10.2f}")
+    if not report.parts:
+        return "\n".join(lines) + "\n"
+    lines += [
+        "",
+        f"{'part':<20}{'PFLOP':>10}{'/ written':>10}{'products':>10}{'kernels':>10}{'memory':>10}{'exposed':>10}"
+        f"{'seconds':>10}{'share':>8}",
+    ]
+    for part in report.parts:
+        ratio = f"{part.flops / part.traced_flops:.3f}" if part.traced_flops else "-"
+        lines.append(
+            f"{part.name:<20}{part.flops / 1e15:>10.3f}{ratio:>10}{part.products:>10.4f}{part.kernels:>10.4f}"
+            f"{part.memory:>10.4f}{part.collectives:>10.4f}{part.seconds:>10.4f}{part.seconds / report.seconds:>8.1%}"
+        )
+    lines.append(
+        f"{'step':<20}{sum(p.flops for p in report.parts) / 1e15:>10.3f}{report.flops_ratio:>10.3f}"
+        f"{sum(p.products for p in report.parts):>10.4f}{sum(p.kernels for p in report.parts):>10.4f}"
+        f"{sum(p.memory for p in report.parts):>10.4f}{sum(p.collectives for p in report.parts):>10.4f}"
+        f"{report.seconds:>10.4f}{1:>8.0%}"
+    )
+    lines += ["", f"{'collective':<20}{'devices':>8}{'overlap':>9}{'count':>8}{'GB':>10}{'seconds':>10}{'exposed':>10}"]
+    lines += [
+        f"{row.kind:<20}{row.group:>8}{row.overlap:>9}{row.count:>8}{row.bytes / 1e9:>10.3f}{row.seconds:>10.4f}"
+        f"{row.exposed:>10.4f}"
+        for row in report.collectives
+    ]
+    lines += [
+        "",
+        f"MFU {report.mfu:.1%} = {report.model_flops / 1e15:.3f} PFLOP of the model / ({report.devices} devices x "
+        f"{report.peak_flops / 1e12:.0f} TFLOP/s x {report.seconds:.3f} s)",
+    ]
+    if any(part.name in parts.CANVAS_PARTS for part in report.parts):
+        lines.append(
+            f"canvas: +{report.canvas_share():.2%} of the seconds and +{report.canvas_share('flops'):.2%} of the FLOPs "
+            "of the step without it"
+        )
+    lines += ["", "most expensive things to fix", *(f"  {line}" for line in report.worst), "", *ASSUMPTIONS]
+    return "\n".join(lines) + "\n"
+
+
+def as_json(reports: list[Report]) -> str:
+    """Reports as JSON."""
+    return json.dumps([report.to_dict() for report in reports], indent=1) + "\n"

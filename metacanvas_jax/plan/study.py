@@ -1,0 +1,40 @@
+"""One program on one slice, from its shapes to its report; and the choice of what to look at."""
+
+import functools
+from collections.abc import Callable
+
+from metacanvas_jax.plan import flops, hlo, hlo_cost
+from metacanvas_jax.plan.compile import DoesNotFit, compile_program
+from metacanvas_jax.plan.hlo_cost import Machine
+from metacanvas_jax.plan.programs import Program
+from metacanvas_jax.plan.report import Report, failed_report, make_report
+from metacanvas_jax.plan.topology import Slice
+
+# Share of peak FLOP/s that the static schedules of softmax-attention kernels reach, (forward, backward) with heads of
+# 128. v6e and tpu7x multiply 256 wide: heads of 128 fill half of the unit.
+ATTENTION_SHARES = {
+    "v4": (0.82, 0.90),
+    "v5e": (0.84, 0.90),
+    "v5p": (0.82, 0.90),
+    "v6e": (0.31, 0.43),
+    "tpu7x": (0.30, 0.44),
+}
+
+
+def study(config: str, program: Program, where: Slice, say: Callable[[str], None] = lambda line: None) -> Report:
+    """Traces, compiles and reckons a program. What does not fit is a report too, whose ``passed`` is False."""
+    say(f"{program.name} on {where.name}: compiling")
+    try:
+        compiled = compile_program(program, where)
+    except DoesNotFit as error:
+        return failed_report(config, program, where, str(error), error.needed)
+    say(f"{program.name} on {where.name}: compiled in {compiled.seconds:.0f} s")
+    machine = Machine(where.chip, where.size // where.slices, functools.partial(kernel_share, where.chip.name))
+    costs = hlo_cost.items(hlo.parse(compiled.text), machine)
+    return make_report(config, program, where, compiled, costs, flops.count(program.traced.jaxpr))
+
+
+def kernel_share(generation: str, kernel: str) -> float:
+    """Share of peak FLOP/s that a Pallas kernel reaches, by its name."""
+    forward, backward = ATTENTION_SHARES[generation]
+    return backward if any(mark in kernel for mark in ("bwd", "backward", "dkv", "dq")) else forward
