@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 
-.PHONY: help demo test lint test-slow test-latest format clean
+.PHONY: help demo test lint test-slow test-latest plan-all format clean
 
 help:
 	@echo "make demo         train the miniature and write runs/demo/report.html "
 	@echo "make test         the gate: lint, types, all tests but the slow ones"
 	@echo "make test-slow    the tests that take longer"
 	@echo "make test-latest  the torch-free tests on the newest Python found (PYTHON_LATEST=... names one)"
+	@echo "make plan-all     compile every full-size config for its TPU slices and write docs/performance.md"
 	@echo "make format       format and fix what can be fixed"
 
 $(VENV)/demo: pyproject.toml
@@ -41,6 +42,9 @@ test-slow: $(VENV)/test
 
 test-latest:
 	./tests/latest.sh
+
+plan-all: $(VENV)/test
+	$(BIN)/python benchmarks/plan_all.py
 
 format: $(VENV)/test
 	$(BIN)/ruff check --fix .

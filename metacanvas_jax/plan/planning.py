@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from metacanvas_jax import build
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import AXES, MeshConfig
-from metacanvas_jax.plan import page, programs
+from metacanvas_jax.plan import page, programs, search
 from metacanvas_jax.plan.report import Report, as_json, table
 from metacanvas_jax.plan.study import study
 from metacanvas_jax.plan.topology import find_slice, slice_mesh
@@ -23,18 +23,30 @@ def plan(
     mesh: str | None = None,
     bucket: str | None = None,
     sampling: bool = True,
+    budget: int = 0,
     out: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Report]:
     """Compiles the train step of a bucket (of most pixels, a named one, or "all") and sampling, and prints tables.
 
-    ``mesh`` ("fsdp=32,tensor=4") replaces the config's. ``out`` gets ``plan.json`` and ``plan.html``.
+    ``mesh`` ("fsdp=32,tensor=4") replaces the config's. With a ``budget`` so many other meshes and ways to rematerialise
+    are compiled for the first bucket instead, and compared. ``out`` gets ``plan.json`` and ``plan.html``.
 
     Raises:
         UserError: an unknown slice or bucket, a mesh that does not fit it, a batch that does not divide.
     """
     experiment = build.experiment(config)
     where = find_slice(topology)
+    if budget:
+        load = choose(programs.loads(experiment), bucket)[0]
+        outcomes = search.search(name, experiment, where, load, budget=budget, say=say)
+        print(search.table(outcomes), flush=True)
+        reports = [outcome.report for outcome in outcomes if outcome.report is not None]
+        if reports:
+            print(table(reports[0]), flush=True)
+        if out is not None:
+            write(out, reports)
+        return reports[:1]
     devices = slice_mesh(where, experiment.mesh if mesh is None else parse_mesh(mesh))
     loads = choose(programs.loads(experiment), bucket)
     made = [programs.train_program(experiment, devices, load) for load in loads]

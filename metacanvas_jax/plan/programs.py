@@ -114,7 +114,9 @@ def train_program(experiment: Experiment, mesh: Mesh, load: Load, rules: Rules =
         "ema": device_bytes(state.ema),
         "batch": device_bytes(batch),
     }
-    return Program(f"train {load.name}", step, (state, frozen, batch, _key(mesh)), held, load.batch, mesh, rules)
+    return Program(
+        f"train {load.name}", step, (state, frozen, batch, abstract_key(mesh)), held, load.batch, mesh, rules
+    )
 
 
 def sample_program(experiment: Experiment, mesh: Mesh, load: Load, rules: Rules = RULES) -> Program:
@@ -130,16 +132,21 @@ def sample_program(experiment: Experiment, mesh: Mesh, load: Load, rules: Rules 
     params = nested(flat(frozen) | {path: _like(x, dtype) for path, x in flat(trainable).items()})
     inputs = _prompts(load, mesh, rules)
     held = {"parameters": device_bytes(params), "batch": device_bytes(inputs)}
-    arguments = (params, inputs, inputs, _key(mesh))
+    arguments = (params, inputs, inputs, abstract_key(mesh))
     return Program(f"sample {load.name}", painter, arguments, held, load.batch, mesh, rules)
 
 
 def abstract_params(experiment: Experiment, mesh: Mesh, rules: Rules = RULES) -> tuple[Params, Params]:
     """(trainable, frozen) with their shardings; what is frozen has the dtype it is kept in."""
-    boxed = jax.eval_shape(lambda key: jobs.initial(experiment, key), jax.random.key(0))
+    boxed = _boxed(experiment)
     trainable, frozen = partition(placed(boxed, shardings(boxed, mesh, rules)), experiment.train.rules)
     dtype = experiment.train.frozen_dtype
     return trainable, nested({path: _like(leaf, dtype) for path, leaf in flat(frozen).items()})
+
+
+@functools.lru_cache(maxsize=4)
+def _boxed(experiment: Experiment) -> Params:
+    return jax.eval_shape(lambda key: jobs.initial(experiment, key), jax.random.key(0))
 
 
 def abstract_batch(load: Load, mesh: Mesh, rules: Rules = RULES) -> dict[str, jax.ShapeDtypeStruct]:
@@ -151,7 +158,7 @@ def abstract_batch(load: Load, mesh: Mesh, rules: Rules = RULES) -> dict[str, ja
         "mask": ((b, n), jnp.bool_),
         "pixels": ((b, *load.pixels, 3), jnp.uint8),
     }
-    return {name: _spread(shape, dtype, mesh, rules) for name, (shape, dtype) in shapes.items()}
+    return {name: spread(shape, dtype, mesh, rules) for name, (shape, dtype) in shapes.items()}
 
 
 def latent_grid(vae: nn.Module, pixels: Grid) -> Grid:
@@ -167,12 +174,13 @@ def device_bytes(tree: Any) -> float:
 
 def _prompts(load: Load, mesh: Mesh, rules: Rules) -> MllmInputs:
     b, n = load.batch, load.context
-    tokens, mask = (_spread((b, n), dtype, mesh, rules) for dtype in (jnp.int32, jnp.bool_))
+    tokens, mask = (spread((b, n), dtype, mesh, rules) for dtype in (jnp.int32, jnp.bool_))
     spec = jax.sharding.PartitionSpec(None, *tokens.sharding.spec)
     return MllmInputs(tokens, jax.ShapeDtypeStruct((3, b, n), jnp.int32, sharding=NamedSharding(mesh, spec)), mask)
 
 
-def _spread(shape: tuple[int, ...], dtype: Any, mesh: Mesh, rules: Rules) -> jax.ShapeDtypeStruct:
+def spread(shape: tuple[int, ...], dtype: Any, mesh: Mesh, rules: Rules = RULES) -> jax.ShapeDtypeStruct:
+    """An abstract array whose samples (first axis) are spread over the mesh. Raises UserError if they do not divide."""
     spec = resolve(("batch",), shape[:1], mesh, rules)
     if spec != resolve(("batch",), None, mesh, rules):
         raise UserError(f"a batch of {shape[0]} samples does not divide among the devices of mesh {dict(mesh.shape)}")
@@ -184,6 +192,7 @@ def _like(x: jax.ShapeDtypeStruct, dtype: str) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, dtype if floating else x.dtype, sharding=x.sharding)
 
 
-def _key(mesh: Mesh) -> jax.ShapeDtypeStruct:
+def abstract_key(mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """A random key on every device."""
     dtype = jax.eval_shape(lambda: jax.random.key(0)).dtype
     return jax.ShapeDtypeStruct((), dtype, sharding=replicated(mesh))

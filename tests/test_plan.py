@@ -1,0 +1,285 @@
+import importlib.util
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metacanvas_jax.cli.main import main
+from metacanvas_jax.dit.sana import Sana, sana_1600m
+from metacanvas_jax.dit.wan import Wan, wan2_2_ti2v_5b
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.parallel.flags import FLAGS, flags_for, libtpu_arguments
+from metacanvas_jax.parallel.mesh import MeshConfig
+from metacanvas_jax.plan import flops, hlo, hlo_cost, parts
+from metacanvas_jax.plan.compile import does_not_fit
+from metacanvas_jax.plan.hlo_cost import Machine
+from metacanvas_jax.plan.planning import parse_mesh
+from metacanvas_jax.plan.report import Part, Report
+from metacanvas_jax.plan.search import Candidate, Outcome, candidates, ranked
+from metacanvas_jax.plan.search import table as search_table
+from metacanvas_jax.plan.topology import CHIPS, Slice, find_slice, slice_mesh
+from metacanvas_jax.types import Condition
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the [tpu] extra")
+
+TEXT = """HloModule jit_step, is_scheduled=true
+
+%fused (p0: bf16[64,128], p1: bf16[128,256]) -> bf16[64,256] {
+  %p0 = bf16[64,128]{1,0} parameter(0)
+  %p1 = bf16[128,256]{1,0} parameter(1)
+  ROOT %c = bf16[64,256]{1,0} convolution(%p0, %p1), dim_labels=bf_io->bf, metadata={op_name="jit(step)/dit.run/up/dot"}
+}
+
+%body (s: (s32[], bf16[64,128], bf16[32,256])) -> (s32[], bf16[64,128], bf16[32,256]) {
+  %s = (s32[], bf16[64,128]{1,0}, bf16[32,256]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %x = bf16[64,128]{1,0} get-tuple-element(%s), index=1
+  %w = bf16[32,256]{1,0} get-tuple-element(%s), index=2
+  %two = s32[] constant(2)
+  %next = s32[] add(%i, %two)
+  %all = bf16[128,256]{1,0} all-gather(%w), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+  %y = bf16[64,256]{1,0} fusion(%x, %all), kind=kOutput, calls=%fused, backend_config={"estimated_cycles":"3000"}
+  ROOT %t = (s32[], bf16[64,128]{1,0}, bf16[32,256]{1,0}) tuple(%next, %x, %w)
+}
+
+%condition (s: (s32[], bf16[64,128], bf16[32,256])) -> pred[] {
+  %s = (s32[], bf16[64,128]{1,0}, bf16[32,256]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %n = s32[] constant(10)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (a: bf16[64,128], w: bf16[32,256]) -> f32[64,128] {
+  %a = bf16[64,128]{1,0} parameter(0)
+  %w = bf16[32,256]{1,0} parameter(1)
+  %zero = s32[] constant(0)
+  %start = (s32[], bf16[64,128]{1,0}, bf16[32,256]{1,0}) tuple(%zero, %a, %w)
+  %loop = (s32[], bf16[64,128]{1,0}, bf16[32,256]{1,0}) while(%start), condition=%condition, body=%body
+  %b = bf16[64,128]{1,0} get-tuple-element(%loop), index=1
+  %hop = bf16[64,128]{1,0} collective-permute-start(%b), channel_id=2, source_target_pairs={{0,1},{1,0}}
+  %f = f32[64,128]{1,0} convert(%b), metadata={op_name="jit(step)/optimizer/convert"}
+  %there = bf16[64,128]{1,0} collective-permute-done(%hop)
+  ROOT %k = f32[64,128]{1,0} custom-call(%f), custom_call_target="tpu_custom_call", metadata={op_name="jit(step)/dit.run/attend/flash_bwd"}, backend_config={"custom_call_config":{"cost_estimate":{"flops":"1000000","transcendentals":"0","bytes_accessed":"10"}}}
+}
+"""  # noqa: E501
+
+
+def costs_of(text, chip="v5p", per_slice=8):
+    return hlo_cost.items(hlo.parse(text), Machine(CHIPS[chip], per_slice, lambda kernel: 0.5))
+
+
+def test_loops_multiply_and_every_operation_is_reckoned():
+    found = {item.name: item for item in costs_of(TEXT)}
+    chip = CHIPS["v5p"]
+    product, gather, hop, convert, kernel = (found[name] for name in ("y", "all", "hop", "f", "k"))
+    assert product.count == 5  # 10 in steps of 2
+    assert product.flops == 5 * 2 * 64 * 128 * 256
+    assert parts.part_of(product.scope, product.sort) == "DiT matmul"  # named by what was fused
+    assert gather.bytes == 5 * 3 * 32 * 256 * 2
+    assert (gather.group, gather.overlap) == (4, "alone")
+    assert gather.exposed == pytest.approx(gather.bytes / chip.ring)
+    assert convert.bytes == 64 * 128 * (2 + 4)
+    assert hop.overlap == "beside"
+    assert hop.exposed == pytest.approx(max(hop.seconds - convert.seconds, 0.0))
+    assert kernel.flops == 1e6
+    assert kernel.seconds == pytest.approx(1e6 / chip.flops / 0.5)
+    assert parts.part_of(kernel.scope, kernel.sort) == "DiT attention"
+
+
+def test_products_are_held_between_peak_and_traffic():
+    chip = CHIPS["v5p"]
+    slow, fast = (TEXT.replace('"3000"', f'"{cycles}"') for cycles in (10**9, 1))
+    moved = 2 * (64 * 128 + 128 * 256 + 64 * 256)
+    work = 2 * 64 * 128 * 256
+    by_name = lambda text: {item.name: item.seconds / 5 for item in costs_of(text)}["y"]  # noqa: E731
+    assert by_name(fast) == pytest.approx(max(work / chip.flops, moved / chip.hbm_bandwidth))
+    assert by_name(slow) == pytest.approx(work / chip.flops / 0.6 + moved / 0.85 / chip.hbm_bandwidth)
+
+
+def test_collectives_between_slices_go_over_the_network():
+    gather = next(item for item in costs_of(TEXT, per_slice=2) if item.name == "all")
+    assert gather.exposed == pytest.approx(gather.bytes / CHIPS["v5p"].network)
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "count"),
+    [
+        ("replica_groups=[2,4]<=[8]", [0, 1, 2, 3], 2),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", [0, 4], 4),
+        ("replica_groups={{0,2},{1,3}}", [0, 2], 2),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", [0, 4], 4),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", [0, 1, 2, 3], 2),
+        ("replica_groups=mesh['a'=8] {'a':(2)2}", [0, 2], 4),
+    ],
+)
+def test_device_groups(text, first, count):
+    op = hlo.Op("x", "all-gather", "f32[1]", (), "", f", {text}, dimensions=0", False)
+    groups = hlo.device_groups(op)
+    assert groups.shape[0] == count
+    assert groups[0].tolist() == first
+
+
+def test_convolutions_count_only_what_meets_the_picture():
+    sides = {"inputs": 8, "kernel": 3, "outputs": 8, "stride": 1, "before": 1}
+    assert hlo.valid_positions(**sides, input_dilation=1, kernel_dilation=1) == 8 * 3 - 2
+    jaxpr = jax.make_jaxpr(lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), "SAME"))(
+        jnp.zeros((2, 3, 8, 8)), jnp.zeros((5, 3, 3, 3))
+    )
+    (found,) = flops.count(jaxpr)
+    assert found.flops == 2 * 2 * 5 * 3 * 11**2  # 4 places of 3 taps, one of them outside
+
+
+def test_counts_of_wan_at_full_size():
+    config = wan2_2_ti2v_5b(remat="full", dtype="bfloat16")
+    b, n, l = 1, 7 * 11 * 20, 64
+    shape = jax.ShapeDtypeStruct
+    inputs = (
+        shape((b, 7, 22, 40, 48), jnp.float32),
+        shape((b,), jnp.float32),
+        Condition(shape((b, l, 4096), jnp.bfloat16)),
+    )
+    network = Wan(config)
+
+    def gradient(params, *inputs):
+        return jax.grad(lambda p: jnp.sum(network.apply(p, *inputs)))(params)
+
+    variables = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+    counts = flops.count(jax.make_jaxpr(gradient)(variables, *inputs))
+    d, mlp, layers = config.width, config.mlp, config.layers
+    block = 2 * n * d * (6 * d + 2 * mlp) + 2 * l * d * 2 * d + 4 * n * n * d + 4 * n * l * d
+    inside = 2 * n * 192 * d * 2 + 2 * l * (4096 * d + d * d) + 2 * (256 * d + d * d + d * 6 * d)
+    recomputed = sum(c.flops for c in counts if c.is_recomputed)
+    # The input of the network asks for no gradient; all else is forward once and backward twice.
+    assert flops.model_flops(counts) == pytest.approx(3 * (layers * block + inside), rel=2e-3)
+    assert recomputed == pytest.approx(layers * block, rel=0.02)
+
+
+def test_counts_of_frozen_weights_have_no_weight_gradients():
+    config = sana_1600m(dtype="bfloat16")
+    network = Sana(config)
+    b, l = 2, 32
+    shape = jax.ShapeDtypeStruct
+    latents, time = shape((b, 1, 16, 16, 32), jnp.float32), shape((b,), jnp.float32)
+    context = shape((b, l, 2304), jnp.bfloat16)
+    variables = jax.eval_shape(network.init, jax.random.key(0), latents, time, Condition(context))
+
+    def of(argument):
+        loss = lambda params, x: jnp.sum(network.apply(params, latents_of(x), time_of(x), Condition(x)))  # noqa: E731
+        latents_of = lambda x: jnp.zeros(latents.shape, latents.dtype) + x.sum().astype(jnp.float32)  # noqa: E731
+        time_of = lambda x: jnp.zeros(time.shape, time.dtype)  # noqa: E731
+        return flops.count(jax.make_jaxpr(jax.grad(loss, argnums=argument))(variables, context))
+
+    def products(counts, backward):
+        return sum(c.flops for c in counts if c.is_backward == backward and "/q/" in c.scope and "dit" not in c.scope)
+
+    trained, frozen = of(0), of(1)
+    assert products(trained, False) == products(frozen, False) > 0
+    assert products(trained, True) == 2 * products(trained, False)
+    assert products(frozen, True) == products(frozen, False)
+
+
+OUT_OF_MEMORY = (
+    (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (55.71G) exceeds "
+        "available HBM (15.75G).",
+        "55.71 GiB of 15.75 GiB per device, 39.96 GiB too much",
+    ),
+    (
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory in memory space hbm. Used 15.80G of 15.75G "
+        "hbm. Exceeded hbm capacity by 58.85M.\n\n  Largest program allocations in hbm:\n\n  1. Size: 1.27G\n"
+        '     Operator: op_name="jit(step)/dit.run/up"\n     Shape: bf16[8,27648,3072]{1,2,0:T(8,128)(2,1)}\n',
+        r"largest buffers: 1.27G bf16\[8,27648,3072\] jit\(step\)/dit.run/up",
+    ),
+)
+
+
+@pytest.mark.parametrize(("message", "expected"), OUT_OF_MEMORY)
+def test_too_little_memory_is_one_line_with_the_arithmetic(message, expected):
+    where = Slice("v5e:4x4", CHIPS["v5e"], 1, tuple(range(16)))
+    error = does_not_fit(message, "train images", where)
+    with pytest.raises(UserError, match=expected):
+        raise error
+    assert "\n" not in str(error)
+    assert error.needed > error.available == pytest.approx(15.75 * 2**30)
+
+
+def test_flags_follow_generation_and_compiler_and_have_reasons():
+    assert all(flag.reason for flag in FLAGS)
+    assert len({flag.name for flag in FLAGS}) == len(FLAGS)
+    old, new = flags_for("v5p", (0, 0, 42)), flags_for("v5p", (0, 0, 50))
+    assert set(new) < set(old)
+    assert "--xla_enable_async_all_gather=true" in libtpu_arguments("v5p", (0, 0, 42)).split()
+
+
+def test_bad_slices_and_meshes_are_named():
+    with pytest.raises(UserError, match="'v5p-128' is no name of a TPU slice; expected GENERATION:SIZE"):
+        find_slice("v5p-128")
+    with pytest.raises(UserError, match="expected AXIS=N"):
+        parse_mesh("fsdp:4")
+    assert parse_mesh("fsdp=4, tensor=2") == MeshConfig(data=1, fsdp=4, tensor=2)
+
+
+@needs_libtpu
+def test_a_slice_that_is_none_and_an_axis_that_does_not_divide():
+    with pytest.raises(UserError, match="v5p has no slice of 3x3x3"):
+        find_slice("v5p:3x3x3")
+    where = find_slice("v5e:2x2")
+    assert where.size == 4
+    with pytest.raises(UserError, match=r"fsdp 3 x .* = 3 .*4"):
+        slice_mesh(where, MeshConfig(data=1, fsdp=3))
+
+
+@needs_libtpu
+def test_the_miniature_is_planned(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("METACANVAS_PLAN_CACHE", str(tmp_path / "cache"))
+    arguments = ["plan", "--config", "configs/miniature.py:canvas", "--topology", "v5e:2x2", "--mesh", "data=2,fsdp=2"]
+    out = ["--no-sampling", "--out", str(tmp_path / "plan")]
+    assert main([*arguments, *out]) == 0
+    text = capsys.readouterr().out
+    assert "PASS" in text
+    (report,) = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    assert (tmp_path / "plan" / "plan.html").read_text().startswith("<!doctype html>")
+    assert report["mesh"] == {"data": 2, "fsdp": 2, "context": 1, "tensor": 1}
+    names = {part["name"] for part in report["parts"]}
+    assert {"DiT matmul", "DiT attention", "MLLM prefix", "canvas write", "canvas connector", "optimizer"} <= names
+    assert 0.98 < report["flops_ratio"] < 1.02
+    assert report["memory"]["optimizer"] == pytest.approx(2 * report["memory"]["trainable"], rel=1e-3)
+    assert math.isfinite(report["seconds"]) and 0 < report["mfu"] < 1
+    assert report["canvas_flops_share"] > 0
+    assert np.isclose(
+        report["memory"]["activations"] + sum(v for k, v in report["memory"].items() if k != "activations"),
+        report["needed"],
+    )
+
+    assert main([*arguments, *out, "--config.train.batch=40000000"]) == 1
+    assert "FAIL: train text_to_image does not fit v5e:2x2: it needs" in capsys.readouterr().out
+
+
+def outcome(seconds, *, collectives=0.0, passed=True, batch=16):
+    part = Part("DiT matmul", 1e12, 1e12, seconds - collectives, 0.0, 0.0, collectives)
+    report = Report(
+        config="c", program="p", topology="v5e:2x2", chip="v5e", devices=4, mesh={}, samples=batch, passed=passed,
+        verdict="PASS" if passed else "FAIL: p does not fit", memory={}, needed=1.0, limit=2.0, parts=(part,),
+        model_flops=1e12, peak_flops=197e12,
+    )  # fmt: skip
+    return Outcome(Candidate(MeshConfig(), "full", batch), report, "")
+
+
+def test_search_ranks_by_time_per_sample_and_says_why_others_lose():
+    slow, best = outcome(3.0, collectives=2.0), outcome(3.0, batch=32)
+    found = ranked([slow, outcome(0.1, passed=False), best])
+    assert [o.report for o in found[:2]] == [best.report, slow.report]
+    assert found[0].reason == ""
+    assert found[1].reason == "100% slower: collectives that nothing covers cost 125.0 ms per sample more"
+    assert found[2].reason == "p does not fit"
+    assert "best" in search_table(found).splitlines()[1]
+
+
+def test_candidates_cover_the_slice_plain_meshes_first():
+    found = candidates(16, (8,), ("none", "full"))
+    assert all(c.mesh.data * c.mesh.fsdp * c.mesh.context * c.mesh.tensor == 16 for c in found)
+    assert (found[0].mesh, found[0].remat) == (MeshConfig(data=1, fsdp=16), "full")
+    assert len(set(map(str, found))) == len(found)
