@@ -6,6 +6,7 @@ Compilations are remembered (``metacanvas_jax/plan/compile.py``), so a second ru
 extra; no TPU.
 """
 
+# ruff: noqa: E402 (the environment comes before jax)
 import argparse
 import dataclasses
 import sys
@@ -23,13 +24,13 @@ from metacanvas_jax.cli.options import load_config
 from metacanvas_jax.diffusion.flow import TimeConfig, flow_loss, sample_time
 from metacanvas_jax.dit.flux import Flux, flux_dev
 from metacanvas_jax.dit.wan import Wan, wan2_1_t2v_14b
-from metacanvas_jax.parallel.mesh import MeshConfig
+from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.plan import programs
 from metacanvas_jax.plan.planning import choose, parse_mesh
 from metacanvas_jax.plan.programs import Program, device_bytes
 from metacanvas_jax.plan.report import ASSUMPTIONS, Report, table
 from metacanvas_jax.plan.study import study
-from metacanvas_jax.plan.topology import GIB, find_slice, slice_mesh
+from metacanvas_jax.plan.topology import GIB, find_slice
 from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
 from metacanvas_jax.train.state import abstract_state
 from metacanvas_jax.train.step import make_step
@@ -85,8 +86,8 @@ FLUX = Measured(
     "FLUX.1-dev text-to-image, 1024x1024, batch 8, on v5p-8 (4 chips)",
     1.769,
     "MaxDiffusion README",
-    "all weights trained, bfloat16 compute, blocks recomputed, latents and text states given, parameters split over the "
-    "4 chips",
+    "all weights trained, bfloat16 compute, blocks recomputed, latents and text states given, parameters split over "
+    "the 4 chips",
 )
 
 
@@ -147,7 +148,7 @@ def run_job(job: Job) -> list[Report]:
     """Reports of a config on a slice: its dearest bucket and sampling."""
     experiment = build.experiment(load_config(job.config, list(job.overrides)))
     where = find_slice(job.topology)
-    mesh = slice_mesh(where, experiment.mesh if job.mesh is None else parse_mesh(job.mesh))
+    mesh = make_mesh(experiment.mesh if job.mesh is None else parse_mesh(job.mesh), where.devices)
     loads = choose(programs.loads(experiment), job.bucket)
     made = [programs.train_program(experiment, mesh, load) for load in loads]
     if job.sampling:
@@ -164,15 +165,15 @@ def page(reports: list[Report], truths: list[tuple[Measured, Report]]) -> str:
     lines = [
         "# Performance, as far as it can be known without a TPU",
         "",
-        "Written by `make plan-all` (`benchmarks/plan_all.py`): every full-size config is compiled ahead of time for its",
-        "TPU slices and reckoned from the compiled program. `metacanvas plan --config C --topology T` prints the same for",
-        "one config, with all its parts.",
+        "Written by `make plan-all` (`benchmarks/plan_all.py`): every full-size config is compiled ahead of time for",
+        "its TPU slices and reckoned from the compiled program. `metacanvas plan --config C --topology T` prints the",
+        "same for one config.",
         "",
         *(f"- {note}." for note in ASSUMPTIONS),
         "",
         "## Configs",
         "",
-        "| config | program | slice | mesh | samples | fits | peak GiB of | s per step | MFU | FLOPs / written | canvas |",
+        "| config | program | slice | mesh | samples | fits | peak GiB | s per step | MFU | FLOPs / written | canvas |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [row(report) for report in reports]
@@ -227,7 +228,7 @@ def main() -> None:
     ):
         if arguments.only in f"{truth.name} v5p:2x2x1":
             where = find_slice("v5p:2x2x1")
-            truths.append((truth, study("truth check", make(slice_mesh(where, mesh)), where, say)))
+            truths.append((truth, study("truth check", make(make_mesh(mesh, where.devices)), where, say)))
             print(table(truths[-1][1]), flush=True)
     draft = arguments.out.with_suffix(".tmp")
     draft.write_text(page(reports, truths))

@@ -12,7 +12,7 @@ from metacanvas_jax.dit.sana import Sana, sana_1600m
 from metacanvas_jax.dit.wan import Wan, wan2_2_ti2v_5b
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.flags import FLAGS, flags_for, libtpu_arguments
-from metacanvas_jax.parallel.mesh import MeshConfig
+from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.plan import flops, hlo, hlo_cost, parts
 from metacanvas_jax.plan.compile import does_not_fit
 from metacanvas_jax.plan.hlo_cost import Machine
@@ -20,7 +20,7 @@ from metacanvas_jax.plan.planning import parse_mesh
 from metacanvas_jax.plan.report import Part, Report
 from metacanvas_jax.plan.search import Candidate, Outcome, candidates, ranked
 from metacanvas_jax.plan.search import table as search_table
-from metacanvas_jax.plan.topology import CHIPS, Slice, find_slice, slice_mesh
+from metacanvas_jax.plan.topology import CHIPS, Slice, find_slice
 from metacanvas_jax.types import Condition
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the [tpu] extra")
@@ -228,8 +228,8 @@ def test_a_slice_that_is_none_and_an_axis_that_does_not_divide():
         find_slice("v5p:3x3x3")
     where = find_slice("v5e:2x2")
     assert where.size == 4
-    with pytest.raises(UserError, match=r"fsdp 3 x .* = 3 .*4"):
-        slice_mesh(where, MeshConfig(data=1, fsdp=3))
+    with pytest.raises(UserError, match=r"fsdp 3 x .* = 3 does not fit 4 devices"):
+        make_mesh(MeshConfig(data=1, fsdp=3), where.devices)
 
 
 @needs_libtpu

@@ -18,13 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mesh", metavar="AXIS=N,...", help="sizes of data, fsdp, context, tensor (the config's)")
     parser.add_argument("--bucket", metavar="NAME", help="bucket to compile, or 'all' (the one with most FLOPs)")
     parser.add_argument(
-        "--search",
-        type=int,
-        nargs="?",
-        const=8,
-        default=0,
-        metavar="N",
-        help="try meshes and rematerialisation, compiling at most N (8)",
+        "--search", type=int, nargs="?", const=8, default=0, metavar="N", help="compare meshes, compiling at most N (8)"
     )
     parser.add_argument("--no-sampling", action="store_true", help="leave sampling out")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write plan.json and plan.html there")

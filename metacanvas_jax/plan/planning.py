@@ -8,11 +8,11 @@ from ml_collections import ConfigDict
 
 from metacanvas_jax import build
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.parallel.mesh import AXES, MeshConfig
+from metacanvas_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from metacanvas_jax.plan import page, programs, search
 from metacanvas_jax.plan.report import Report, as_json, table
 from metacanvas_jax.plan.study import study
-from metacanvas_jax.plan.topology import find_slice, slice_mesh
+from metacanvas_jax.plan.topology import find_slice
 
 
 def plan(
@@ -29,8 +29,8 @@ def plan(
 ) -> list[Report]:
     """Compiles the train step of a bucket (of most pixels, a named one, or "all") and sampling, and prints tables.
 
-    ``mesh`` ("fsdp=32,tensor=4") replaces the config's. With a ``budget`` so many other meshes and ways to rematerialise
-    are compiled for the first bucket instead, and compared. ``out`` gets ``plan.json`` and ``plan.html``.
+    ``mesh`` ("fsdp=32,tensor=4") replaces the config's. With a ``budget`` so many meshes and ways to rematerialise are
+    compiled and compared instead. ``out`` gets ``plan.json`` and ``plan.html``.
 
     Raises:
         UserError: an unknown slice or bucket, a mesh that does not fit it, a batch that does not divide.
@@ -47,7 +47,7 @@ def plan(
         if out is not None:
             write(out, reports)
         return reports[:1]
-    devices = slice_mesh(where, experiment.mesh if mesh is None else parse_mesh(mesh))
+    devices = make_mesh(experiment.mesh if mesh is None else parse_mesh(mesh), where.devices)
     loads = choose(programs.loads(experiment), bucket)
     made = [programs.train_program(experiment, devices, load) for load in loads]
     if sampling:

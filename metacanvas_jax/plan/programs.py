@@ -3,11 +3,10 @@
 They are made of the very functions that train and sample. Nothing is computed and no weight is read.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from metacanvas_jax.build import Experiment, autoencoder, network
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.parallel.mesh import replicated
+from metacanvas_jax.parallel.mesh import on_mesh, replicated
 from metacanvas_jax.parallel.rules import RULES, Rules, placed, resolve, shardings
 from metacanvas_jax.sampling import make_painter
 from metacanvas_jax.train import jobs, objectives
@@ -67,21 +66,14 @@ class Program:
     @functools.cached_property
     def traced(self) -> Any:
         """The traced program, with logical constraints meaning this mesh."""
-        with on_abstract_mesh(self.mesh, self.rules):
+        with on_mesh(self.mesh, self.rules, abstract=True):
             return self.jitted.trace(*self.arguments)
 
     @functools.cached_property
     def lowered(self) -> Any:
         """The program as it goes to the compiler."""
-        with on_abstract_mesh(self.mesh, self.rules):
+        with on_mesh(self.mesh, self.rules, abstract=True):
             return self.traced.lower()
-
-
-@contextlib.contextmanager
-def on_abstract_mesh(mesh: Mesh, rules: Rules) -> Iterator[None]:
-    """``parallel.mesh.on_mesh`` for devices that are not there: no operation may try to run on them."""
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(rules):
-        yield
 
 
 def train_program(experiment: Experiment, mesh: Mesh, load: Load, rules: Rules = RULES) -> Program:

@@ -1,4 +1,4 @@
-"""``metacanvas plan --search``: meshes and rematerialisation for a slice, tried until the budget of compilations is spent.
+"""``metacanvas plan --search``: meshes and rematerialisation for a slice, within a budget of compilations.
 
 What cannot win without compiling is told by arithmetic: a batch that does not divide, heads that do not divide, a state
 that alone is larger than a chip's memory. The rest is compiled, the most promising first, and every loser is told why.
@@ -11,12 +11,12 @@ from collections.abc import Callable
 from metacanvas_jax.build import Experiment
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.nn.stack import REMAT_CHOICES
-from metacanvas_jax.parallel.mesh import MeshConfig
+from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.plan import programs
 from metacanvas_jax.plan.programs import Load, Program
 from metacanvas_jax.plan.report import Report
 from metacanvas_jax.plan.study import study
-from metacanvas_jax.plan.topology import GIB, Slice, slice_mesh
+from metacanvas_jax.plan.topology import GIB, Slice
 
 WIDEST = 16  # of the context and tensor axes
 
@@ -87,9 +87,7 @@ def search(
             compiled += 1
             outcomes.append(Outcome(candidate, study(f"{name} {candidate}", program, where, say), ""))
         else:
-            outcomes.append(
-                Outcome(candidate, None, f"not compiled: the budget of {budget} was spent on simpler meshes")
-            )
+            outcomes.append(Outcome(candidate, None, f"not compiled: the {budget} compilations went to simpler meshes"))
     return ranked(outcomes)
 
 
@@ -145,7 +143,7 @@ def _ready(experiment: Experiment, where: Slice, load: Load, candidate: Candidat
     if heads % candidate.mesh.tensor:
         return f"{heads} heads do not divide among tensor {candidate.mesh.tensor}", None
     try:
-        mesh = slice_mesh(where, candidate.mesh)
+        mesh = make_mesh(candidate.mesh, where.devices)
         program = programs.train_program(changed, mesh, dataclasses.replace(load, batch=candidate.batch))
     except UserError as error:
         return str(error), None

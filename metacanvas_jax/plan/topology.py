@@ -1,4 +1,4 @@
-"""TPU slices by name: their chips' public figures, their devices without the hardware, and a mesh over them.
+"""TPU slices by name: their chips' public figures, and their devices without the hardware.
 
 Names are ``GENERATION:SIZE``, with ``*N`` behind for N slices joined by the data-centre network: ``v5p:4x4x8``,
 ``v6e:16x16*2``. Names are not checked against what can be bought.
@@ -6,15 +6,11 @@ Names are ``GENERATION:SIZE``, with ``*N`` behind for N slices joined by the dat
 
 import dataclasses
 import importlib.util
-import math
 import re
 
-import numpy as np
-from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh
+from jax.experimental import topologies
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.parallel.mesh import AXES, MeshConfig
 
 GIB = 2**30
 NAME = re.compile(r"(v4|v5e|v5p|v6e|tpu7x):(\d+(?:x\d+){1,2})(?:\*(\d+))?")
@@ -100,36 +96,6 @@ def find_slice(name: str) -> Slice:
             f"sides are multiples of a host's 2x2x1, as in {EXAMPLES}"
         ) from error
     return Slice(name, CHIPS[generation], slices, tuple(described.devices))
-
-
-def slice_mesh(where: Slice, config: MeshConfig) -> Mesh:
-    """A mesh of this shape over the devices of a slice; several slices are told apart along the first axis, ``data``.
-
-    Raises:
-        UserError: sizes that do not multiply to the devices, or ``data`` does not divide among the slices.
-    """
-    sizes = {axis: getattr(config, axis) for axis in AXES}
-    known = math.prod(size for size in sizes.values() if size != -1)
-    shape = [where.size // known if size == -1 else size for size in sizes.values()]
-    if math.prod(shape) != where.size:
-        product = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, shape, strict=True))
-        raise UserError(
-            f"mesh {product} = {math.prod(shape)} devices, but {where.name} has {where.size}; "
-            "the sizes must multiply to that"
-        )
-    if where.slices == 1:
-        devices = mesh_utils.create_device_mesh(shape, list(where.devices), allow_split_physical_axes=True)
-    else:
-        if shape[0] % where.slices:
-            raise UserError(
-                f"mesh axis data = {shape[0]} does not divide among the {where.slices} slices of {where.name}"
-            )
-        inner = [shape[0] // where.slices, *shape[1:]]
-        outer = [where.slices] + [1] * (len(shape) - 1)
-        devices = mesh_utils.create_hybrid_device_mesh(
-            inner, outer, list(where.devices), allow_split_physical_axes=True
-        )
-    return Mesh(np.asarray(devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _first_line(error: Exception) -> str:
