@@ -149,10 +149,10 @@ def run_job(job: Job) -> list[Report]:
     experiment = build.experiment(load_config(job.config, list(job.overrides)))
     where = find_slice(job.topology)
     mesh = make_mesh(experiment.mesh if job.mesh is None else parse_mesh(job.mesh), where.devices)
-    loads = choose(programs.loads(experiment), job.bucket)
-    made = [programs.train_program(experiment, mesh, load) for load in loads]
-    if job.sampling:
-        made.append(programs.sample_program(experiment, mesh, loads[0]))
+    buckets = choose(experiment.shapes, job.bucket)
+    made = [programs.train_program(experiment, mesh, bucket) for bucket in buckets]
+    if job.sampling and not experiment.given_channels:
+        made.append(programs.sample_program(experiment, mesh, buckets[0]))
     return [study(job.config, program, where, say) for program in made]
 
 

@@ -187,6 +187,8 @@ class _Walk:
             if x.kind.removesuffix("-start") not in COLLECTIVES:
                 continue
             match = re.search(r"channel_id=(\d+)", x.attributes)
+            if not x.scope and op.scope:
+                x = dataclasses.replace(x, attributes=f'{x.attributes}, metadata={{op_name="{op.scope}"}}')
             entry = fused.setdefault(match.group(1) if match else x.name, [x, inner, "all-reduce-scatter" in name, 0.0])
             if name.startswith("async_collective_fusion"):
                 entry[3] += seconds

@@ -1,5 +1,6 @@
 """``metacanvas plan``: which programs of a config are looked at on which slice, and where the reports go."""
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from metacanvas_jax import build
+from metacanvas_jax.data.tasks import TASKS, Bucket
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from metacanvas_jax.plan import page, programs, search
@@ -38,8 +40,8 @@ def plan(
     experiment = build.experiment(config)
     where = find_slice(topology)
     if budget:
-        load = choose(programs.loads(experiment), bucket)[0]
-        outcomes = search.search(name, experiment, where, load, budget=budget, say=say)
+        chosen = choose(experiment.shapes, bucket)[0]
+        outcomes = search.search(name, experiment, where, chosen, budget=budget, say=say)
         print(search.table(outcomes), flush=True)
         reports = [outcome.report for outcome in outcomes if outcome.report is not None]
         if reports:
@@ -48,10 +50,10 @@ def plan(
             write(out, reports)
         return reports[:1]
     devices = make_mesh(experiment.mesh if mesh is None else parse_mesh(mesh), where.devices)
-    loads = choose(programs.loads(experiment), bucket)
-    made = [programs.train_program(experiment, devices, load) for load in loads]
-    if sampling:
-        made.append(programs.sample_program(experiment, devices, loads[0]))
+    buckets = choose(experiment.shapes, bucket)
+    made = [programs.train_program(experiment, devices, chosen) for chosen in buckets]
+    if sampling and not experiment.given_channels:
+        made.append(programs.sample_program(experiment, devices, buckets[0]))
     reports = []
     for program in made:
         reports.append(study(name, program, where, say))
@@ -61,16 +63,22 @@ def plan(
     return reports
 
 
-def choose(loads: tuple[programs.Load, ...], bucket: str | None) -> list[programs.Load]:
-    """The loads asked for; None is the one with most pixels. Raises UserError for an unknown name."""
-    if bucket is None:
-        return [max(loads, key=lambda load: load.size)]
-    if bucket == "all":
-        return list(loads)
-    found = [load for load in loads if load.name == bucket]
+def choose(buckets: tuple[Bucket, ...], task: str | None) -> list[Bucket]:
+    """The buckets asked for; None is the one with most pixels, given ones included. Raises UserError for another name."""
+    if task is None:
+        return [max(buckets, key=size)]
+    if task == "all":
+        return list(buckets)
+    found = [bucket for bucket in buckets if bucket.task == task]
     if not found:
-        raise UserError(f"--bucket {bucket!r}: the config has {', '.join(load.name for load in loads)}, or say 'all'")
+        raise UserError(f"--bucket {task!r}: the config has {', '.join(b.task for b in buckets)}, or say 'all'")
     return found
+
+
+def size(bucket: Bucket) -> int:
+    """Pixels that a step of a bucket reads: what its work grows with."""
+    frames = bucket.frames * (2 if TASKS[bucket.task].vae == "source" else 1) + bucket.references
+    return (bucket.batch or 0) * frames * math.prod(bucket.size)
 
 
 def parse_mesh(text: str) -> MeshConfig:

@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from metacanvas_jax.build import Experiment, autoencoder, network
+from metacanvas_jax.data.tasks import TASKS, Bucket, TaskName
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.media import sample_frames, target_size
 from metacanvas_jax.parallel.mesh import on_mesh, replicated
 from metacanvas_jax.parallel.rules import RULES, Rules, placed, resolve, shardings
 from metacanvas_jax.sampling import make_painter
@@ -24,28 +25,7 @@ from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.partition import flat, nested, partition
 from metacanvas_jax.train.state import abstract_state
 from metacanvas_jax.train.step import make_step
-from metacanvas_jax.types import Grid, MllmInputs, Params
-
-
-@dataclasses.dataclass(frozen=True)
-class Load:
-    """One bucket of a training: samples of all devices together, context tokens, and pixels (frames, height, width)."""
-
-    name: str
-    batch: int
-    context: int
-    pixels: Grid
-
-    @property
-    def size(self) -> int:
-        """Pixels of a batch: what the DiT's work grows with."""
-        return self.batch * math.prod(self.pixels)
-
-
-def loads(experiment: Experiment) -> tuple[Load, ...]:
-    """The buckets of a config."""
-    size = experiment.world.size
-    return (Load("text_to_image", experiment.train.batch, max(experiment.mllm.buckets), (1, size, size)),)
+from metacanvas_jax.types import Grid, Media, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,20 +56,25 @@ class Program:
             return self.traced.lower()
 
 
-def train_program(experiment: Experiment, mesh: Mesh, load: Load, rules: Rules = RULES) -> Program:
-    """The whole step of ``train.loop.fit``: frozen work, loss, gradient, update and average.
+def train_program(experiment: Experiment, mesh: Mesh, bucket: Bucket, rules: Rules = RULES) -> Program:
+    """The whole step of ``train.loop.fit`` on a bucket: frozen work, loss, gradient, update and average.
 
     Raises:
-        UserError: the batch does not divide among the devices that split it.
+        UserError: the batch does not divide among the devices that split it, or the config does not paint.
     """
+    if experiment.objective != "paint":
+        raise UserError(f"config: plan looks at objective 'paint', not {experiment.objective!r}")
     train = experiment.train
     optimizer = make_optimizer(experiment.optimizer)
     trainable, frozen = abstract_params(experiment, mesh, rules)
     state = abstract_state(trainable, optimizer, mesh, ema=train.ema is not None)
-    if experiment.objective == "understand":
-        prepare, loss = objectives.understanding(network(experiment))
-    else:
-        prepare, loss = objectives.painting(network(experiment), autoencoder(experiment), experiment.time)
+    prepare, loss = objectives.painting(
+        network(experiment),
+        autoencoder(experiment),
+        experiment.time,
+        channels=experiment.given_channels,
+        guidance=experiment.dit_guidance,
+    )
     step = make_step(
         prepare,
         loss,
@@ -98,7 +83,7 @@ def train_program(experiment: Experiment, mesh: Mesh, load: Load, rules: Rules =
         ema_decay=train.ema,
         state_shardings=jax.tree.map(lambda x: x.sharding, state),
     )
-    batch = abstract_batch(load, mesh, rules)
+    batch = abstract_batch(experiment, bucket, mesh, rules)
     held = {
         "frozen": device_bytes(frozen),
         "trainable": device_bytes(state.params),
@@ -106,26 +91,36 @@ def train_program(experiment: Experiment, mesh: Mesh, load: Load, rules: Rules =
         "ema": device_bytes(state.ema),
         "batch": device_bytes(batch),
     }
-    return Program(
-        f"train {load.name}", step, (state, frozen, batch, abstract_key(mesh)), held, load.batch, mesh, rules
-    )
+    arguments = (state, frozen, batch, abstract_key(mesh))
+    return Program(f"train {described(bucket)}", step, arguments, held, bucket.batch, mesh, rules)
 
 
-def sample_program(experiment: Experiment, mesh: Mesh, load: Load, rules: Rules = RULES) -> Program:
-    """Sampling of ``load.batch`` prompts with the config's schedule and guidance, and decoding of what was drawn."""
-    vae = autoencoder(experiment)
-    grid = latent_grid(vae, load.pixels)
-    model = network(experiment)
-    tokens = math.prod(grid) // math.prod(model.dit.patch)
+def sample_program(experiment: Experiment, mesh: Mesh, bucket: Bucket, rules: Rules = RULES) -> Program:
+    """Sampling with the config's schedule and guidance, decoding included: one prompt per part of the batch axes."""
+    model, vae = network(experiment), autoencoder(experiment)
+    grid = jobs.latent_grid(experiment, bucket)
     sampler = experiment.sampler
-    painter = make_painter(model, vae, sampler.make(tokens), sampler.method, sampler.guidance, grid)
+    schedule = sampler.make(math.prod(grid) // math.prod(model.dit.patch))
+    painter = make_painter(model, vae, schedule, sampler.method, sampler.guidance, grid)
     trainable, frozen = abstract_params(experiment, mesh, rules)
     dtype = experiment.train.frozen_dtype
     params = nested(flat(frozen) | {path: _like(x, dtype) for path, x in flat(trainable).items()})
-    inputs = _prompts(load, mesh, rules)
+    samples = mesh.shape["data"] * mesh.shape["fsdp"]
+    prompts = dataclasses.replace(bucket, task="text_to_video" if bucket.frames > 1 else "text_to_image", references=0)
+    batch = abstract_batch(experiment, dataclasses.replace(prompts, batch=samples), mesh, rules)
+    inputs = jax.eval_shape(objectives.mllm_inputs, batch)
+    inputs = jax.tree.map(lambda x: spread(x.shape, x.dtype, mesh, rules), inputs.replace(positions=batch["tokens"]))
+    positions = NamedSharding(mesh, PartitionSpec(None, *inputs.tokens.sharding.spec))
+    shape = (3, *inputs.tokens.shape)
+    inputs = inputs.replace(positions=jax.ShapeDtypeStruct(shape, jnp.int32, sharding=positions))
     held = {"parameters": device_bytes(params), "batch": device_bytes(inputs)}
     arguments = (params, inputs, inputs, abstract_key(mesh))
-    return Program(f"sample {load.name}", painter, arguments, held, load.batch, mesh, rules)
+    return Program(f"sample {described(prompts)}", painter, arguments, held, samples, mesh, rules)
+
+
+def described(bucket: Bucket) -> str:
+    """``text_to_video 121x704x1280``."""
+    return f"{bucket.task} {bucket.frames}x{bucket.size[0]}x{bucket.size[1]}"
 
 
 def abstract_params(experiment: Experiment, mesh: Mesh, rules: Rules = RULES) -> tuple[Params, Params]:
@@ -141,34 +136,55 @@ def _boxed(experiment: Experiment) -> Params:
     return jax.eval_shape(lambda key: jobs.initial(experiment, key), jax.random.key(0))
 
 
-def abstract_batch(load: Load, mesh: Mesh, rules: Rules = RULES) -> dict[str, jax.ShapeDtypeStruct]:
-    """What ``data.examples.PaintExamples`` makes of a bucket."""
-    b, n = load.batch, load.context
+def abstract_batch(experiment: Experiment, bucket: Bucket, mesh: Mesh, rules: Rules = RULES) -> dict[str, Any]:
+    """A batch of a bucket, as ``train/objectives.py`` describes it."""
+    b, n = bucket.batch, bucket.length
+    picture = (*bucket.size, 3)
     shapes = {
         "tokens": ((b, n), jnp.int32),
         "positions": ((b, 3, n), jnp.int32),
         "mask": ((b, n), jnp.bool_),
-        "pixels": ((b, *load.pixels, 3), jnp.uint8),
+        "pixels": ((b, bucket.frames, *picture), jnp.uint8),
     }
-    return {name: spread(shape, dtype, mesh, rules) for name, (shape, dtype) in shapes.items()}
+    if experiment.text is not None:
+        shapes["text_tokens"] = ((b, experiment.text.length), jnp.int32)
+        shapes["text_mask"] = ((b, experiment.text.length), jnp.bool_)
+    given = TASKS[bucket.task].vae
+    if given == "source":
+        shapes["source"] = ((b, bucket.frames, *picture), jnp.uint8)
+    elif given == "references":
+        shapes["references"] = ((b, bucket.references, *picture), jnp.uint8)
+    batch: dict[str, Any] = {name: spread(shape, dtype, mesh, rules) for name, (shape, dtype) in shapes.items()}
+    batch["task"] = TaskName(bucket.task)
+    media = _media(experiment, bucket)
+    if media is not None:
+        values, slots, grid = media
+        spread_media = Media(spread(values, jnp.float32, mesh, rules), spread(slots, jnp.int32, mesh, rules), grid)
+        batch["media"] = (spread_media,)
+    return batch
 
 
-def latent_grid(vae: nn.Module, pixels: Grid) -> Grid:
-    """Frames, rows and columns of the latents of a video."""
-    frames, height, width = pixels
-    return (1 + (frames - 1) // vae.temporal, height // vae.spatial, width // vae.spatial)
+def _media(experiment: Experiment, bucket: Bucket) -> tuple[tuple[int, ...], tuple[int, ...], Grid] | None:
+    """Shapes of the patches and slots of what the MLLM sees, and its grid; None where it sees nothing."""
+    seen = TASKS[bucket.task].mllm
+    if seen == "nothing" or not experiment.uses_mllm:
+        return None
+    config = jobs.media_config(experiment)
+    count = bucket.references if seen == "references" else 1
+    video = bucket.frames > 1 and seen in ("source", "target")
+    grids = 1
+    if video:
+        frames, _ = sample_frames(bucket.frames, bucket.fps, target=experiment.mllm.video_fps)
+        grids = len(frames) // config.temporal_patch
+    height, width = target_size(*bucket.size, config, video=video)
+    grid = (grids, height // config.patch, width // config.patch)
+    patches = math.prod(grid)
+    return (bucket.batch, count, patches, config.values), (bucket.batch, count, patches // config.merge**2), grid
 
 
 def device_bytes(tree: Any) -> float:
     """Bytes of a tree of abstract arrays on the device that holds most of them."""
     return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)))
-
-
-def _prompts(load: Load, mesh: Mesh, rules: Rules) -> MllmInputs:
-    b, n = load.batch, load.context
-    tokens, mask = (spread((b, n), dtype, mesh, rules) for dtype in (jnp.int32, jnp.bool_))
-    spec = jax.sharding.PartitionSpec(None, *tokens.sharding.spec)
-    return MllmInputs(tokens, jax.ShapeDtypeStruct((3, b, n), jnp.int32, sharding=NamedSharding(mesh, spec)), mask)
 
 
 def spread(shape: tuple[int, ...], dtype: Any, mesh: Mesh, rules: Rules = RULES) -> jax.ShapeDtypeStruct:

@@ -9,11 +9,12 @@ import itertools
 from collections.abc import Callable
 
 from metacanvas_jax.build import Experiment
+from metacanvas_jax.data.tasks import Bucket
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.nn.stack import REMAT_CHOICES
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.plan import programs
-from metacanvas_jax.plan.programs import Load, Program
+from metacanvas_jax.plan.programs import Program
 from metacanvas_jax.plan.report import Report
 from metacanvas_jax.plan.study import study
 from metacanvas_jax.plan.topology import GIB, Slice
@@ -68,7 +69,7 @@ def search(
     name: str,
     experiment: Experiment,
     where: Slice,
-    load: Load,
+    bucket: Bucket,
     *,
     budget: int = 8,
     batches: tuple[int, ...] | None = None,
@@ -77,10 +78,10 @@ def search(
     """Outcomes, the best first; at most ``budget`` programs are compiled."""
     outcomes: list[Outcome] = []
     compiled = 0
-    for candidate in candidates(where.size, batches or (load.batch,)):
+    for candidate in candidates(where.size, batches or (bucket.batch,)):
         if candidate.mesh.data % where.slices:
             continue
-        reason, program = _ready(experiment, where, load, candidate)
+        reason, program = _ready(experiment, where, bucket, candidate)
         if program is None:
             outcomes.append(Outcome(candidate, None, reason))
         elif compiled < budget:
@@ -136,7 +137,7 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _ready(experiment: Experiment, where: Slice, load: Load, candidate: Candidate) -> tuple[str, Program | None]:
+def _ready(experiment: Experiment, where: Slice, bucket: Bucket, candidate: Candidate) -> tuple[str, Program | None]:
     """(reason why not, None), or ("", the program) that is worth compiling."""
     changed = dataclasses.replace(experiment, dit=dataclasses.replace(experiment.dit, remat=candidate.remat))
     heads = experiment.dit.heads
@@ -144,7 +145,7 @@ def _ready(experiment: Experiment, where: Slice, load: Load, candidate: Candidat
         return f"{heads} heads do not divide among tensor {candidate.mesh.tensor}", None
     try:
         mesh = make_mesh(candidate.mesh, where.devices)
-        program = programs.train_program(changed, mesh, dataclasses.replace(load, batch=candidate.batch))
+        program = programs.train_program(changed, mesh, dataclasses.replace(bucket, batch=candidate.batch))
     except UserError as error:
         return str(error), None
     held = sum(program.held.values())

@@ -174,18 +174,24 @@ def prompter(experiment: Experiment) -> Prompter:
             f"config: mllm.language.vocab is {section.language.vocab}, "
             f"but the tokenizer in {section.tokenizer} has {len(tokenizer)} tokens"
         )
-    media = MediaConfig()
-    if section.vision is not None:
-        media = MediaConfig(
-            patch=section.vision.patch,
-            merge=section.vision.merge,
-            tokens=section.image_tokens,
-            image_pixels=section.image_pixels or media.image_pixels,
-        )
+    assistant = experiment.objective == "understand"
     config = PromptConfig(
-        buckets=section.buckets, system=section.system, assistant=experiment.objective == "understand", media=media
+        buckets=section.buckets, system=section.system, assistant=assistant, media=media_config(experiment)
     )
     return Prompter(tokenizer, config)
+
+
+def media_config(experiment: Experiment) -> MediaConfig:
+    """How images and videos become patches of the MLLM; the published way where it cannot see."""
+    section = experiment.mllm
+    if section.vision is None:
+        return MediaConfig()
+    return MediaConfig(
+        patch=section.vision.patch,
+        merge=section.vision.merge,
+        tokens=section.image_tokens,
+        image_pixels=section.image_pixels or MediaConfig.image_pixels,
+    )
 
 
 def batches(experiment: Experiment) -> grain.DatasetIterator:
