@@ -19,7 +19,7 @@ ITEM_BYTES = {
     **dict.fromkeys(("s4", "u4"), 0.5),
 }
 ARRAY = re.compile(r"\b(" + "|".join(ITEM_BYTES) + r")\[([\d,]*)\](\{[^}]*\})?")
-ON_CHIP = re.compile(r"S\([1-4]\)")  # vector and scalar memory
+ELSEWHERE = re.compile(r"S\([1-9]\)")  # on-chip memory, or the host's
 ON_HOST = re.compile(r"S\(5\)")
 HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 ASSIGNMENT = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$", re.S)
@@ -150,9 +150,14 @@ def total_bytes(type_text: str) -> float:
     return sum(size for size, _ in _arrays(type_text))
 
 
+def first_bytes(type_text: str) -> float:
+    """Bytes of the first array of a type: what an asynchronous copy moves."""
+    return next((size for size, _ in _arrays(type_text)), 0.0)
+
+
 def hbm_bytes(type_text: str) -> float:
     """Bytes of the arrays of a type that lie in HBM: not in on-chip memory, not on the host."""
-    return sum(size for size, layout in _arrays(type_text) if not re.search(r"S\([1-9]\)", layout))
+    return sum(size for size, layout in _arrays(type_text) if not ELSEWHERE.search(layout))
 
 
 def host_bytes(type_text: str) -> float:

@@ -30,6 +30,7 @@ FREE = {
 }
 BEST_BANDWIDTH = 0.85
 LEAST_PRODUCT_SHARE = 0.6
+HOST_BANDWIDTH = 16e9  # bytes per second and device between HBM and the memory of the host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,12 +173,13 @@ class _Walk:
                 if op.kind.removesuffix("-start") in COLLECTIVES:
                     seconds += self._collective(op, inner, times, covered=covered, overlap="beside")
             return seconds
-        moved = max(hlo.operand_bytes(computation, start), 0.0)
-        seconds = moved / (BEST_BANDWIDTH * self.machine.chip.hbm_bandwidth)
-        if not moved:
+        moved = hlo.first_bytes(start.type)
+        if not moved or not (hlo.hbm_bytes(start.type) or hlo.host_bytes(start.type)):
             return 0.0
-        item = self._item(start, "memory", times, 0.0, moved, seconds)
-        return self._add(dataclasses.replace(item, exposed=max(seconds - covered, 0.0) * times, overlap="beside"))
+        bandwidth = HOST_BANDWIDTH if hlo.host_bytes(start.type) else BEST_BANDWIDTH * self.machine.chip.hbm_bandwidth
+        item = self._item(start, "memory", times, 0.0, moved, moved / bandwidth)
+        exposed = max(moved / bandwidth - covered, 0.0) * times
+        return self._add(dataclasses.replace(item, exposed=exposed, overlap="beside"))
 
     def _fused_collectives(self, op: Op, fused: dict[str, list], seconds: float) -> None:
         """A collective that was fused shows in a start fusion, in the fusions it runs beside and in a done fusion."""

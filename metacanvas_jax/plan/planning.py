@@ -64,7 +64,7 @@ def plan(
 
 
 def choose(buckets: tuple[Bucket, ...], task: str | None) -> list[Bucket]:
-    """The buckets asked for; None is the one with most pixels, given ones included. Raises UserError for another name."""
+    """The buckets asked for; None is the one with most pixels, given ones too. Raises UserError for another name."""
     if task is None:
         return [max(buckets, key=size)]
     if task == "all":

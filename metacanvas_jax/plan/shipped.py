@@ -1,0 +1,67 @@
+"""The full-size configs and the slices they are made for: what ``make plan-all`` and the slow tests compile."""
+
+import dataclasses
+from collections.abc import Callable
+
+from metacanvas_jax import build
+from metacanvas_jax.cli.options import load_config
+from metacanvas_jax.parallel.mesh import make_mesh
+from metacanvas_jax.plan import programs
+from metacanvas_jax.plan.planning import choose, parse_mesh
+from metacanvas_jax.plan.report import Report
+from metacanvas_jax.plan.study import study
+from metacanvas_jax.plan.topology import find_slice
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A config on a slice; ``mesh`` (None: the config's), ``bucket`` and ``overrides`` as on the command line."""
+
+    config: str
+    topology: str
+    mesh: str | None = None
+    bucket: str | None = None
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """What prints its report."""
+        mesh = "" if self.mesh is None else f" --mesh {self.mesh}"
+        bucket = "" if self.bucket is None else f" --bucket {self.bucket}"
+        return (
+            f"metacanvas plan --config {self.config} --topology {self.topology}"
+            + mesh
+            + bucket
+            + "".join(f" {override}" for override in self.overrides)
+        )
+
+
+# On v6e a video does not fit one chip's memory: four neighbours share its tokens.
+VIDEOS_ON_V6E = "fsdp=64,context=4"
+
+JOBS = (
+    Job("configs/t2i_scratch.py", "v5e:4x4"),
+    Job("configs/t2i_scratch.py", "v6e:4x4"),
+    Job("configs/t2i_lora.py", "v5e:4x4"),
+    Job("configs/t2i_lora.py", "v6e:4x4"),
+    Job("configs/image_editing.py", "v5p:4x4x4"),
+    Job("configs/image_editing.py", "v6e:8x8"),
+    Job("configs/video_stage1.py", "v5p:4x4x8"),
+    Job("configs/video_stage1.py", "v6e:16x16"),
+    Job("configs/video_stage2.py", "v5p:4x4x8"),
+    Job("configs/video_stage2.py", "v6e:16x16", VIDEOS_ON_V6E),
+    Job("configs/video_stage3.py", "v5p:4x4x8"),
+    Job("configs/video_stage3.py", "v6e:16x16", VIDEOS_ON_V6E),
+)
+
+
+def run_job(job: Job, say: Callable[[str], None] = lambda line: None) -> list[Report]:
+    """Reports of the training step on the bucket asked for (by default the dearest) and of sampling."""
+    experiment = build.experiment(load_config(job.config, list(job.overrides)))
+    where = find_slice(job.topology)
+    mesh = make_mesh(experiment.mesh if job.mesh is None else parse_mesh(job.mesh), where.devices)
+    buckets = choose(experiment.shapes, job.bucket)
+    made = [programs.train_program(experiment, mesh, bucket) for bucket in buckets]
+    if not experiment.given_channels:
+        made.append(programs.sample_program(experiment, mesh, buckets[0]))
+    return [study(job.config, program, where, say) for program in made]
