@@ -15,6 +15,7 @@ from metacanvas_jax.plan.environment import prepare_environment
 
 prepare_environment()
 
+from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import make_mesh
 from metacanvas_jax.plan.published import JOBS as PUBLISHED
 from metacanvas_jax.plan.published import Measured
@@ -28,7 +29,7 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def page(reports: list[Report], truths: list[tuple[Measured, Report]]) -> str:
+def page(reports: list[Report], truths: list[tuple[Measured, Report]], failures: list[str]) -> str:
     """docs/performance.md."""
     lines = [
         "# Performance, as far as it can be known without a TPU",
@@ -45,6 +46,8 @@ def page(reports: list[Report], truths: list[tuple[Measured, Report]]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [row(report) for report in reports]
+    if failures:
+        lines += ["", "Not planned:", "", *(f"- {failure}" for failure in failures)]
     if truths:
         lines += [
             "",
@@ -84,11 +87,17 @@ def main() -> None:
     parser.add_argument("--only", default="", help="jobs whose config and slice contain this text")
     parser.add_argument("--out", type=Path, default=Path("docs/performance.md"))
     arguments = parser.parse_args()
-    reports = []
+    reports, failures = [], []
     for job in JOBS:
         if arguments.only in f"{job.config} {job.topology}":
-            reports += run_job(job, say)
-            print(table(reports[-1]), flush=True)
+            try:
+                made = run_job(job, say)
+            except UserError as error:
+                failures.append(f"{job.config} on {job.topology}: {error}")
+                say(failures[-1])
+                continue
+            reports += made
+            print(*map(table, made), sep="\n", flush=True)
     truths = []
     for truth in PUBLISHED:
         if arguments.only in f"{truth.name} {truth.topology}":
@@ -97,7 +106,7 @@ def main() -> None:
             truths.append((truth, study("published", program, where, say)))
             print(table(truths[-1][1]), flush=True)
     draft = arguments.out.with_suffix(".tmp")
-    draft.write_text(page(reports, truths))
+    draft.write_text(page(reports, truths, failures))
     draft.replace(arguments.out)
 
 

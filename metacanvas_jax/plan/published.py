@@ -1,4 +1,4 @@
-"""Training steps whose times others published: what the estimates are held against. Compiling them needs shapes only."""
+"""Training steps whose times others published: what estimates are held against. Compiling them needs shapes only."""
 
 import dataclasses
 from collections.abc import Callable

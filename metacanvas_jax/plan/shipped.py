@@ -23,18 +23,6 @@ class Job:
     bucket: str | None = None
     overrides: tuple[str, ...] = ()
 
-    @property
-    def command(self) -> str:
-        """What prints its report."""
-        mesh = "" if self.mesh is None else f" --mesh {self.mesh}"
-        bucket = "" if self.bucket is None else f" --bucket {self.bucket}"
-        return (
-            f"metacanvas plan --config {self.config} --topology {self.topology}"
-            + mesh
-            + bucket
-            + "".join(f" {override}" for override in self.overrides)
-        )
-
 
 # On v6e a video does not fit one chip's memory: four neighbours share its tokens.
 VIDEOS_ON_V6E = "fsdp=64,context=4"
