@@ -83,9 +83,7 @@ class _Walk:
         computation = self.module.computations[name]
         elapsed = 0.0
         started: dict[str, tuple[float, Op]] = {}
-        fused: dict[
-            str, list
-        ] = {}  # collectives in fusions, by channel: [op, computation, is scatter, covered seconds]
+        fused: dict[str, list] = {}  # by channel: a collective, its computation, is it a scatter, seconds beside others
         for op in computation.values():
             if op.kind == "while":
                 trips = hlo.trip_count(self.module, op)

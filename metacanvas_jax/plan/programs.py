@@ -25,15 +25,12 @@ from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.partition import flat, nested, partition
 from metacanvas_jax.train.state import abstract_state
 from metacanvas_jax.train.step import make_step
-from metacanvas_jax.types import Grid, Media, Params
+from metacanvas_jax.types import Grid, Media, MllmInputs, Params, Text
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A function to be jitted and its abstract arguments; ``held`` are bytes per device that are there before it runs.
-
-    ``donated`` are the numbers of the arguments whose memory the results take.
-    """
+    """A jitted function and its abstract arguments; ``held`` are bytes per device that are there before it runs."""
 
     name: str
     jitted: Callable[..., Any]
@@ -108,11 +105,11 @@ def sample_program(experiment: Experiment, mesh: Mesh, bucket: Bucket, rules: Ru
     samples = mesh.shape["data"] * mesh.shape["fsdp"]
     prompts = dataclasses.replace(bucket, task="text_to_video" if bucket.frames > 1 else "text_to_image", references=0)
     batch = abstract_batch(experiment, dataclasses.replace(prompts, batch=samples), mesh, rules)
-    inputs = jax.eval_shape(objectives.mllm_inputs, batch)
-    inputs = jax.tree.map(lambda x: spread(x.shape, x.dtype, mesh, rules), inputs.replace(positions=batch["tokens"]))
-    positions = NamedSharding(mesh, PartitionSpec(None, *inputs.tokens.sharding.spec))
-    shape = (3, *inputs.tokens.shape)
-    inputs = inputs.replace(positions=jax.ShapeDtypeStruct(shape, jnp.int32, sharding=positions))
+    tokens = batch["tokens"]
+    along = NamedSharding(mesh, PartitionSpec(None, *tokens.sharding.spec))
+    positions = jax.ShapeDtypeStruct((3, *tokens.shape), jnp.int32, sharding=along)
+    text = None if experiment.text is None else Text(batch["text_tokens"], batch["text_mask"])
+    inputs = MllmInputs(tokens, positions, batch["mask"], text=text)
     held = {"parameters": device_bytes(params), "batch": device_bytes(inputs)}
     arguments = (params, inputs, inputs, abstract_key(mesh))
     return Program(f"sample {described(prompts)}", painter, arguments, held, samples, mesh, rules)
