@@ -33,19 +33,19 @@ def get_config(variant: str = "canvas") -> ConfigDict:
         raise ValueError(f"configs/miniature.py has the variants {', '.join(VARIANTS)}, not {variant!r}")
     config = base.get_config()
     config.name = f"miniature_{variant}"
-    config.world = base.section(SceneWorld(objects=OBJECTS))
+    config.world = base.section(SceneWorld(size=60, patch=15, cell=30, sprite=28, objects=OBJECTS))
     config.data = base.section(build.DataSection(path=f"{CACHE}/data"))
     language = LanguageConfig(
         vocab=497,
         width=128,
         layers=4,
-        heads=2,
-        kv_heads=1,
+        heads=4,
+        kv_heads=2,
         mlp=384,
-        rope_sections=(8, 12, 12),
+        rope_sections=(4, 6, 6),
         rope_theta=1e4,
         tied=True,
-        lora=LoraConfig(rank=16, alpha=16.0) if variant == "canvas" else None,
+        lora=LoraConfig(rank=8, alpha=8.0) if variant == "canvas" else None,
     )
     vision = VisionConfig(
         depth=2, width=64, heads=2, mlp=128, out_width=128, full_attention_layers=(1,), patch=6, window=24
@@ -64,27 +64,27 @@ def get_config(variant: str = "canvas") -> ConfigDict:
 def understanding(config: ConfigDict) -> ConfigDict:
     """Captions and questions about layout, counts and colours, from the picture and from the words alone."""
     config.objective = "understand"
-    steps = 350
+    steps = 500
     config.optimizer = base.section(
         OptimizerConfig(learning_rate=3e-3, warmup_steps=40, schedule="cosine", total_steps=steps, b2=0.99)
     )
     config.train = base.section(
-        build.TrainSection(steps=steps, batch=64, rules=((".*", "train"),), ema=None, frozen_dtype="float32"),
+        build.TrainSection(steps=steps, batch=48, rules=((".*", "train"),), ema=None, frozen_dtype="float32"),
         checkpoint_every=250,
     )
-    config.mllm.buckets = (48,)
+    config.mllm.buckets = (56,)
     return config
 
 
 def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
     """SANA from scratch under a frozen MLLM."""
     width = 128
-    steps = 2000
+    steps = 1500
     adapters = (("mllm/.*_lora/.*", "train"),) if canvas else ()  # no adapter without a canvas to act on
     if canvas:
-        config.canvas = base.section(CanvasConfig(rows=5, columns=5))
+        config.canvas = base.section(CanvasConfig(rows=4, columns=4))
         config.canvas_connector = base.section(CanvasConnectorConfig(width=width, vanilla_ratio=2.0, mlp_ratio=1.5))
-    config.context_connector = base.section(ContextConnectorConfig(out_width=width, dropout=0.0))
+    config.context_connector = base.section(ContextConnectorConfig(out_width=width))
     config.dit = base.section(
         SanaConfig(
             latent_channels=64,
@@ -99,18 +99,18 @@ def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
         ),
         kind="sana",
     )
-    config.vae = base.section(PatchPcaConfig(patch=12, channels=64), kind="patch_pca")
+    config.vae = base.section(PatchPcaConfig(patch=15, channels=64), kind="patch_pca")
     config.vae_weights = f"{CACHE}/vae"
     config.time = base.section(TimeConfig(mean=0.6, std=1.1))
     config.optimizer = base.section(
         OptimizerConfig(
-            learning_rate=1.5e-3, warmup_steps=40, schedule="cosine", total_steps=steps, final_fraction=0.02, b2=0.99
+            learning_rate=2e-3, warmup_steps=40, schedule="cosine", total_steps=steps, final_fraction=0.02, b2=0.99
         )
     )
     config.train = base.section(
         build.TrainSection(
             steps=steps,
-            batch=32,
+            batch=64,
             rules=(*adapters, ("(mllm|vae)/.*", "freeze"), (".*", "train")),
             frozen_dtype="float32",
             evaluate_every=500,

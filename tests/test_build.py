@@ -23,7 +23,7 @@ def test_overrides_reach_the_dataclasses():
     built = experiment(config)
     assert isinstance(built.dit, SanaConfig)
     assert built.dit.layers == 7
-    assert built.canvas.shape == (3, 5, 5)
+    assert built.canvas.shape == (3, 4, 4)
 
 
 def test_config_survives_json():

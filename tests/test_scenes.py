@@ -195,7 +195,7 @@ def test_larger_and_freely_placed_worlds():
         ({"sprite": 30}, "does not fit"),
         ({"objects": ("cat", "dragon")}, "'dragon' is unknown"),
         ({"mixture": (("shapes", 1.0),)}, "unknown category 'shapes'"),
-        ({"size": 48}, "no room"),
+        ({"size": 36}, "no room"),
         ({"max_count": 9}, "max_count"),
     ],
 )

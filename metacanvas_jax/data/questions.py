@@ -23,6 +23,11 @@ class Exchange(NamedTuple):
     answer: str
 
 
+def follow_up(question: str) -> str:
+    """The question without the prompt it is about, for a conversation that has given it already."""
+    return question.split(" . ")[-1]
+
+
 def caption(scene: Scene) -> str:
     """What the picture was asked to show."""
     return scene.prompt

@@ -62,7 +62,7 @@ class SceneWorld:
             f"cell {self.cell} is no multiple of patch {self.patch}",
         )
         check(0 < self.sprite <= self.cell, f"sprite {self.sprite} does not fit cell {self.cell}")
-        check(2 * self.cell + self.step <= self.size, f"size {self.size} has no room for scenes of cell {self.cell}")
+        check(2 * self.cell <= self.size, f"size {self.size} has no room for scenes of cell {self.cell}")
         check(2 <= self.max_count <= 4, f"max_count is {self.max_count}, wanted 2 to 4")
         check(len(set(self.objects)) == len(self.objects) >= 2, f"wanted two or more different objects: {self.objects}")
         check(len(set(self.colours)) == len(self.colours) >= 2, f"wanted two or more different colours: {self.colours}")

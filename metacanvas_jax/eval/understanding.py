@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from metacanvas_jax.data.examples import UnderstandExamples
-from metacanvas_jax.data.questions import Exchange, picture_exchanges, text_exchanges
+from metacanvas_jax.data.questions import Exchange, follow_up, picture_exchanges, text_exchanges
 from metacanvas_jax.data.scenes import draw, sample_scene
 from metacanvas_jax.mllm.prompt import END
 from metacanvas_jax.mllm.qwen import Qwen25VL
@@ -36,7 +36,7 @@ class Answered:
     @property
     def kind(self) -> str:
         """The first words of the question, and what it is about."""
-        words = " ".join(self.exchange.question.split(" . ")[-1].split()[:2])
+        words = " ".join(follow_up(self.exchange.question).split()[:2])
         return f"{'picture' if self.image is not None else 'prompt'}: {words}"
 
 
@@ -79,7 +79,7 @@ def accuracy(answered: Sequence[Answered]) -> dict[str, tuple[float, int]]:
 def _answers(logits_at, params: Params, examples: UnderstandExamples, asked: list) -> list[str]:
     """Greedy answers of one batch. The question is read again for every word: fast enough for short answers."""
     rows = asked + [asked[0]] * (BATCH - len(asked))
-    batch = examples.collate([examples.encode(exchange, image) for exchange, image in rows])
+    batch = examples.collate([examples.encode([exchange], image) for exchange, image in rows])
     # Cut the right answers off again; what follows them is as the model writes it.
     questions = np.argmax(batch["weights"] == 1.0, axis=1)
     lengths = batch["mask"].sum(axis=1)
