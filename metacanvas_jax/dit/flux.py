@@ -19,9 +19,10 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from metacanvas_jax.kernels.attention import MaskSpec, attention
-from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm, layer_norm, zeros_init
+from metacanvas_jax.kernels.prologue import LN2, prepare
+from metacanvas_jax.nn.layers import Dense, Dtype, Gain, layer_norm, zeros_init
 from metacanvas_jax.nn.modulation import TimeEmbed, gated, modulate
-from metacanvas_jax.nn.rope import grid_rotation, rotate
+from metacanvas_jax.nn.rope import grid_rotation
 from metacanvas_jax.nn.stack import REMAT_CHOICES, stack
 from metacanvas_jax.parallel.activations import constrain, constrain_grid
 from metacanvas_jax.parallel.context import whole_sequence
@@ -134,19 +135,19 @@ class Heads(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"]
+        self, x: Float[Array, "b n d"], cos: Float[Array, "1 n f"], sin: Float[Array, "1 n f"]
     ) -> tuple[Float[Array, "b n h e"], Float[Array, "b n h e"], Float[Array, "b n h e"]]:
-        """Projects and splits heads."""
+        """Projects, norms, rotates and splits heads; the scale of the logits is in q (attend with ``LN2``)."""
         config = self.config
 
-        def project(name: str) -> Float[Array, "b n h e"]:
+        def project(name: str) -> Float[Array, "b n d"]:
             y = Dense(config.width, ("embed", "heads"), config.dtype, name=name)(x)
-            y = rearrange(y, "b n (h e) -> b n h e", e=config.head_width)
-            return whole_sequence(constrain(y, ("batch", "seq", "heads", None)))
+            return constrain(y, ("batch", "seq", "heads"))
 
-        q = RMSNorm(EPS, None, name="q_norm")(project("q"))
-        k = RMSNorm(EPS, None, name="k_norm")(project("k"))
-        return q, k, project("v")
+        gains = (Gain(config.head_width, None, name=name)() for name in ("q_norm", "k_norm"))
+        q, k = prepare(project("q"), project("k"), *gains, cos, sin, EPS)
+        v = constrain(rearrange(project("v"), "b n (h e) -> b n h e", h=q.shape[2]), ("batch", "seq", "heads", None))
+        return whole_sequence(q), whole_sequence(k), whole_sequence(v)
 
 
 class Stream(nn.Module):
@@ -169,10 +170,10 @@ class Stream(nn.Module):
         return jnp.split(self.modulation(jax.nn.silu(vector)), 6, axis=-1)
 
     def before(
-        self, x: Float[Array, "b n d"], parts: list[Float[Array, "b d"]]
+        self, x: Float[Array, "b n d"], parts: list[Float[Array, "b d"]], *rotation: Float[Array, "1 n f"]
     ) -> tuple[Float[Array, "b n h e"], Float[Array, "b n h e"], Float[Array, "b n h e"]]:
         """Queries, keys and values for the joint attention."""
-        return self.attention(modulate(layer_norm(x, eps=EPS), parts[0], parts[1]))
+        return self.attention(modulate(layer_norm(x, eps=EPS), parts[0], parts[1]), *rotation)
 
     def after(
         self, x: Float[Array, "b n d"], attended: Float[Array, "b n d"], parts: list[Float[Array, "b d"]]
@@ -202,11 +203,12 @@ class DoubleBlock(nn.Module):
         text, image = streams
         text_stream, image_stream = Stream(self.config, name="text"), Stream(self.config, name="image")
         text_parts, image_parts = text_stream.modulations(vector), image_stream.modulations(vector)
-        both = zip(text_stream.before(text, text_parts), image_stream.before(image, image_parts), strict=True)
-        q, k, v = (jnp.concatenate(pair, axis=1) for pair in both)
-        attended = attention(rotate(q, cos, sin), rotate(k, cos, sin), v, mask=MaskSpec(keys=mask), exchange=True)
-        attended = rearrange(attended, "b n h e -> b n (h e)")
         length = text.shape[1]
+        before = text_stream.before(text, text_parts, cos[:, :length], sin[:, :length])
+        behind = image_stream.before(image, image_parts, cos[:, length:], sin[:, length:])
+        q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(before, behind, strict=True))
+        attended = attention(q, k, v, mask=MaskSpec(keys=mask), scale=LN2, exchange=True)
+        attended = rearrange(attended, "b n h e -> b n (h e)")
         text = text_stream.after(text, attended[:, :length], text_parts)
         image = image_stream.after(image, attended[:, length:], image_parts)
         return (text, image), None
@@ -269,8 +271,8 @@ class SingleBlock(nn.Module):
         parts = Dense(3 * config.width, ("embed", None), config.dtype, name="modulation")(jax.nn.silu(vector))
         shift, scale, gate = jnp.split(parts, 3, axis=-1)
         y = modulate(layer_norm(x, eps=EPS), shift, scale)
-        q, k, v = Heads(config, name="attention")(y)
-        attended = attention(rotate(q, cos, sin), rotate(k, cos, sin), v, mask=MaskSpec(keys=mask), exchange=True)
+        q, k, v = Heads(config, name="attention")(y, cos, sin)
+        attended = attention(q, k, v, mask=MaskSpec(keys=mask), scale=LN2, exchange=True)
         attended = rearrange(attended, "b n h e -> b n (h e)")
         hidden = jax.nn.gelu(MlpUp(config, name="up")(y))
         hidden = constrain(hidden, ("batch", "seq", None, "mlp"))

@@ -23,9 +23,10 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from metacanvas_jax.kernels.attention import MaskSpec, attention
-from metacanvas_jax.nn.layers import Dense, Dtype, LayerNorm, RMSNorm, layer_norm, zeros_init
+from metacanvas_jax.kernels.prologue import LN2, prepare
+from metacanvas_jax.nn.layers import Dense, Dtype, Gain, LayerNorm, RMSNorm, layer_norm, zeros_init
 from metacanvas_jax.nn.modulation import TimeEmbed, table_init
-from metacanvas_jax.nn.rope import grid_rotation, rotate
+from metacanvas_jax.nn.rope import grid_rotation
 from metacanvas_jax.nn.stack import REMAT_CHOICES, stack
 from metacanvas_jax.parallel.activations import constrain, constrain_grid
 from metacanvas_jax.types import Condition, Grid, Tokens
@@ -141,13 +142,18 @@ class Attention(nn.Module):
             z = rearrange(z, "b n (h e) -> b n h e", e=config.head_width)
             return constrain(z, ("batch", sequence, "heads", None))
 
-        q = split(RMSNorm(config.eps, "heads", name="q_norm")(project("q", x)))
-        keys = "seq" if own else "whole_seq"
-        k = split(RMSNorm(config.eps, "heads", name="k_norm")(project("k", source)), keys)
-        v = split(project("v", source), keys)
+        q, k = project("q", x), project("k", source)
         if own:
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
-        out = rearrange(attention(q, k, v, mask=MaskSpec(keys=mask), exchange=own), "b n h e -> b n (h e)")
+            q, k = (constrain(z, ("batch", "seq", "heads")) for z in (q, k))
+            gains = (Gain(config.width, "heads", name=name)() for name in ("q_norm", "k_norm"))
+            q, k = prepare(q, k, *gains, *rotation, config.eps)
+            v = split(project("v", source))
+            out = attention(q, k, v, mask=MaskSpec(keys=mask), scale=LN2, exchange=True)
+        else:
+            q = split(RMSNorm(config.eps, "heads", name="q_norm")(q))
+            k = split(RMSNorm(config.eps, "heads", name="k_norm")(k), "whole_seq")
+            out = attention(q, k, split(project("v", source), "whole_seq"), mask=MaskSpec(keys=mask))
+        out = rearrange(out, "b n h e -> b n (h e)")
         return Dense(config.width, ("heads", "embed"), config.dtype, name="out")(out)
 
 

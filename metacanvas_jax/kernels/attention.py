@@ -1,32 +1,34 @@
-"""The one softmax attention of the project."""
+"""The one softmax attention of the project; what computes it is chosen when a program is lowered for its platform.
+
+==========  =====================================================================================================
+tpu         the Pallas kernels of ``flash_fixed_max.py``
+cuda        cuDNN by name where it takes the call (16 bits, no mask or a plain causal one), else chunks
+cpu, other  chunks of queries, their scores computed again in the backward pass
+any         short sequences: XLA's own fusion of the plain formula
+==========  =====================================================================================================
+"""
 
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
 
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.kernels.flash_common import HIDDEN
+from metacanvas_jax.kernels.flash_fixed_max import flash_attention
+from metacanvas_jax.kernels.masks import MaskSpec, dense_mask
+from metacanvas_jax.kernels.tiles import device_kind
 from metacanvas_jax.parallel.context import sharded
 
 CHUNK = 256  # queries
-HIDDEN = -1e30  # score of a key that is not seen
+LARGEST_SCORES = 2**31  # bytes of float32 scores that the plain formula may hold
+IMPLEMENTATIONS = ("auto", "flash", "cudnn", "chunked", "xla")
 
-
-@struct.dataclass
-class MaskSpec:
-    """Who may look at whom, said by structure and never as a ``[n m]`` array of the caller's.
-
-    ``causal``: query ``i`` sees keys ``j <= i + offset``; ``offset`` is the number of keys of a prefix that stand
-    before the queries' own. ``keys`` is False on padding. With segments a query sees the keys of its own segment only.
-    """
-
-    causal: bool = struct.field(pytree_node=False, default=False)
-    offset: int = struct.field(pytree_node=False, default=0)
-    keys: Bool[Array, "b m"] | None = None
-    query_segments: Int[Array, "b n"] | None = None
-    key_segments: Int[Array, "b m"] | None = None
+log = logging.getLogger(__name__)
 
 
 @jax.named_scope("attend")
@@ -38,52 +40,134 @@ def attention(
     mask: MaskSpec | None = None,
     scale: float | None = None,
     exchange: bool = False,
+    implementation: str = "auto",
 ) -> Float[Array, "b n h e"]:
     """Softmax attention with grouped heads: head ``j`` of q uses key/value head ``j // (h / g)``.
 
     Scores and softmax are float32, the output has the dtype of q. ``scale`` defaults to ``e ** -0.5``. A query that
     sees no key at all (padding) gets a finite value without meaning. On a mesh each device runs this on its own samples
     and heads; ``exchange`` says that q, k and v are of one sequence that the context axis may split (see
-    ``parallel/context.py``).
+    ``parallel/context.py``). ``implementation`` is one of ``IMPLEMENTATIONS``; "auto" is the table above.
+
+    Raises:
+        UserError: an unknown implementation, or "xla" where the scores would not fit (memory grows with ``n * m``).
     """
-    attend = functools.partial(_attention, scale=scale)
+    if implementation not in IMPLEMENTATIONS:
+        raise UserError(f"attention: implementation is {implementation!r}, expected one of {IMPLEMENTATIONS}")
+    attend = functools.partial(_attend, scale=scale, implementation=implementation)
     return sharded(attend, q, k, v, mask or MaskSpec(), exchange=exchange)
 
 
-def _attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec, *, scale: float | None) -> jax.Array:
-
-    def whole(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        with jax.numpy_dtype_promotion("standard"):  # jax's own code mixes bfloat16 and float32
-            dense = dense_mask(mask, q.shape[1], k.shape[1])
-            return jax.nn.dot_product_attention(q, k, v, mask=dense, scale=scale, implementation="xla")
-
-    if q.shape[1] <= CHUNK:
-        return whole(q, k, v)
-    return jax.lax.platform_dependent(
-        q, k, v, cpu=lambda q, k, v: chunked_attention(q, k, v, mask, scale), default=whole
+def _attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec, *, scale: float | None, implementation: str
+) -> jax.Array:
+    if implementation != "auto":
+        chosen = {"flash": flash_attention, "chunked": chunked_attention, "xla": plain_attention}
+        chosen["cudnn"] = cudnn_attention
+        return chosen[implementation](q, k, v, mask=mask, scale=scale)
+    n, m = q.shape[1], k.shape[1]
+    if n <= CHUNK and m <= 4 * CHUNK:
+        return plain_attention(q, k, v, mask=mask, scale=scale)
+    on_cuda = cudnn_attention if cudnn_takes(q, k, mask) else chunked_attention
+    names = {"tpu": flash_attention, "gpu": on_cuda}
+    platform = "tpu" if device_kind().startswith("TPU") else jax.default_backend()
+    _say(f"attention on {platform}: {names.get(platform, chunked_attention).__name__}")
+    tpu, cuda, other = (
+        functools.partial(f, mask=mask, scale=scale) for f in (flash_attention, on_cuda, chunked_attention)
     )
+    return jax.lax.platform_dependent(q, k, v, tpu=tpu, cuda=cuda, default=other)
+
+
+@functools.cache
+def _say(line: str) -> None:
+    log.info(line)
+
+
+def plain_attention(
+    q: Float[Array, "b n h e"],
+    k: Float[Array, "b m g e"],
+    v: Float[Array, "b m g e"],
+    *,
+    mask: MaskSpec,
+    scale: float | None = None,
+) -> Float[Array, "b n h e"]:
+    """All scores at once, as XLA fuses them.
+
+    Raises:
+        UserError: the scores take more than ``LARGEST_SCORES`` bytes.
+    """
+    (b, n, h, _), m = q.shape, k.shape[1]
+    size = 4 * b * h * n * m
+    if size > LARGEST_SCORES:
+        raise UserError(
+            f"attention: the scores of q {tuple(q.shape)} and k {tuple(k.shape)} would take {size / 2**30:.1f} GiB, "
+            f'expected at most {LARGEST_SCORES / 2**30:.0f}; use implementation "auto" or "chunked"'
+        )
+    with jax.numpy_dtype_promotion("standard"):  # jax's own code mixes bfloat16 and float32
+        dense = dense_mask(mask, n, m)
+        out = jax.nn.dot_product_attention(q, k, v, mask=dense, scale=scale, implementation="xla")
+    return checkpoint_name(out, "attention_out")
+
+
+def cudnn_takes(q: jax.Array, k: jax.Array, mask: MaskSpec) -> bool:
+    """Whether cuDNN computes this call: a GPU is at hand, 16-bit inputs, heads up to 128, no mask but a plain causal
+    one (padding and segments would have to be given to it as a dense array).
+    """
+    plain = mask.keys is None and mask.query_segments is None
+    causal = not mask.causal or (mask.offset == 0 and q.shape[1] == k.shape[1])
+    fits = q.dtype.itemsize == 2 and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
+    return jax.default_backend() == "gpu" and plain and causal and fits
+
+
+def cudnn_attention(
+    q: Float[Array, "b n h e"],
+    k: Float[Array, "b m g e"],
+    v: Float[Array, "b m g e"],
+    *,
+    mask: MaskSpec,
+    scale: float | None = None,
+) -> Float[Array, "b n h e"]:
+    """cuDNN's fused attention, forward and backward. Padding and segments become a dense mask.
+
+    Raises:
+        UserError: that mask would take more than ``LARGEST_SCORES`` bytes.
+    """
+    causal = mask.causal and mask.offset == 0 and q.shape[1] == k.shape[1]
+    dense = None
+    if mask.keys is not None or mask.query_segments is not None or mask.causal != causal:
+        size = 2 * q.shape[0] * q.shape[1] * k.shape[1]
+        if size > LARGEST_SCORES:
+            raise UserError(
+                f"attention: cuDNN would need a mask of {size / 2**30:.1f} GiB for q {tuple(q.shape)} and "
+                f'k {tuple(k.shape)}; use implementation "chunked", or no padding and no segments'
+            )
+        dense, causal = dense_mask(mask, q.shape[1], k.shape[1]), False
+    with jax.numpy_dtype_promotion("standard"):  # jax's own code mixes bfloat16 and float32
+        out = jax.nn.dot_product_attention(q, k, v, mask=dense, scale=scale, is_causal=causal, implementation="cudnn")
+    return checkpoint_name(out, "attention_out")
 
 
 def chunked_attention(
     q: Float[Array, "b n h e"],
     k: Float[Array, "b m g e"],
     v: Float[Array, "b m g e"],
+    *,
     mask: MaskSpec,
     scale: float | None = None,
     chunk: int = CHUNK,
 ) -> Float[Array, "b n h e"]:
     """The same function, ``chunk`` queries at a time and their scores computed again in the backward pass.
 
-    For CPUs: the scores of a chunk stay in cache, and memory does not grow with ``n * m``.
+    The scores of a chunk stay in a CPU's cache, and memory does not grow with ``n * m`` anywhere.
     """
-    b, n, _, e = q.shape
+    n, e = q.shape[1], q.shape[3]
     m, g = k.shape[1:3]
     count = -(-n // chunk)
     scale = e**-0.5 if scale is None else scale
 
     def cut(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (0, count * chunk - n), *((0, 0) for _ in x.shape[2:])))
-        return jnp.moveaxis(x.reshape(b, count, chunk, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x.reshape(x.shape[0], count, chunk, *x.shape[2:]), 1, 0)
 
     queries = rearrange(cut(q), "c b n (g r) e -> c b g r n e", g=g)
     keys, values = rearrange(k, "b m g e -> b g m e"), rearrange(v, "b m g e -> b g m e")
@@ -103,25 +187,5 @@ def chunked_attention(
         return jnp.einsum("bgrnm,bgme->bgrne", weights, values, preferred_element_type=jnp.float32) / total
 
     out = jax.lax.map(one, (queries, chunk * jnp.arange(count), segments))
-    return rearrange(out, "c b g r n e -> b (c n) (g r) e")[:, :n].astype(q.dtype)
-
-
-def dense_mask(mask: MaskSpec, n: int, m: int, start: int | Int[Array, ""] = 0) -> Bool[Array, "b 1 n m"] | None:
-    """The mask as ``[b 1 n m]`` (b is 1 if it is the same for all samples), or None if everyone sees everyone.
-
-    The ``n`` queries are those from number ``start`` on.
-    """
-    parts = []
-    if mask.causal:
-        parts.append((jnp.arange(m)[None, :] <= jnp.arange(n)[:, None] + start + mask.offset)[None])
-    if mask.keys is not None:
-        parts.append(jnp.broadcast_to(mask.keys[:, None, :], (mask.keys.shape[0], n, m)))
-    if mask.query_segments is not None:
-        parts.append(mask.query_segments[:, :, None] == mask.key_segments[:, None, :])
-    if not parts:
-        return None
-    shape = jnp.broadcast_shapes(*(part.shape for part in parts))
-    full = jnp.broadcast_to(parts[0], shape)
-    for part in parts[1:]:
-        full = full & jnp.broadcast_to(part, shape)
-    return full[:, None]
+    out = rearrange(out, "c b g r n e -> b (c n) (g r) e")[:, :n].astype(q.dtype)
+    return checkpoint_name(out, "attention_out")

@@ -113,6 +113,18 @@ class RMSNorm(nn.Module):
         return rms_norm(x, scale, self.eps)
 
 
+class Gain(nn.Module):
+    """The gain ``[width]`` of an RMS norm that is applied elsewhere; its parameter is that of ``RMSNorm``."""
+
+    width: int
+    axis: str | None
+
+    @nn.compact
+    def __call__(self) -> Float[Array, " d"]:
+        """The parameter."""
+        return self.param("scale", nn.with_logical_partitioning(ones_init, (self.axis,)), (self.width,))
+
+
 class LayerNorm(nn.Module):
     """Layer norm with gain and bias."""
 

@@ -1,0 +1,111 @@
+"""Picks the tiles of the attention kernels by the compiler's static schedule, and writes ``tiles.json``.
+
+    python -m metacanvas_jax.kernels.search                                   # all generations, both directions
+    python -m metacanvas_jax.kernels.search --generation v6e --direction backward --candidate 512,1024,256,256,2
+
+Every candidate is compiled (tens of seconds each on two cores) for attention over 27,280 tokens. What does not compile
+or would not fit the chip is left out; of the rest the one with the fewest cycles per pair of query and key wins, then
+the one that moves fewer registers to memory. An entry that is there already competes with what it reached.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from metacanvas_jax.kernels import tiles as tiling
+from metacanvas_jax.kernels.static_schedule import measure
+from metacanvas_jax.kernels.tiles import FILE, GENERATIONS, Tiles
+
+TOKENS = 27280
+PAIRS = 2**20  # cycles are given per 1024 queries x 1024 keys of one head
+
+CANDIDATES = {
+    "forward": [
+        Tiles(1024, 1024, 512, 256, 2),
+        Tiles(1024, 1024, 1024, 256, 1),
+        Tiles(1024, 1024, 512, 512, 1),
+        Tiles(1024, 1024, 256, 256, 4),
+        Tiles(1024, 2048, 512, 256, 2),
+    ],
+    "backward": [
+        Tiles(512, 1024, 256, 256, 2),
+        Tiles(1024, 1024, 256, 256, 2),
+        Tiles(512, 1024, 512, 256, 1),
+        Tiles(1024, 1024, 512, 256, 1),
+    ],
+}
+
+
+def entry(direction: str, generation: str, tiles: Tiles, width: int = 128) -> dict[str, Any]:
+    """What one set of tiles reaches: cycles per ``PAIRS``, share of the matrix units, spills; or an error."""
+    if direction == "forward":
+        need = tiling.forward_vmem(tiles, width)
+    else:
+        need = tiling.backward_vmem(tiles, width, tiles.block_q)
+    if need > tiling.USABLE * tiling.VMEM[generation]:
+        return {"tiles": dataclasses.asdict(tiles), "error": f"needs {need / tiling.MIB:.1f} MiB of VMEM"}
+    found = measure(
+        "metacanvas_jax.kernels.cases:flash",
+        generation,
+        tokens=TOKENS,
+        width=width,
+        backward=direction == "backward",
+        tiles=dataclasses.asdict(tiles),
+    )
+    if found.error:
+        return {"tiles": dataclasses.asdict(tiles), "error": found.error}
+    region = found.main(f"flash_attention_{direction}")
+    steps = PAIRS / (tiles.block_q * tiles.block_k)
+    return {
+        "tiles": dataclasses.asdict(tiles),
+        "cycles": round(region.cycles * steps),
+        "matrix_units": round(region.units["MXU"], 2),
+        "spills": round(region.spills * steps),
+    }
+
+
+def best(entries: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """Fewest cycles, then fewest spills, of those that compiled."""
+    usable = [x for x in entries if "cycles" in x]
+    return min(usable, key=lambda x: (x["cycles"], x["spills"]), default=None)
+
+
+def write(table: dict) -> None:
+    """Replaces the file as a whole."""
+    new = FILE.with_suffix(".new")
+    new.write_text(json.dumps(table, indent=1) + "\n")
+    new.rename(FILE)
+    tiling.table.cache_clear()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generation", choices=GENERATIONS, action="append")
+    parser.add_argument("--direction", choices=tuple(CANDIDATES), action="append")
+    parser.add_argument("--width", type=int, default=128, help="of a head, a multiple of 128")
+    parser.add_argument(
+        "--candidate", action="append", help="block_q,block_k,tile_q,tile_k,depth instead of the usual ones"
+    )
+    chosen = parser.parse_args(arguments)
+    given = [Tiles(*(int(x) for x in text.split(","))) for text in chosen.candidate or ()]
+    for direction in chosen.direction or CANDIDATES:
+        for generation in chosen.generation or GENERATIONS:
+            table = json.loads(FILE.read_text())
+            held = table.setdefault(direction, {}).setdefault(generation, {})
+            entries = [held[str(chosen.width)]] if str(chosen.width) in held else []
+            for tiles in given or CANDIDATES[direction]:
+                entries.append(entry(direction, generation, tiles, chosen.width))
+                print(direction, generation, json.dumps(entries[-1]), flush=True)
+            winner = best(entries)
+            if winner is not None:
+                held[str(chosen.width)] = winner
+                write(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

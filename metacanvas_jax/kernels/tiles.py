@@ -1,0 +1,142 @@
+"""Tile sizes of the attention kernels: data, per TPU generation, head width and direction.
+
+``tiles.json`` beside this file is written by ``python -m metacanvas_jax.kernels.search``; the lint test checks that
+every entry fits the chip. A head width that is not listed uses the entry of the next listed one.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+import jax
+
+FILE = pathlib.Path(__file__).with_name("tiles.json")
+LANES = 128
+GENERATIONS = ("v4", "v5e", "v5p", "v6e", "7x")
+MIB = 2**20
+
+# On-chip vector memory of one core, and what of it a kernel may ask for (the rest is the compiler's).
+VMEM = {"v4": 16 * MIB, "v5e": 128 * MIB, "v5p": 64 * MIB, "v6e": 128 * MIB, "7x": 64 * MIB}
+USABLE = 0.875
+
+KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p"}
+KINDS |= {"TPU v6 lite": "v6e", "TPU v6e": "v6e", "TPU7x": "7x", "TPU 7x": "7x"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """How one pass over queries and keys is cut.
+
+    A grid step works on ``block_q`` queries and ``block_k`` keys, cut again into tiles of ``tile_q x tile_k`` scores of
+    which ``depth`` wait for their second product while the next ones are computed (see docs/kernels.md). Blocks need
+    not divide a sequence: the last one is masked.
+
+    Raises ValueError for a block that its tiles do not divide, a tile that is no multiple of 128 or a depth below 0.
+    """
+
+    block_q: int
+    block_k: int
+    tile_q: int
+    tile_k: int
+    depth: int
+
+    def __post_init__(self):
+        for block, tile in ((self.block_q, self.tile_q), (self.block_k, self.tile_k)):
+            if tile % LANES or tile < LANES or block % tile:
+                raise ValueError(f"{self}: tiles are multiples of {LANES} and divide their blocks")
+        if self.depth < 0:
+            raise ValueError(f"{self}: depth is at least 0")
+
+    def fit(self, n: int, m: int) -> "Tiles":
+        """The same for ``n`` queries and ``m`` keys: blocks shrink to the shortest that hold a short sequence."""
+        block_q, tile_q = _shrink(self.block_q, self.tile_q, n)
+        block_k, tile_k = _shrink(self.block_k, self.tile_k, m)
+        return Tiles(block_q, block_k, tile_q, tile_k, self.depth)
+
+
+def _shrink(block: int, tile: int, length: int) -> tuple[int, int]:
+    if length >= block:
+        return block, tile
+    if length <= tile:
+        tile = -(-length // LANES) * LANES
+        return tile, tile
+    return -(-length // tile) * tile, tile
+
+
+def forward_vmem(tiles: Tiles, width: int, itemsize: int = 2) -> int:
+    """Bytes of VMEM that the forward kernel needs: blocks twice (pipelined), accumulators, tiles in flight."""
+    width = -(-width // LANES) * LANES
+    blocks = 2 * itemsize * width * (2 * tiles.block_q + 2 * tiles.block_k)
+    return blocks + 4 * tiles.block_q * (width + 32) + _in_flight(tiles, 1) + 2 * MIB
+
+
+def backward_vmem(tiles: Tiles, width: int, queries: int, itemsize: int = 2) -> int:
+    """Bytes of VMEM that the backward kernel needs when the gradient of ``queries`` queries stays on the chip."""
+    width = -(-width // LANES) * LANES
+    blocks = 2 * itemsize * width * (3 * tiles.block_q + 2 * tiles.block_k) + 2 * 4 * width * 2 * tiles.block_k
+    resident = 4 * width * (queries + 2 * tiles.block_k)
+    return blocks + resident + _in_flight(tiles, 2) + 2 * MIB
+
+
+def _in_flight(tiles: Tiles, arrays: int) -> int:
+    return arrays * (tiles.depth + 2) * 6 * tiles.tile_q * tiles.tile_k
+
+
+def chunk_queries(tiles: Tiles, width: int, n: int, generation: str, itemsize: int = 2) -> int:
+    """How many queries (whole blocks) the backward kernel can keep the float32 gradient of; all of them if they fit."""
+    blocks = -(-n // tiles.block_q)
+    room = USABLE * VMEM[generation] - backward_vmem(tiles, width, 0, itemsize)
+    most = max(1, int(room // (4 * -(-width // LANES) * LANES * tiles.block_q)))
+    chunks = -(-blocks // most)
+    return -(-blocks // chunks) * tiles.block_q
+
+
+def generation_of(kind: str | None = None) -> str:
+    """The TPU generation of a device kind, or of the mesh or device that code is being traced for.
+
+    A TPU that is not known counts as the newest known; no TPU at all (interpret mode, lowering without a mesh) as v5p.
+    """
+    kind = device_kind() if kind is None else kind
+    if kind in KINDS:
+        return KINDS[kind]
+    return GENERATIONS[-1] if kind.startswith("TPU") else "v5p"
+
+
+def device_kind() -> str:
+    """Kind of the devices that the program being traced is meant for."""
+    mesh = jax.sharding.get_abstract_mesh()
+    device = getattr(mesh, "abstract_device", None)
+    if device is not None:
+        return device.device_kind
+    return jax.devices()[0].device_kind
+
+
+@functools.cache
+def table(path: pathlib.Path = FILE) -> dict[str, dict[str, dict[int, Tiles]]]:
+    """direction ("forward", "backward") -> generation -> head width -> Tiles."""
+    raw = json.loads(path.read_text())
+    return {
+        direction: {
+            generation: {int(width): Tiles(**entry["tiles"]) for width, entry in widths.items()}
+            for generation, widths in generations.items()
+        }
+        for direction, generations in raw.items()
+    }
+
+
+def tiles_for(direction: str, generation: str, width: int) -> Tiles:
+    """The entry of the smallest listed head width that is at least ``width``, or of the largest made to fit."""
+    entries = table()[direction][generation]
+    fitting = [listed for listed in entries if listed >= width]
+    tiles = entries[min(fitting) if fitting else max(entries)]
+    need = forward_vmem if direction == "forward" else lambda t, w: backward_vmem(t, w, t.block_q)
+    while need(tiles, width) > USABLE * VMEM[generation] and max(tiles.block_q, tiles.block_k) > LANES:
+        tiles = Tiles(
+            max(LANES, tiles.block_q // 2),
+            max(LANES, tiles.block_k // 2),
+            min(tiles.tile_q, max(LANES, tiles.block_q // 2)),
+            min(tiles.tile_k, max(LANES, tiles.block_k // 2)),
+            tiles.depth,
+        )
+    return tiles
