@@ -19,7 +19,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.media import sample_frames, target_size
 from metacanvas_jax.parallel.mesh import on_mesh, replicated
 from metacanvas_jax.parallel.rules import RULES, Rules, placed, resolve, shardings
-from metacanvas_jax.sampling import make_painter
+from metacanvas_jax.sampling import Recipe, Target, make_painter
 from metacanvas_jax.train import jobs, objectives
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.partition import flat, nested, partition
@@ -98,20 +98,23 @@ def sample_program(experiment: Experiment, mesh: Mesh, bucket: Bucket, rules: Ru
     grid = jobs.latent_grid(experiment, bucket)
     sampler = experiment.sampler
     schedule = sampler.make(math.prod(grid) // math.prod(model.dit.patch))
-    painter = make_painter(model, vae, schedule, sampler.method, sampler.guidance, grid)
+    recipe = Recipe(schedule, sampler.method, sampler.guidance)
     trainable, frozen = abstract_params(experiment, mesh, rules)
     dtype = experiment.train.frozen_dtype
     params = nested(flat(frozen) | {path: _like(x, dtype) for path, x in flat(trainable).items()})
     samples = mesh.shape["data"] * mesh.shape["fsdp"]
     prompts = dataclasses.replace(bucket, task="text_to_video" if bucket.frames > 1 else "text_to_image", references=0)
     batch = abstract_batch(experiment, dataclasses.replace(prompts, batch=samples), mesh, rules)
+    batch = {name: leaf for name, leaf in batch.items() if name not in ("pixels", "task")}
+    target = Target(grid, prompts.task, experiment.given_channels, experiment.dit_guidance)
+    painter = make_painter(model, vae, recipe, target)
     tokens = batch["tokens"]
     along = NamedSharding(mesh, PartitionSpec(None, *tokens.sharding.spec))
     positions = jax.ShapeDtypeStruct((3, *tokens.shape), jnp.int32, sharding=along)
     text = None if experiment.text is None else Text(batch["text_tokens"], batch["text_mask"])
     inputs = MllmInputs(tokens, positions, batch["mask"], text=text)
     held = {"parameters": device_bytes(params), "batch": device_bytes(inputs)}
-    arguments = (params, inputs, inputs, abstract_key(mesh))
+    arguments = (params, batch, inputs, abstract_key(mesh))
     return Program(f"sample {described(prompts)}", painter, arguments, held, samples, mesh, rules)
 
 
