@@ -52,7 +52,7 @@ def plan(
     devices = make_mesh(experiment.mesh if mesh is None else parse_mesh(mesh), where.devices)
     buckets = choose(experiment.shapes, bucket)
     made = [programs.train_program(experiment, devices, chosen) for chosen in buckets]
-    if sampling and not experiment.given_channels:
+    if sampling:
         made.append(programs.sample_program(experiment, devices, buckets[0]))
     reports = []
     for program in made:

@@ -113,7 +113,7 @@ def sample_program(experiment: Experiment, mesh: Mesh, bucket: Bucket, rules: Ru
     positions = jax.ShapeDtypeStruct((3, *tokens.shape), jnp.int32, sharding=along)
     text = None if experiment.text is None else Text(batch["text_tokens"], batch["text_mask"])
     inputs = MllmInputs(tokens, positions, batch["mask"], text=text)
-    held = {"parameters": device_bytes(params), "batch": device_bytes(inputs)}
+    held = {"parameters": device_bytes(params), "batch": device_bytes((batch, inputs))}
     arguments = (params, batch, inputs, abstract_key(mesh))
     return Program(f"sample {described(prompts)}", painter, arguments, held, samples, mesh, rules)
 

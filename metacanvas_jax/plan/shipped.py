@@ -50,6 +50,5 @@ def run_job(job: Job, say: Callable[[str], None] = lambda line: None) -> list[Re
     mesh = make_mesh(experiment.mesh if job.mesh is None else parse_mesh(job.mesh), where.devices)
     buckets = choose(experiment.shapes, job.bucket)
     made = [programs.train_program(experiment, mesh, bucket) for bucket in buckets]
-    if not experiment.given_channels:
-        made.append(programs.sample_program(experiment, mesh, buckets[0]))
+    made.append(programs.sample_program(experiment, mesh, buckets[0]))
     return [study(job.config, program, where, say) for program in made]
