@@ -11,8 +11,7 @@ import pytest
 from dit_torch_support import assert_gradients_equal, random, relative, torch_gradients
 from vae_support import FAST_COMPILE
 
-from metacanvas_jax.ckpt.table import LINEAR, SAME, Entry
-from metacanvas_jax.ckpt.tables.sana import DEPTHWISE, POINTWISE, linear
+from metacanvas_jax.ckpt.tables.metacanvas import canvas_connector
 from metacanvas_jax.connectors.canvas import CanvasConnector, CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnector, ContextConnectorConfig
 from metacanvas_jax.connectors.queries import Queries, QueriesConfig, append_queries
@@ -48,72 +47,11 @@ def fresh_params(net, *args):
     return nn.meta.unbox(jit(net.init)(jax.random.key(0), *args))
 
 
-def torch_connector(torch):
-    """Algorithm 1 with the library's own SANA block, one frame at a time."""
-    from diffusers.models.normalization import AdaLayerNormSingle
-    from diffusers.models.transformers.sana_transformer import SanaTransformerBlock
+def torch_connector():
+    """Algorithm 1 in torch, with the SANA block of diffusers: the connector of the exported package."""
+    from metacanvas_jax.torch_export.connector import CanvasConnector as TorchConnector
 
-    class Connector(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            small, width = CONFIG.vanilla_width, CONFIG.width
-            self.norm = torch.nn.RMSNorm(MLLM, eps=1e-6)
-            self.project = torch.nn.Linear(MLLM, small)
-            self.norm1, self.norm2 = (torch.nn.LayerNorm(small, eps=1e-6) for _ in range(2))
-            self.q, self.k, self.v, self.out = (torch.nn.Linear(small, small) for _ in range(4))
-            self.fc1, self.fc2 = torch.nn.Linear(small, 4 * small), torch.nn.Linear(4 * small, small)
-            self.zero = torch.nn.Linear(small, width)
-            self.time = AdaLayerNormSingle(width)
-            self.dit = SanaTransformerBlock(
-                width, width // 32, 32, cross_attention_dim=None, attention_bias=False, mlp_ratio=2.5, norm_eps=1e-6
-            )
-            # Without cross-attention the library leaves out the norm of the feed-forward as well.
-            self.dit.attn2 = None
-            self.dit.norm2 = torch.nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-            self.dit_zero = torch.nn.Linear(width, width)
-
-        def forward(self, hidden, latents_embed, timestep):  # [b k y x d], [b t h w d], [b]
-            b, k, y, x, _ = hidden.shape
-            canvas = self.project(self.norm(hidden)).flatten(1, 3)
-            z = self.norm1(canvas)
-            q, k_, v = (f(z).unflatten(-1, (-1, 16)).transpose(1, 2) for f in (self.q, self.k, self.v))
-            z = torch.nn.functional.scaled_dot_product_attention(q, k_, v).transpose(1, 2).flatten(2)
-            canvas = canvas + self.out(z)
-            canvas = canvas + self.fc2(torch.nn.functional.gelu(self.fc1(self.norm2(canvas)), approximate="tanh"))
-            canvas = self.zero(canvas).unflatten(1, (k, y, x)).movedim(-1, 1)
-            t, h, w = latents_embed.shape[1:4]
-            canvas = torch.nn.functional.interpolate(canvas, size=(t, h, w), mode="trilinear", align_corners=False)
-            latents_embed = latents_embed + canvas.movedim(1, -1)
-            chunks, _ = self.time(timestep, batch_size=b, hidden_dtype=torch.float32)
-            frames = [
-                self.dit(latents_embed[:, i].flatten(1, 2), timestep=chunks, height=h, width=w).unflatten(1, (h, w))
-                for i in range(t)
-            ]
-            return latents_embed + self.dit_zero(torch.stack(frames, 1))
-
-    return Connector()
-
-
-def connector_table():
-    entries = [Entry("norm.weight", "norm/scale", SAME), Entry("dit.scale_shift_table", "dit/table", SAME)]
-    for name in ("norm1", "norm2"):
-        entries += [
-            Entry(f"{name}.weight", f"block/{name}/scale", SAME),
-            Entry(f"{name}.bias", f"block/{name}/bias", SAME),
-        ]
-    for name in ("q", "k", "v", "out", "fc1", "fc2"):
-        entries += linear(name, f"block/{name}")
-    for name in ("project", "zero", "dit_zero"):
-        entries += linear(name, name)
-    entries += linear("time.emb.timestep_embedder.linear_1", "time/embed/fc1")
-    entries += linear("time.emb.timestep_embedder.linear_2", "time/embed/fc2")
-    entries += linear("time.linear", "time/project")
-    entries += [Entry(f"dit.attn1.to_{z}.weight", f"dit/attention/{z}/kernel", LINEAR) for z in "qkv"]
-    entries += linear("dit.attn1.to_out.0", "dit/attention/out")
-    for name, path, how in (("inverted", "expand", POINTWISE), ("depth", "depth", DEPTHWISE)):
-        entries.append(Entry(f"dit.ff.conv_{name}.weight", f"dit/ffn/{path}/kernel", how))
-        entries.append(Entry(f"dit.ff.conv_{name}.bias", f"dit/ffn/{path}/bias", SAME))
-    return [*entries, Entry("dit.ff.conv_point.weight", "dit/ffn/reduce/kernel", POINTWISE)]
+    return TorchConnector(dataclasses.asdict(CONFIG), MLLM)
 
 
 @pytest.mark.torch
@@ -121,17 +59,16 @@ def test_values_and_every_gradient_equal_the_torch_transcription(torch):
     from flax.traverse_util import unflatten_dict
     from torch_support import randomize
 
-    net = randomize(torch_connector(torch))
+    net = randomize(torch_connector())
     state = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
-    params = {e.path: jnp.asarray(e.transform.forward(state.pop(e.name))) for e in connector_table()}
+    params = {e.path: jnp.asarray(e.transform.forward(state.pop(e.name))) for e in canvas_connector(CONFIG)}
     assert not state
     params = {"params": unflatten_dict(params, sep="/")}
     # A time per frame: the last one counts.
     hidden, tokens = inputs(time=((0.0, 0.7, 0.7, 0.7), (0.1, 0.2, 0.2, 0.25)))
-    last = 1000.0 * np.array(tokens.time[:, -1])
     weights = random(*tokens.grid.shape, seed=3)
 
-    result = net(*(torch.from_numpy(np.array(x)) for x in (hidden, tokens.grid, last)))
+    result = net(*(torch.from_numpy(np.array(x)) for x in (hidden, tokens.grid, tokens.time)))
     (result * torch.from_numpy(weights)).sum().backward()
 
     @jit
@@ -145,7 +82,7 @@ def test_values_and_every_gradient_equal_the_torch_transcription(torch):
 
     out, gradient = run(params)
     assert relative(out, result.detach().numpy()) <= 2e-5
-    expected = torch_gradients(connector_table(), net)
+    expected = torch_gradients(canvas_connector(CONFIG), net)
     # Softmax ignores a bias of its keys: what both frameworks find there is rounding.
     assert max(np.abs(x).max() for x in (expected.pop("block/k/bias"), gradient["block"]["k"].pop("bias"))) < 1e-3
     assert_gradients_equal(gradient, expected, 1e-4)

@@ -2,8 +2,10 @@
 
 import argparse
 import importlib
+import keyword
 import os
 import sys
+import types
 
 from metacanvas_jax.errors import UserError
 
@@ -15,6 +17,8 @@ COMMANDS = {
     "edit": "change a picture or a video as a prompt says",
     "evaluate": "score a trained run",
     "plan": "tell whether a config fits a TPU slice and how fast it goes, without the TPU",
+    "export": "write a trained run for PyTorch, PEFT and diffusers",
+    "import": "make a run of an exported folder, or parameters of a published one",
 }
 
 
@@ -28,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        module = importlib.import_module(f"metacanvas_jax.cli.{name}")
+        module = _module(name)
         command = commands.add_parser(
             name,
             help=summary,
@@ -45,13 +49,18 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{known.command} takes no --config.KEY=VALUE")
     known.overrides = overrides
     try:
-        return importlib.import_module(f"metacanvas_jax.cli.{known.command}").run(known) or 0
+        return _module(known.command).run(known) or 0
     except UserError as error:
         print(f"metacanvas {known.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"metacanvas {known.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _module(command: str) -> types.ModuleType:
+    name = f"{command}_" if keyword.iskeyword(command) else command
+    return importlib.import_module(f"metacanvas_jax.cli.{name}")
 
 
 if __name__ == "__main__":

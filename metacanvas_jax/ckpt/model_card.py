@@ -1,0 +1,134 @@
+"""The model card of an export, made from the run: what it is, how it was trained, how it scored, whose bases it has."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from metacanvas_jax.build import Experiment
+
+QWEN_3B_WIDTH = 2048
+LICENCES = {
+    "qwen3b": ("Qwen2.5-VL-3B-Instruct", "Qwen Research License (non-commercial)"),
+    "qwen": ("Qwen2.5-VL-7B-Instruct", "Apache-2.0"),
+    "sana": ("SANA, its DC-AE and Gemma-2", "NVIDIA's licence of the SANA weights; Gemma Terms of Use"),
+    "flux": ("FLUX.1-Kontext-dev", "FLUX.1 [dev] Non-Commercial License"),
+    "wan": ("Wan2.2-TI2V-5B", "Apache-2.0"),
+    "openmoji": ("OpenMoji drawings", "CC BY-SA 4.0"),
+}
+
+
+def model_card(setup: Experiment, index: Mapping[str, Any], scores: Mapping[str, Any] | None) -> str:
+    """Markdown with the front matter that the Hugging Face hub reads."""
+    bases = _bases(setup, index)
+    lines = [
+        "---",
+        "library_name: metacanvas_jax",
+        "tags: [metacanvas, diffusion, multimodal]",
+        "---",
+        "",
+        f"# {setup.name}",
+        "",
+        "Trained with [metacanvas_jax](https://arxiv.org/abs/2512.11464): an MLLM plans on canvas tokens, a diffusion",
+        "transformer paints the plan."
+        if setup.objective == "paint"
+        else "transformer paints the plan. The MLLM alone.",
+        "",
+        "## What is in it",
+        "",
+        *(f"- `{name}/`: {what}" for name, what in _contents(index)),
+        "",
+        f"Step {index['step']}, {'moving average of the' if index['ema'] else 'raw'} parameters, {index['dtype']}.",
+        "",
+        "## How to run it",
+        "",
+        *_usage(setup, index),
+        "",
+        "## Training",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in _training(setup)),
+        "",
+        "The whole config is `run_config.json`.",
+        "",
+        "## Scores",
+        "",
+        *_scores(scores),
+        "",
+        "## Bases and licences",
+        "",
+        *(f"- {name}: {licence}" for name, licence in bases),
+        *(["- no published weights"] if not bases else []),
+        "",
+        "What was trained here is a derivative of its bases: their licences bind it. Read those that came with the",
+        "weights you use; this list is no legal advice.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _bases(setup: Experiment, index: Mapping[str, Any]) -> list[tuple[str, str]]:
+    keys = []
+    mllm = index["mllm"]
+    if mllm is not None and mllm["folder"] is None and mllm["base"]:
+        keys.append("qwen3b" if setup.mllm.language.width == QWEN_3B_WIDTH else "qwen")
+    base = index.get("transformer") or {}
+    if base.get("base") or ((index.get("vae") or {}).get("base") and index["vae"]["kind"] != "patch_pca"):
+        keys.append(index["backbone"])
+    if (index.get("vae") or {}).get("kind") == "patch_pca" or setup.objective == "understand":
+        keys.append("openmoji")
+    return [LICENCES[key] for key in keys]
+
+
+def _contents(index: Mapping[str, Any]) -> list[tuple[str, str]]:
+    transformer, mllm, vae = index.get("transformer") or {}, index["mllm"] or {}, index.get("vae") or {}
+    found = [
+        (index.get("connector"), "canvas tokens and connectors (safetensors, `config.json`)"),
+        (mllm.get("lora"), "adapters of the MLLM, in PEFT's format, for canvas positions only (see its README)"),
+        (mllm.get("folder"), "the MLLM, in transformers' format"),
+        (transformer.get("folder"), "the diffusion transformer, in diffusers' format"),
+        (transformer.get("partial"), "the trained part of the diffusion transformer, under diffusers' names"),
+        (transformer.get("lora"), "adapters of the diffusion transformer, for `load_lora_adapter`"),
+        (vae.get("folder"), "the autoencoder"),
+    ]
+    return [(name, what) for name, what in found if name]
+
+
+def _usage(setup: Experiment, index: Mapping[str, Any]) -> list[str]:
+    if setup.objective != "paint":
+        return ["`Qwen2_5_VLForConditionalGeneration.from_pretrained(FOLDER + '/mllm')` of transformers."]
+    arguments = ""
+    if index["mllm"] is not None and index["mllm"]["folder"] is None:
+        arguments += ', mllm="Qwen2.5-VL-FOLDER"'
+    if index["transformer"]["folder"] is None or index["vae"]["folder"] is None:
+        arguments += ', base="DIFFUSERS-PIPELINE-FOLDER"'
+    return [
+        "```python",
+        "from metacanvas_jax.torch_export import MetaCanvasPipeline",
+        "",
+        f'pipeline = MetaCanvasPipeline.from_pretrained("THIS-FOLDER"{arguments})',
+        'picture = pipeline(prompt="a red cat left of a blue car")[0]',
+        'picture.save("picture.png")',
+        "```",
+    ]
+
+
+def _training(setup: Experiment) -> list[tuple[str, Any]]:
+    train, optimizer = setup.train, setup.optimizer
+    return [
+        ("objective", setup.objective),
+        ("steps, batch", f"{train.steps}, {train.batch} x {train.accumulate}"),
+        ("learning rate", f"{optimizer.learning_rate:g}, {optimizer.schedule}, warm-up {optimizer.warmup_steps}"),
+        ("trained", "; ".join(f"`{regex}` {action}" for regex, action in train.rules)),
+        ("data", setup.data.path or "see `run_config.json`"),
+        ("canvas", "none" if setup.canvas is None else " x ".join(map(str, setup.canvas.shape))),
+    ]
+
+
+def _scores(scores: Mapping[str, Any] | None) -> list[str]:
+    if scores is None:
+        return ["None were computed (`metacanvas evaluate --run RUN` writes them)."]
+    lines = []
+    for split, values in scores.items():
+        numbers = {"overall": values.get("overall"), **values.get("categories", {})}
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items() if value is not None)
+        lines.append(f"- {split}: {shown}")
+    return lines

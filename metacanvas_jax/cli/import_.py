@@ -1,0 +1,33 @@
+"""``metacanvas import``."""
+
+import argparse
+from pathlib import Path
+
+from metacanvas_jax.cli import options
+
+EXAMPLE = "metacanvas import --from exports/demo --to runs/continued"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("--from", dest="source", type=Path, required=True, help="exported folder, state dict or model")
+    parser.add_argument("--to", type=Path, required=True, help="new folder to write; appears when it is complete")
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:VARIANT]",
+        help="config of the run it becomes (default: the exported one's); change a value with --config.KEY=VALUE",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Makes a run to go on training, or, of a folder of transformers or diffusers, parameters of this project."""
+    from metacanvas_jax.ckpt import import_model, import_run
+    from metacanvas_jax.errors import UserError
+
+    config = None if arguments.config is None else options.load_config(arguments.config, arguments.overrides)
+    if config is None and arguments.overrides:
+        raise UserError("values are set on a config: give --config FILE as well")
+    if import_model.is_model(arguments.source):
+        print(import_model.import_model(arguments.source, arguments.to))
+    else:
+        print(import_run.import_run(arguments.source, arguments.to, config))

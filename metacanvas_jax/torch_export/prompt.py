@@ -1,0 +1,134 @@
+"""Prompts for Qwen2.5-VL: chat template, media as patches, and positions."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from metacanvas_jax.errors import UserError
+
+VISION = "<|vision_start|>{}<|vision_end|>"
+PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+RESERVED = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", *PADS.values(), "<|endoftext|>")
+
+
+@dataclasses.dataclass
+class Inputs:
+    """A batch of prompts, padded on the right; ``media`` are patches, grid ``[1 3]`` and (rows, columns) of tokens."""
+
+    tokens: Tensor  # [b l]
+    positions: Tensor  # [3 b l]
+    mask: Tensor  # [b l]
+    media: list[tuple[Tensor, Tensor, tuple[Tensor, Tensor]]]
+
+    def to(self, device: torch.device) -> "Inputs":
+        """The batch on a device."""
+        media = [(p.to(device), g.to(device), (i.to(device), j.to(device))) for p, g, (i, j) in self.media]
+        return Inputs(self.tokens.to(device), self.positions.to(device), self.mask.to(device), media)
+
+
+@dataclasses.dataclass
+class Medium:
+    """An image, or a video whose temporal patches are ``seconds`` apart."""
+
+    patches: np.ndarray  # [p q]
+    grid: tuple[int, int, int]  # in patches
+    seconds: float | None = None
+
+
+def target_size(height: int, width: int, config: Mapping[str, Any], video: bool) -> tuple[int, int]:
+    """Sides that are multiples of a merged token, within the config's token budget or limits of pixels."""
+    unit = config["patch"] * config["merge"]
+    if config["tokens"] is not None:
+        budget = config["tokens"]
+        # Of all numbers of rows, the one whose aspect ratio is the nearest.
+        rows = min(range(1, budget + 1), key=lambda rows: abs(math.log(budget // rows * height / (rows * width))))
+        return rows * unit, budget // rows * unit
+    low, high = config["video_pixels" if video else "image_pixels"]
+    rows, columns = round(height / unit), round(width / unit)
+    if rows * columns * unit**2 > high:
+        shrink = math.sqrt(height * width / high) * unit
+        rows, columns = max(1, math.floor(height / shrink)), max(1, math.floor(width / shrink))
+    elif rows * columns * unit**2 < low:
+        grow = math.sqrt(low / (height * width)) / unit
+        rows, columns = math.ceil(height * grow), math.ceil(width * grow)
+    return rows * unit, columns * unit
+
+
+def read_medium(frames: Sequence[Image.Image], config: Mapping[str, Any], fps: float | None = None) -> Medium:
+    """Frames as patches, four of each merged token in a row, values ordered channel, time, row, column."""
+    rows, columns = target_size(frames[0].height, frames[0].width, config, fps is not None)
+    pixels = []
+    for frame in frames:
+        frame = frame.convert("RGB")
+        if frame.size != (columns, rows):
+            frame = frame.resize((columns, rows), Image.Resampling.BICUBIC)
+        pixels.append(np.asarray(frame, np.float32) / np.float32(255) - np.float32(config["mean"]))
+    video = np.stack(pixels) / np.float32(config["std"])
+    depth, patch, merge = config["temporal_patch"], config["patch"], config["merge"]
+    video = np.concatenate([video, *[video[-1:]] * (-len(video) % depth)])
+    t, h, w = len(video) // depth, rows // patch, columns // patch
+    cut = video.reshape(t, depth, h // merge, merge, patch, w // merge, merge, patch, 3)
+    patches = cut.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(t * h * w, -1)
+    return Medium(patches, (t, h, w), None if fps is None else depth / fps)
+
+
+def build(
+    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[tuple[Sequence[Medium], str]], config: Mapping[str, Any]
+) -> Inputs:
+    """A batch of prompts, each its media followed by its text, padded to ``config["length"]``.
+
+    Raises UserError for a text that holds one of Qwen's special tokens, and for a prompt that is too long.
+    """
+    merge = config["media"]["merge"]
+    rows, media = [], []
+    for number, (own, text) in enumerate(prompts):
+        if found := [token for token in RESERVED if token in text]:
+            raise UserError(f"the prompt {text[:80]!r} holds {found[0]}, which has a meaning of its own")
+        blocks = [(m, PADS["image" if m.seconds is None else "video"], math.prod(m.grid) // merge**2) for m in own]
+        system = "" if config["system"] is None else f"<|im_start|>system\n{config['system']}<|im_end|>\n"
+        shown = "".join(VISION.format(pad * count) for _, pad, count in blocks)
+        ids = tokenizer(f"{system}<|im_start|>user\n{shown}{text}<|im_end|>", add_special_tokens=False).input_ids
+        if len(ids) > config["length"]:
+            raise UserError(f"a prompt of {len(ids)} tokens does not fit the length {config['length']}")
+        ids, at = np.asarray(ids), 0
+        starts = []
+        for medium, pad, count in blocks:
+            at += int(np.argmax(ids[at:] == tokenizer.convert_tokens_to_ids(pad)))
+            starts.append((at, medium))
+            at += count
+        rows.append((ids, positions(len(ids), starts, config)))
+        for start, medium in starts:
+            columns = torch.arange(start, start + math.prod(medium.grid) // merge**2)
+            places = (torch.full_like(columns, number), columns)
+            media.append((torch.from_numpy(medium.patches), torch.tensor([medium.grid]), places))
+    shape = len(rows), config["length"]
+    tokens = torch.full(shape, tokenizer.convert_tokens_to_ids("<|endoftext|>"))
+    places, mask = torch.zeros((3, *shape), dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
+    for i, (ids, own) in enumerate(rows):
+        tokens[i, : len(ids)], places[:, i, : len(ids)] = torch.from_numpy(ids), torch.from_numpy(own)
+        mask[i, : len(ids)] = True
+    return Inputs(tokens, places, mask, media)
+
+
+def positions(length: int, media: Sequence[tuple[int, Medium]], config: Mapping[str, Any]) -> np.ndarray:
+    """Positions ``[3 n]`` (time, height, width): text counts up; what follows a medium starts one after its largest."""
+    out, start, at = np.zeros((3, length), np.int64), 0, 0
+    for place, medium in media:
+        out[:, at:place] = np.arange(start, start + place - at)
+        start += place - at
+        t, h, w = medium.grid[0], *(side // config["media"]["merge"] for side in medium.grid[1:])
+        step = 1.0 if medium.seconds is None else config["tokens_per_second"] * medium.seconds
+        time = np.floor(np.arange(t, dtype=np.float32) * np.float32(step)).astype(np.int64)
+        block = np.stack(np.meshgrid(time, np.arange(h), np.arange(w), indexing="ij")).reshape(3, -1)
+        at = place + block.shape[1]
+        out[:, place:at] = start + block
+        start += int(block.max()) + 1
+    out[:, at:] = np.arange(start, start + length - at)
+    return out

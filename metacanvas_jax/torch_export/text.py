@@ -1,0 +1,33 @@
+"""SANA's own text encoder, Gemma-2: an instruction in front of the prompt, the first and the last states kept.
+
+Source: diffusers ``pipelines/sana/pipeline_sana.py``.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class TextEncoder:
+    """A ``Gemma2Model`` and its tokenizer."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, config: Mapping[str, Any]):
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str], *, instruct: bool = True) -> tuple[Tensor, Tensor]:
+        """States ``[b l d]`` and mask; the empty prompt of guidance has no instruction."""
+        length = self.config["length"]
+        instruction = self.config["instruction"] if instruct else ""
+        if not self.config["reads_prompt"]:
+            prompts = [""] * len(prompts)
+        total = len(self.tokenizer(instruction).input_ids) + length - 2 if instruction else length
+        texts = [instruction + prompt.lower().strip() for prompt in prompts]
+        self.tokenizer.padding_side = "right"
+        batch = self.tokenizer(texts, padding="max_length", max_length=total, truncation=True, return_tensors="pt")
+        mask = batch.attention_mask.to(self.model.device)
+        states = self.model(batch.input_ids.to(self.model.device), attention_mask=mask).last_hidden_state
+        keep = [0, *range(total - length + 1, total)]
+        return states[:, keep], mask[:, keep].bool()

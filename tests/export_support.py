@@ -1,0 +1,163 @@
+"""Tiny runs of all three backbones, as a training would leave them, without any training."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from qwen_support import tokenizer
+
+from configs import base
+from metacanvas_jax import build
+from metacanvas_jax.ckpt import store
+from metacanvas_jax.ckpt.export_run import abstract_params
+from metacanvas_jax.cli.options import write_config
+from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
+from metacanvas_jax.connectors.context import ContextConnectorConfig
+from metacanvas_jax.data.tokenizer import save_tokenizer
+from metacanvas_jax.dit.flux import FluxConfig
+from metacanvas_jax.dit.sana import PROJECTIONS, SanaConfig
+from metacanvas_jax.dit.wan import WanConfig
+from metacanvas_jax.mllm.canvas import CanvasConfig
+from metacanvas_jax.mllm.language import LanguageConfig
+from metacanvas_jax.mllm.vision import VisionConfig
+from metacanvas_jax.nn.lora import LoraConfig
+from metacanvas_jax.train import jobs
+from metacanvas_jax.train.optimizer import make_optimizer
+from metacanvas_jax.train.partition import flat, nested, partition
+from metacanvas_jax.train.state import new_state
+from metacanvas_jax.vae.patch_pca import PatchPcaConfig
+
+CHANNELS = 4
+LENGTH = 64
+LANGUAGE = LanguageConfig(
+    vocab=300,
+    width=32,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    mlp=48,
+    rope_sections=(2, 3, 3),
+    lora=LoraConfig(rank=3, alpha=6.0, dropout=0.05),
+)
+VISION = VisionConfig(depth=2, width=32, heads=2, mlp=40, out_width=32, full_attention_layers=(1,), patch=14, window=56)
+DITS = {
+    "sana": SanaConfig(
+        latent_channels=CHANNELS,
+        heads=2,
+        head_width=32,
+        cross_heads=4,
+        layers=2,
+        context_width=16,
+        lora=LoraConfig(rank=2, alpha=3.0, targets=PROJECTIONS),
+    ),
+    "flux": FluxConfig(
+        latent_channels=CHANNELS,
+        layers_double=1,
+        layers_single=1,
+        heads=4,
+        head_width=16,
+        context_width=16,
+        pooled_width=8,
+        rope_axes=(4, 6, 6),
+        pooled="learned",
+        guidance=False,
+        mask_context=True,
+    ),
+    "wan": WanConfig(
+        latent_channels=CHANNELS,
+        extra_channels=CHANNELS + 1,
+        heads=4,
+        head_width=16,
+        mlp=64,
+        layers=2,
+        context_width=16,
+        freq=32,
+        mask_context=True,
+    ),
+}
+TRAINED = {"sana": "dit/.*", "flux": r"dit/(double/image/.*|pool/.*)", "wan": "dit/(blocks/cross/.*|extra_in/.*)"}
+SAMPLERS = {
+    "sana": {"schedule": "sana_dpm", "method": "dpmpp_2m", "steps": 3, "shift": 3.0, "guidance": 1.5},
+    "flux": {"schedule": "flux_dynamic", "method": "euler", "steps": 2, "guidance": 1.0},
+    "wan": {"schedule": "wan_unipc", "method": "unipc", "steps": 4, "shift": 5.0, "guidance": 1.0},
+}
+
+
+def config(folder: Path, backbone: str, **changes) -> ConfigDict:
+    """The config of a tiny run whose MLLM and tokenizer lie in ``folder``."""
+    config = base.get_config()
+    config.name = f"tiny_{backbone}"
+    config.mllm = base.section(
+        build.MllmSection(LANGUAGE, VISION, image_pixels=(28 * 28, 84 * 84), buckets=(LENGTH,)),
+        weights=str(folder / "qwen"),
+        tokenizer=str(folder / "tokenizer"),
+    )
+    config.dit = base.section(DITS[backbone], kind=backbone)
+    width = DITS[backbone].width
+    config.vae = base.section(PatchPcaConfig(patch=6, channels=CHANNELS), kind="patch_pca")
+    config.canvas = base.section(CanvasConfig(rows=2, columns=3, keyframes=2 if backbone == "wan" else 1))
+    config.canvas_connector = base.section(
+        CanvasConnectorConfig(width=width, vanilla_width=32, vanilla_head_width=16, vanilla_ratio=2.0)
+    )
+    config.context_connector = base.section(ContextConnectorConfig(out_width=16, expansion=1, out_norm=True))
+    config.sampler = base.section(build.SamplerSection(**SAMPLERS[backbone]))
+    rules = (
+        ("mllm/.*_lora/.*", "train"),
+        ("(mllm|vae)/.*", "freeze"),
+        (TRAINED[backbone], "train"),
+        *(() if backbone == "sana" else (("dit/.*", "freeze"),)),
+        (".*", "train"),
+    )
+    config.train = base.section(build.TrainSection(steps=10, batch=2, rules=rules))
+    config.update(changes)
+    return config
+
+
+def random_leaves(abstract, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random values of every kind by path, of a size that keeps activations of order one; nothing is zero."""
+    rng = np.random.default_rng(seed)
+    leaves = {}
+    for path, x in sorted(flat(abstract).items()):
+        noise = rng.standard_normal(x.shape, np.float32)
+        name = path.rpartition("/")[2]
+        if name == "scale":
+            leaves[path] = 1 + np.float32(0.2) * noise
+        elif name in ("kernel", "a", "b"):
+            leaves[path] = noise * np.float32(x.shape[-2] ** -0.5)
+        else:
+            leaves[path] = np.float32(0.2) * noise
+    return leaves
+
+
+def save_run(run: Path, config: ConfigDict, leaves: dict[str, np.ndarray], *, step: int = 7) -> None:
+    """A run's folder with one checkpoint; its moving average is ``leaves``, the raw parameters are twice that."""
+    setup = build.experiment(config)
+    write_config(config, run)
+    average = jax.tree.map(jnp.asarray, nested(leaves))
+    raw = jax.tree.map(lambda x: 2 * x, average)
+    state = new_state(raw, make_optimizer(setup.optimizer))
+    state = dataclasses.replace(state, ema=average, step=jnp.asarray(step, jnp.int32))
+    with store.Store(run / "checkpoints") as checkpoints:
+        checkpoints.save(state, None, store.describe(jobs._identity(setup), {"mllm": "0"}))
+
+
+def trained_leaves(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random values of what a config trains."""
+    setup = build.experiment(config)
+    return random_leaves(partition(abstract_params(setup), setup.train.rules)[0], seed)
+
+
+def save_qwen(folder: Path):
+    """A random MLLM of transformers and its tokenizer, in ``qwen`` and ``tokenizer``; returns the model."""
+    from qwen_torch_support import build as build_qwen
+    from torch_support import randomize
+
+    from metacanvas_jax.mllm.qwen import MllmConfig
+
+    model = randomize(build_qwen(MllmConfig(LANGUAGE, VISION)))
+    model.save_pretrained(folder / "qwen")
+    save_tokenizer(tokenizer(), folder / "tokenizer")
+    return model

@@ -1,0 +1,433 @@
+"""Exported runs in PyTorch: the same latents as here, files that other libraries read, and never half a folder."""
+
+import json
+import logging
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import export_support as support
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from export_support import CHANNELS, LENGTH, save_run, trained_leaves
+from PIL import Image
+from vae_support import FAST_COMPILE
+
+from metacanvas_jax import build
+from metacanvas_jax.ckpt import export_run as module
+from metacanvas_jax.ckpt import store
+from metacanvas_jax.ckpt.export_run import Options, abstract_params, export_run
+from metacanvas_jax.ckpt.hf_import import load_params
+from metacanvas_jax.ckpt.import_run import import_run, read_exported
+from metacanvas_jax.ckpt.table import under
+from metacanvas_jax.ckpt.tables import flux, qwen2_5_vl, sana, wan
+from metacanvas_jax.diffusion.guidance import classifier_free, pair
+from metacanvas_jax.diffusion.samplers import sample
+from metacanvas_jax.dit.wan import first_frame_inputs, replace_first_frame
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.media import read_image
+from metacanvas_jax.mllm.qwen import MllmConfig
+from metacanvas_jax.train import jobs
+from metacanvas_jax.train.partition import flat, nested, partition
+from metacanvas_jax.types import Condition
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch", reason="needs the [torch] extra")
+pytest.importorskip("peft", reason="needs the [torch] extra")
+
+TABLES = {"sana": sana.table, "flux": flux.table, "wan": wan.table}
+GRIDS = {"sana": (1, 4, 6), "flux": (1, 4, 8), "wan": (3, 4, 6)}
+PROMPTS = ["a red cat", "a blue house, painted"]
+QUIET = Options(progress=False)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    """A folder with a random MLLM and its tokenizer."""
+    folder = tmp_path_factory.mktemp("qwen")
+    support.save_qwen(folder)
+    return folder
+
+
+def base_transformer(backbone, folder):
+    """A random transformer of diffusers with the sizes of the tiny run."""
+    from diffusers import FluxTransformer2DModel, SanaTransformer2DModel, WanTransformer3DModel
+    from torch_support import randomize
+
+    from metacanvas_jax.ckpt.parts import BACKBONES
+
+    classes = {"sana": SanaTransformer2DModel, "flux": FluxTransformer2DModel, "wan": WanTransformer3DModel}
+    config = support.DITS[backbone]
+    randomize(classes[backbone].from_config(BACKBONES[type(config)].config(config))).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(qwen, tmp_path_factory):
+    """``exported(backbone)``: config, trained leaves, the run, its export, and the base transformer."""
+    made = {}
+
+    def make(backbone):
+        if backbone not in made:
+            folder = tmp_path_factory.mktemp(backbone)
+            config = support.config(qwen, backbone)
+            leaves = trained_leaves(config)
+            save_run(folder / "run", config, leaves)
+            export_run(folder / "run", folder / "out", QUIET)
+            made[backbone] = config, leaves, folder / "run", folder / "out", base_transformer(backbone, folder / "base")
+        return made[backbone]
+
+    return make
+
+
+def picture():
+    return Image.fromarray(np.random.default_rng(5).integers(0, 256, (60, 84, 3), np.uint8))
+
+
+def draw(*shape, seed):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def whole(config, leaves, base, backbone):
+    """All parameters: what trained, and the frozen networks as imported from their folders."""
+    setup = build.experiment(config)
+    frozen = flat(partition(abstract_params(setup), setup.train.rules)[1])
+    params = dict(leaves)
+    mllm = MllmConfig(setup.mllm.language, setup.mllm.vision)
+    for source, table in (
+        (config.mllm.weights, under(qwen2_5_vl.table(mllm), "mllm/")),
+        (base, under(TABLES[backbone](setup.dit), "dit/")),
+    ):
+        kept = [entry for entry in table if entry.path in frozen]
+        if kept:
+            structs = nested({entry.path: frozen[entry.path] for entry in kept})
+            skip = [name for e in table if e.path not in frozen for i in e.tensors for name in e.names(i)]
+            params |= flat(load_params(source, kept, structs, ignore=skip, progress=False))
+    return nested(params)
+
+
+def jax_latents(config, params, backbone, noise, given, image):
+    """``latents(params, canvas)``: what this project's own sampler paints."""
+    setup = build.experiment(config)
+    model, prompts = build.network(setup), jobs.prompter(setup)
+    media = [] if image is None else [read_image(image, prompts.config.media)]
+    inputs, empty = (
+        jax.tree.map(jnp.asarray, prompts.batch([prompts([*media, text]) for text in texts], length=LENGTH))
+        for texts in (PROMPTS, ["", ""])
+    )
+    schedule = setup.sampler.make(int(np.prod(noise.shape[1:4])))
+
+    def plan(params, inputs):
+        context = model.apply({"params": params}, inputs, method="read")
+        return model.apply({"params": params}, context, method="plan")
+
+    def follow(params, plan, empty):
+        variables, condition = {"params": params}, None
+        if backbone == "flux":
+            condition = Condition(plan.context, reference=(given,))
+        if backbone == "wan":
+            marked = jnp.concatenate([given, jnp.ones_like(given[..., :1])], axis=-1)
+            rest = jnp.zeros((2, noise.shape[1] - 1, *noise.shape[2:4], CHANNELS + 1))
+            condition = Condition(plan.context, channels=jnp.concatenate([marked, rest], axis=1))
+
+        def velocity(z, time):
+            if backbone == "wan":
+                z, time, _ = first_frame_inputs(z, given, time)
+            return model.apply(variables, z, time, plan, condition, method="velocity")
+
+        if setup.sampler.guidance != 1.0:
+            both = pair(plan, empty)
+            velocity = classifier_free(
+                lambda z, time: model.apply(variables, z, time, both, method="velocity"), setup.sampler.guidance
+            )
+        latents = sample(velocity, noise, schedule, setup.sampler.method)
+        return replace_first_frame(latents, given) if backbone == "wan" else latents
+
+    plan, follow = (jax.jit(function, compiler_options=FAST_COMPILE) for function in (plan, follow))
+
+    def paint(params, canvas):
+        plans = [plan(params, inputs), plan(params, empty)]
+        return follow(params, *(p if canvas else p.replace(canvas=None) for p in plans))
+
+    return paint
+
+
+def is_mllm_adapter(path):
+    return path.startswith("mllm/") and "_lora/" in path
+
+
+@pytest.mark.parametrize("backbone", ["sana", "flux", "wan"])
+def test_exported_run_paints_the_same_latents_in_torch(exported, backbone):
+    from metacanvas_jax.torch_export import MetaCanvasPipeline
+    from metacanvas_jax.torch_export.backbones import Given
+
+    config, leaves, _, folder, base = exported(backbone)
+    noise = draw(2, *GRIDS[backbone], CHANNELS, seed=1)
+    image = None if backbone == "sana" else picture()
+    sides = {"flux": (1, 2, 6), "wan": (1, *GRIDS["wan"][1:]), "sana": (1, 1, 1)}[backbone]
+    given = draw(2, *sides, CHANNELS, seed=2)
+    params = whole(config, leaves, base, backbone)
+    silent = nested({path: 0 * x if is_mllm_adapter(path) else x for path, x in flat(params).items()})
+    paint = jax_latents(config, params, backbone, jnp.asarray(noise), jnp.asarray(given), image)
+
+    transformer = None if backbone == "sana" else base
+    pipeline = MetaCanvasPipeline.from_pretrained(folder, transformer=transformer)
+    first = torch.from_numpy(given).movedim(-1, 1)
+    read = {"sana": Given(), "flux": Given(source=first), "wan": Given(first=first)}[backbone]
+    found = {}
+    for canvas in (True, False):
+        for gate, ours in (("canvas", params), ("nowhere", silent)):
+            pipeline.mllm.gate = gate
+            theirs = pipeline(
+                PROMPTS,
+                image,
+                canvas=canvas,
+                latents=torch.from_numpy(noise).movedim(-1, 1),
+                given=read,
+                output="latent",
+            )
+            found[canvas, gate] = theirs.movedim(1, -1).numpy()
+            np.testing.assert_allclose(found[canvas, gate], paint(ours, canvas), atol=1e-4, err_msg=(canvas, gate))
+    assert np.abs(found[True, "canvas"] - found[False, "canvas"]).max() > 1e-2, "the canvas changes nothing"
+    assert np.abs(found[True, "canvas"] - found[True, "nowhere"]).max() > 1e-3, "the adapters change nothing"
+
+
+@pytest.mark.parametrize("backbone", ["sana", "flux", "wan"])
+def test_import_of_an_exported_run_is_bit_exact(exported, backbone):
+    config, leaves, _, folder, _ = exported(backbone)
+    setup = build.experiment(config)
+    trainable, _ = partition(abstract_params(setup), setup.train.rules)
+    back = flat(read_exported(folder, setup, trainable))
+    assert back.keys() == leaves.keys()
+    for path, value in leaves.items():
+        assert np.asarray(back[path]).tobytes() == value.tobytes(), path
+
+
+def test_exported_raw_parameters_in_bfloat16_and_shards(exported, tmp_path):
+    from safetensors.torch import load_file
+
+    _, leaves, run, _, _ = exported("sana")
+    export_run(run, tmp_path / "out", Options(dtype="bfloat16", ema=False, shard_bytes=3e4, progress=False))
+    folder = tmp_path / "out" / "transformer"
+    index = json.loads((folder / "diffusion_pytorch_model.safetensors.index.json").read_text())
+    tensors = {}
+    for name in set(index["weight_map"].values()):
+        tensors |= load_file(folder / name)
+    assert len(set(index["weight_map"].values())) > 2
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    expected = torch.from_numpy(2 * leaves["dit/out/kernel"]).T.to(torch.bfloat16)
+    assert torch.equal(tensors["proj_out.weight"], expected)
+    about = json.loads((tmp_path / "out" / "metacanvas.json").read_text())
+    assert (about["step"], about["ema"], about["dtype"]) == (7, False, "bfloat16")
+
+
+def test_exported_transformer_loads_in_diffusers_without_a_missing_key(exported):
+    from diffusers import SanaTransformer2DModel
+
+    _, _, _, folder, _ = exported("sana")
+    _, info = SanaTransformer2DModel.from_pretrained(folder / "transformer", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+
+
+# peft asks transformers for an attribute that it renames.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_exported_adapters_of_the_mllm_load_in_peft_and_do_what_ours_do(exported, qwen):
+    from peft import PeftModel
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    from metacanvas_jax.torch_export.lora import Adapters, read_peft
+
+    _, leaves, _, folder, _ = exported("sana")
+    tokens = torch.arange(20, 30)[None]
+    positions = torch.arange(10).expand(3, 1, 10)
+    ours = Qwen2_5_VLForConditionalGeneration.from_pretrained(qwen / "qwen", dtype=torch.float32).eval()
+    adapters = Adapters(ours, *read_peft(folder / "mllm_lora"))
+    count = sum(is_mllm_adapter(path) and path.endswith("/a") for path in leaves) * support.LANGUAGE.layers
+    assert len(adapters.layers) == count
+    base = Qwen2_5_VLForConditionalGeneration.from_pretrained(qwen / "qwen", dtype=torch.float32)
+    theirs = PeftModel.from_pretrained(base, folder / "mllm_lora").eval()  # a warning is an error here
+    with torch.no_grad():
+        run = lambda model: model(input_ids=tokens, position_ids=positions).logits  # noqa: E731
+        with_adapters, adapted = run(ours), run(theirs)
+        with adapters.switched(False), theirs.disable_adapter():
+            plain, bare = run(ours), run(theirs)
+    torch.testing.assert_close(adapted, with_adapters, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(bare, plain, atol=0, rtol=0)
+    assert (adapted - bare).abs().max() > 1e-2
+
+
+def test_exported_adapters_of_the_transformer_load_in_diffusers_and_do_what_ours_do(exported, caplog):
+    from diffusers import SanaTransformer2DModel
+
+    from metacanvas_jax.torch_export.lora import Adapters, read_diffusers
+
+    _, leaves, _, folder, _ = exported("sana")
+    ours, theirs = (SanaTransformer2DModel.from_pretrained(folder / "transformer").eval() for _ in range(2))
+    adapters = Adapters(ours, *read_diffusers(folder / "transformer_lora"))
+    count = sum(path.startswith("dit/") and path.endswith("_lora/a") for path in leaves) * support.DITS["sana"].layers
+    assert len(adapters.layers) == count == 20
+    logging.getLogger("diffusers").addHandler(caplog.handler)
+    try:
+        theirs.load_lora_adapter(folder / "transformer_lora", weight_name="pytorch_lora_weights.safetensors")
+    finally:
+        logging.getLogger("diffusers").removeHandler(caplog.handler)
+    assert not caplog.records, caplog.text
+    call = {
+        "hidden_states": torch.from_numpy(draw(1, CHANNELS, 3, 4, seed=1)),
+        "encoder_hidden_states": torch.from_numpy(draw(1, 5, 16, seed=2)),
+        "timestep": torch.tensor([700.0]),
+    }
+    with torch.no_grad():
+        with_adapters, adapted = ours(**call).sample, theirs(**call).sample
+        with adapters.switched(False):
+            plain = ours(**call).sample
+    torch.testing.assert_close(adapted, with_adapters, atol=1e-5, rtol=1e-5)
+    assert (adapted - plain).abs().max() > 1e-2
+
+
+def snapshot(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def full_disk(*_):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("action, error", [(interrupt, KeyboardInterrupt), (full_disk, UserError)])
+def test_an_interrupted_export_of_a_run_leaves_nothing(exported, tmp_path, monkeypatch, action, error):
+    _, _, run, _, _ = exported("sana")
+    monkeypatch.setattr(module, "model_card", action)  # the last thing but one that is written
+    with pytest.raises(error):
+        export_run(run, tmp_path / "out", QUIET)
+    assert snapshot(tmp_path) == []
+
+
+def test_export_refuses_what_it_cannot_do_and_says_why(exported, tmp_path):
+    _, _, run, folder, _ = exported("sana")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(UserError, match="not an empty folder; nothing was written"):
+        export_run(run, folder, QUIET)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(UserError, match=r"no config\.json"):
+        export_run(tmp_path / "nothing", tmp_path / "out", QUIET)
+    with pytest.raises(UserError, match="no complete checkpoint of step 3"):
+        export_run(run, tmp_path / "out", Options(step=3))
+    with pytest.raises(UserError, match="dtype is 'int8'"):
+        Options(dtype="int8")
+    assert snapshot(tmp_path) == []
+
+
+def test_export_refuses_a_checkpoint_of_another_config(exported, tmp_path):
+    _, _, run, _, _ = exported("sana")
+    shutil.copytree(run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["canvas"]["spacing"] = 3.0
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"of another config: canvas\.spacing was 2\.0, is 3\.0"):
+        export_run(tmp_path / "run", tmp_path / "out", QUIET)
+    assert snapshot(tmp_path) == ["run"]
+
+
+def test_a_missing_base_is_named(exported, tmp_path):
+    from metacanvas_jax.torch_export import MetaCanvasPipeline
+
+    _, _, _, folder, _ = exported("flux")
+    with pytest.raises(UserError, match="needs a base that is not part of it: pass transformer=FOLDER"):
+        MetaCanvasPipeline.from_pretrained(folder)
+    with pytest.raises(UserError, match=r"nowhere has no config\.json"):
+        MetaCanvasPipeline.from_pretrained(folder, transformer=tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no metacanvas\.json in it"):
+        MetaCanvasPipeline.from_pretrained(tmp_path)
+
+
+def test_an_imported_export_is_a_run_with_the_same_parameters(exported, tmp_path, monkeypatch):
+    config, leaves, _, folder, _ = exported("sana")
+    monkeypatch.setattr(store, "load_params", lambda folder: ({}, {"hash": "0"}))
+    import_run(folder, tmp_path / "run")
+    setup = build.experiment(config)
+    trainable, _ = partition(abstract_params(setup), setup.train.rules)
+    with store.Store(tmp_path / "run" / "checkpoints", writable=False) as checkpoints:
+        assert checkpoints.steps() == [7]
+        for ema in (False, True):
+            back = flat(checkpoints.restore_params(trainable, ema=ema))
+            for path, value in leaves.items():
+                assert np.asarray(back[path]).tobytes() == value.tobytes(), path
+
+
+def test_state_dicts_of_a_connector_are_read_and_pickles_are_not(exported, tmp_path):
+    from safetensors.torch import load_file
+
+    from metacanvas_jax.ckpt.import_run import read_connector
+
+    config, leaves, _, folder, _ = exported("wan")
+    setup = build.experiment(config)
+    trainable, _ = partition(abstract_params(setup), setup.train.rules)
+    state = load_file(folder / "connector" / "model.safetensors")
+    torch.save({"model": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "connector.pt")
+    import torch.distributed.checkpoint as dcp
+
+    with pytest.warns(UserWarning, match="in a single process"):
+        dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    for source in (tmp_path / "connector.pt", tmp_path / "dcp"):
+        back = flat(read_connector(source, setup, trainable))
+        assert back.keys() == {path for path in leaves if not path.startswith(("mllm/", "dit/blocks"))}
+        for path, value in back.items():
+            assert np.asarray(value).tobytes() == leaves[path].tobytes(), path
+
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "exploded"),))
+
+    torch.save({"canvas.tokens": Bomb()}, tmp_path / "bomb.pt")
+    with pytest.raises(UserError, match="only tensors are read"):
+        read_connector(tmp_path / "bomb.pt", setup, trainable)
+    (tmp_path / "dcp" / ".metadata").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(UserError, match="more than the places of tensors"):
+        read_connector(tmp_path / "dcp", setup, trainable)
+    assert not (tmp_path / "exploded").exists()
+    state["canvas.tokens"] = state["canvas.tokens"][:1]
+    torch.save(state, tmp_path / "short.pt")
+    with pytest.raises(UserError, match=r"canvas\.tokens has shape \[1, 2, 3, 32\], expected \[2, 2, 3, 32\]"):
+        read_connector(tmp_path / "short.pt", setup, trainable)
+
+
+def test_damaged_checkpoints_are_not_exported(exported, tmp_path):
+    _, _, run, _, _ = exported("sana")
+    shutil.copytree(run, tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoints" / "7" / "ema").rglob("d/*"):
+        blob = bytearray(file.read_bytes())
+        blob[len(blob) // 2] ^= 0xFF
+        file.write_bytes(bytes(blob))
+    with pytest.raises(UserError, match="checkpoint"):
+        export_run(tmp_path / "run", tmp_path / "out", QUIET)
+    assert snapshot(tmp_path) == ["run"]
+
+
+def test_the_torch_package_of_exports_never_imports_jax():
+    code = "import sys, metacanvas_jax.torch_export as t; print(sorted({m.partition('.')[0] for m in sys.modules}))"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert "'torch'" in found.stdout
+    assert not {"'jax'", "'jaxlib'", "'flax'"} & set(found.stdout.strip("[]\n").split(", "))
+
+
+def test_a_transformer_of_diffusers_is_imported_as_parameters_of_ours(exported, tmp_path):
+    from metacanvas_jax.cli.main import main
+
+    _, leaves, _, folder, _ = exported("sana")
+    assert main(["import", "--from", str(folder / "transformer"), "--to", str(tmp_path / "params")]) == 0
+    params, info = store.load_params(tmp_path / "params")
+    expected = {path: value for path, value in leaves.items() if path.startswith("dit/") and "_lora/" not in path}
+    assert {f"dit/{path}" for path in flat(params)} == expected.keys()
+    for path, value in flat(params).items():
+        assert value.tobytes() == expected[f"dit/{path}"].tobytes(), path
+    assert info["meta"]["model"] == "SanaConfig"

@@ -1,0 +1,140 @@
+"""The exported torch package part by part: samplers and prompts against this project's own."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from qwen_support import tokenizer
+
+from metacanvas_jax.build import SamplerSection
+from metacanvas_jax.diffusion.samplers import sample
+from metacanvas_jax.mllm.media import MediaConfig, read_image, read_video
+from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch", reason="needs the [torch] extra")
+
+SAMPLERS = [
+    SamplerSection(schedule="linear", method="euler", steps=4, shift=2.0),
+    SamplerSection(schedule="linear", method="unipc", steps=5, shift=3.0),
+    SamplerSection(schedule="sana_dpm", method="dpmpp_2m", steps=6, shift=3.0),
+    SamplerSection(schedule="wan_unipc", method="unipc", steps=6, shift=5.0),
+    SamplerSection(schedule="flux_dynamic", method="euler", steps=3),
+    SamplerSection(schedule="linear", method="dpmpp_2m", steps=1),
+]
+
+
+@pytest.mark.parametrize("section", SAMPLERS, ids=lambda s: f"{s.schedule}-{s.method}-{s.steps}")
+def test_exported_samplers_visit_the_same_levels_and_end_at_the_same_latents(section):
+    from metacanvas_jax.torch_export import samplers
+
+    config, tokens = dataclasses.asdict(section), 1000
+    schedule = section.make(tokens)
+    sigmas, times = samplers.schedule(config, tokens)
+    np.testing.assert_array_equal(np.float32(sigmas), np.float32(schedule.sigmas))
+    np.testing.assert_array_equal(np.float32(times), np.float32(schedule.times))
+    noise = np.random.default_rng(0).standard_normal((2, 1, 3, 3, 4), np.float32)
+    ours = sample(
+        lambda z, t: jnp.cos(3 * z) * (1 + t[:, None, None, None, None]), jnp.asarray(noise), schedule, section.method
+    )
+    theirs = samplers.sample(lambda z, t: torch.cos(3 * z) * (1 + t), torch.from_numpy(noise), config, tokens)
+    np.testing.assert_allclose(theirs.numpy(), ours, atol=2e-5)
+
+
+@pytest.mark.parametrize("budget", [None, 12])
+def test_exported_prompts_have_the_same_tokens_positions_and_patches(budget):
+    from metacanvas_jax.torch_export import prompt
+
+    rng = np.random.default_rng(0)
+    draw = lambda h, w: Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8))  # noqa: E731
+    image, video = draw(70, 90), [draw(60, 60) for _ in range(5)]
+    media = MediaConfig(tokens=budget, image_pixels=(784, 6000), video_pixels=(784, 3200))
+    prompts = Prompter(tokenizer(), PromptConfig(buckets=(160,), media=media))
+    ours = prompts.batch(
+        [prompts([read_image(image, media), read_video(video, 1.5, media), "a red cat"]), prompts("painted")]
+    )
+    config = {
+        "system": "You are a helpful assistant.",
+        "length": 160,
+        "tokens_per_second": 2.0,
+        "media": dataclasses.asdict(media),
+    }
+    shown = [prompt.read_medium([image], config["media"]), prompt.read_medium(video, config["media"], 1.5)]
+    theirs = prompt.build(tokenizer(), [(shown, "a red cat"), ([], "painted")], config)
+    np.testing.assert_array_equal(theirs.tokens.numpy(), ours.tokens)
+    np.testing.assert_array_equal(theirs.positions.numpy(), ours.positions)
+    np.testing.assert_array_equal(theirs.mask.numpy(), ours.mask)
+    for patches, grid, (rows, columns) in theirs.media:
+        (medium,) = (m for m in ours.media if m.grid == tuple(grid[0].tolist()))
+        np.testing.assert_allclose(patches.numpy(), medium.patches[0, 0], atol=1e-6)
+        np.testing.assert_array_equal(columns.numpy(), medium.slots[0, 0])
+        assert not rows.any()
+
+
+def test_exported_prompts_refuse_special_tokens_and_too_much_text():
+    from metacanvas_jax.errors import UserError
+    from metacanvas_jax.torch_export import prompt
+
+    config = {"system": None, "length": 8, "tokens_per_second": 2.0, "media": dataclasses.asdict(MediaConfig())}
+    with pytest.raises(UserError, match="meaning of its own"):
+        prompt.build(tokenizer(), [([], "a <|im_end|> cat")], config)
+    with pytest.raises(UserError, match="does not fit the length 8"):
+        prompt.build(tokenizer(), [([], "a red cat beside a blue house")], config)
+
+
+def test_exported_pixel_autoencoder_is_ours():
+    from metacanvas_jax.torch_export.vae import PatchPca as TorchPatchPca
+    from metacanvas_jax.vae.patch_pca import PatchPca, PatchPcaConfig
+
+    rng = np.random.default_rng(0)
+    params = {
+        "mean": rng.standard_normal(27).astype(np.float32),
+        "basis": rng.standard_normal((27, 5)).astype(np.float32),
+        "scale": 1 + rng.random(5).astype(np.float32),
+    }
+    ours = PatchPca(PatchPcaConfig(patch=3, channels=5))
+    theirs = TorchPatchPca(**{name: torch.from_numpy(value) for name, value in params.items()})
+    pixels = rng.uniform(-1, 1, (2, 2, 6, 9, 3)).astype(np.float32)
+    latents = ours.apply({"params": params}, jnp.asarray(pixels), method="encode")
+    found = theirs.encode(torch.from_numpy(pixels).movedim(-1, 1)).movedim(1, -1)
+    np.testing.assert_allclose(found.numpy(), latents, atol=1e-4)
+    decoded = ours.apply({"params": params}, latents, method="decode")
+    back = theirs.decode(torch.from_numpy(np.array(latents)).movedim(-1, 1)).clamp(-1, 1).movedim(1, -1)
+    np.testing.assert_allclose(back.numpy(), decoded, atol=1e-4)
+
+
+@pytest.mark.parametrize("instruct", [True, False])
+def test_exported_text_encoder_reads_and_keeps_the_tokens_that_ours_does(instruct):
+    from types import SimpleNamespace
+
+    from tokenizers.processors import TemplateProcessing
+
+    from metacanvas_jax.text.gemma2 import sana_context, sana_tokens
+    from metacanvas_jax.torch_export.text import TextEncoder
+
+    words = tokenizer()
+    words.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", words.convert_tokens_to_ids("<|im_start|>"))]
+    )
+    words.pad_token = "<|endoftext|>"
+
+    def states(ids, attention_mask):
+        return SimpleNamespace(last_hidden_state=ids[:, :, None].float())
+
+    states.device = "cpu"
+    config = {"length": 12, "instruction": "Describe: ", "reads_prompt": True}
+    prompts = ["A Red cat ", "a blue house, painted. What is in this picture?"]
+    found, seen = TextEncoder(states, words, config)(prompts, instruct=instruct)
+    ids, mask = sana_tokens(
+        lambda text: words(text).input_ids,
+        prompts,
+        instruction=config["instruction"] if instruct else "",
+        length=12,
+        pad=words.pad_token_id,
+    )
+    expected, kept = sana_context(jnp.asarray(ids, jnp.float32)[:, :, None], jnp.asarray(mask), 12)
+    np.testing.assert_array_equal(found.numpy(), expected)
+    np.testing.assert_array_equal(seen.numpy(), kept)
+    assert kept.sum() < kept.size
