@@ -113,7 +113,7 @@ def abstract_params(setup: Experiment) -> Params:
 def _frozen_leaves(
     setup: Experiment, frozen: Params, found: list[Part], trained: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """What a part holds beside what trained: a connector, say, that an earlier stage left as it is."""
+    """What a part holds beside what trained. Raises UserError for a frozen connector: no file of the run has it."""
     wanted = set().union(*(part.paths for part in found)) - trained.keys()
     if not wanted:
         return {}
@@ -121,7 +121,6 @@ def _frozen_leaves(
     # Layers added to a published transformer start at zero, and are still there while they are frozen.
     added = {f"dit/{entry.path}" for entry in metacanvas.added_layers(setup.dit)}
     weights = {path: np.zeros(structs[path].shape, np.float32) for path in wanted & added}
-    weights |= flat(jobs.frozen_weights(setup, nested(structs)))
     if missing := wanted - weights.keys():
         raise UserError(f"{setup.name}: no weights for the frozen parameter {min(missing)}, which the export needs")
     return {path: weights[path] for path in wanted}

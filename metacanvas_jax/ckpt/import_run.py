@@ -24,7 +24,7 @@ from metacanvas_jax.ckpt.hf_import import load_params
 from metacanvas_jax.ckpt.table import Entry, published_shape
 from metacanvas_jax.cli.options import write_config
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.train import jobs
+from metacanvas_jax.train import jobs, weights
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.partition import flat, nested, partition
 from metacanvas_jax.train.state import new_state
@@ -156,7 +156,8 @@ def _completed(setup: Experiment, trainable: Params, known: Params) -> Params:
     missing = [path for path in wanted if path not in have]
     if missing:
         structs = nested({path: wanted[path] for path in missing})
-        loaded = {path: leaf for path, leaf in flat(jobs.frozen_weights(setup, structs)).items() if path in missing}
+        found = {part: s.load(structs[part]) for part, s in weights.sources(setup).items() if part in structs}
+        loaded = {path: leaf for path, leaf in flat(found).items() if path in missing}
         start = jax.jit(lambda key: _chosen(jobs.unboxed(jobs.initial(setup, key)), missing))
         have |= start(jax.random.key(setup.seed)) | loaded
     return nested({path: have[path] for path in wanted})
