@@ -155,8 +155,8 @@ def _completed(setup: Experiment, trainable: Params, known: Params) -> Params:
     wanted, have = flat(trainable), flat(known)
     missing = [path for path in wanted if path not in have]
     if missing:
-        structs = nested({path: wanted[path] for path in missing})
-        found = {part: s.load(structs[part]) for part, s in weights.sources(setup).items() if part in structs}
+        parts, whole = {path.partition("/")[0] for path in missing}, abstract_params(setup)
+        found = {part: s.load(whole[part]) for part, s in weights.sources(setup).items() if part in parts}
         loaded = {path: leaf for path, leaf in flat(found).items() if path in missing}
         start = jax.jit(lambda key: _chosen(jobs.unboxed(jobs.initial(setup, key)), missing))
         have |= start(jax.random.key(setup.seed)) | loaded
