@@ -130,6 +130,10 @@ class TrainSection:
     log_every: int = 20
     checkpoint_every: int = 500
     keep_last: int = 2
+    keep_every: int | None = None
+    keep_best: int = 0  # checkpoints with the best scores, of those made every evaluate_every steps
+    max_skips: int = 0  # batches of a run that may be skipped because their loss or gradient is not finite
+    stall_s: float = 300.0  # seconds without progress after which a line says which process keeps the others waiting
     preview_every: int = 500
     evaluate_every: int = 0
 

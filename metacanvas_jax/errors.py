@@ -6,3 +6,14 @@ class UserError(ValueError):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+class Preempted(Exception):
+    """A run that was asked to stop (SIGTERM, or its machines are being taken back) and has saved everything.
+
+    The command line prints the message and exits with ``RESTART``; the same command then goes on where it stopped.
+    """
+
+
+RESTART = 75
+"""Exit code of what a restart of the same command mends (EX_TEMPFAIL): preemption, or a process that was lost."""

@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from metacanvas_jax import files
 from metacanvas_jax.build import Experiment, autoencoder, experiment, network
 from metacanvas_jax.ckpt import published, store
 from metacanvas_jax.cli.options import read_config, write_config
@@ -31,6 +32,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.eval import geneval, pictures
 from metacanvas_jax.eval.geneval import Evaluation
 from metacanvas_jax.eval.judge import Judge
+from metacanvas_jax.parallel import distributed
 from metacanvas_jax.sampling import Recipe, Target, make_painter
 from metacanvas_jax.train import jobs, weights
 from metacanvas_jax.train.loop import check_workdir, fit
@@ -74,7 +76,9 @@ def train(config: ConfigDict, workdir: Path, *, progress: bool = True) -> Experi
     setup = experiment(config)
     job = jobs.make_job(setup)
     check_workdir(job, jobs.fit_config(setup), workdir)
-    write_config(config, workdir)
+    chief = jax.process_index() == 0
+    if chief:
+        write_config(config, workdir)
     preview = evaluate = None
     if setup.objective == "paint":
         canvas = Canvas(setup)
@@ -82,8 +86,9 @@ def train(config: ConfigDict, workdir: Path, *, progress: bool = True) -> Experi
         evaluate = functools.partial(_evaluate, canvas)
     state, frozen = fit(job, jobs.fit_config(setup), workdir, preview=preview, evaluate=evaluate, progress=progress)
     if setup.objective == "understand":
-        params = merge(state.params if state.ema is None else state.ema, frozen)
-        store.save_params(workdir / "weights", params, {"name": setup.name, "step": int(state.step)})
+        params = distributed.whole(_params(state, frozen))
+        if chief:
+            store.save_params(workdir / "weights", params, {"name": setup.name, "step": int(state.step)})
     return setup
 
 
@@ -184,9 +189,9 @@ class Canvas:
             padded = part + part[-1:] * (size - len(part))
             key = jax.random.fold_in(jax.random.key(seed), number)
             painted = paint(params, self.reader(padded, bucket), self.reader.empty(padded, bucket), key)
-            pixels.append(jobs.to_bytes(painted.pixels[: len(part)]))
+            pixels.append(jobs.to_bytes(distributed.whole(painted.pixels)[: len(part)]))
             if painted.canvas is not None:
-                features.append(np.asarray(painted.canvas[: len(part)]))
+                features.append(distributed.whole(painted.canvas)[: len(part)])
         return Drawn(np.concatenate(pixels), np.concatenate(features) if features else None)
 
     def evaluate(
@@ -301,10 +306,9 @@ def _params(state: TrainState, frozen: Params) -> Params:
 def _preview(canvas: Canvas, workdir: Path, state: TrainState, frozen: Params, step: int) -> None:
     scenes = eval_prompts(canvas.setup.world, "seen", -(-PREVIEW_PROMPTS // len(JUDGED)), JUDGED)[:PREVIEW_PROMPTS]
     drawn = canvas.draw(_params(state, frozen), [scene.prompt for scene in scenes])
-    folder = workdir / "previews"
-    folder.mkdir(exist_ok=True)
-    captions = [scene.prompt for scene in scenes]
-    pictures.save_png(pictures.grid(list(drawn.pixels), captions, columns=4), folder / f"{step:08d}.png")
+    if jax.process_index() == 0:
+        page = pictures.grid(list(drawn.pixels), [scene.prompt for scene in scenes], columns=4)
+        files.write(workdir / "previews" / f"{step:08d}.png", pictures.png(page))
 
 
 def _evaluate(canvas: Canvas, state: TrainState, frozen: Params, step: int) -> dict[str, float]:

@@ -7,7 +7,10 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
+import collections
+
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -19,3 +22,25 @@ install_import_hook(
     [f"metacanvas_jax.{part}" for part in ("nn", "mllm", "connectors", "dit", "vae", "text", "kernels", "diffusion")],
     "beartype.beartype",
 )
+
+
+_faults: collections.Counter[str] = collections.Counter()
+
+
+@pytest.fixture
+def faults(request):
+    """``faults(what)`` counts a fault that was survived, for the table at the end of `make test-faults`."""
+
+    def survived(what: str) -> None:
+        _faults[what] += 1
+
+    return survived
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _faults:
+        failed = len(terminalreporter.stats.get("failed", []))
+        terminalreporter.section("faults tried and survived")
+        for what, count in sorted(_faults.items()):
+            terminalreporter.write_line(f"{count:4d}  {what}")
+        terminalreporter.write_line(f"{sum(_faults.values()):4d}  in all; {failed} tests failed")

@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metacanvas_jax.ckpt.store import Store, checksums, content_hash, describe, files_hash, load_params, save_params
+from metacanvas_jax.ckpt.hashes import checksums, content_hash, files_hash
+from metacanvas_jax.ckpt.store import Store, describe, load_params, save_params
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
@@ -130,12 +132,27 @@ def test_frozen_weights_may_move(saved):
         assert int(store.restore(abstract(), None, moved).step) == 7
 
 
-def test_another_number_of_processes_is_refused(saved):
-    with (
-        Store(saved, writable=False) as store,
-        pytest.raises(UserError, match="written by 1 processes, now there are 4"),
-    ):
-        store.restore(abstract(), stream(), META | {"processes": 4})
+def test_positions_that_differ_between_processes_need_the_same_number_of_them(saved, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(saved, folder)
+    file = folder / "7" / "data" / "metadata"
+    position = json.loads(file.read_text())["positions"]
+    assert len(position) == 1, "one process has one position"
+    file.write_text(json.dumps({"positions": position * 4}))
+    message = "7: its 4 processes were at different places in the data, which 1 cannot take up; start 4 processes"
+    with Store(folder, writable=False) as store, pytest.raises(UserError, match=message):
+        store.restore(abstract(), stream(), META)
+
+
+def test_keeps_the_best_beside_the_newest(tmp_path):
+    scores = {1: 0.2, 2: 0.9, 3: None, 4: 0.8, 5: float("nan"), 6: 0.1, 7: None}
+    for steps in (range(1, 4), range(4, 8)):  # scores are read back from disk
+        with Store(tmp_path / "checkpoints", keep_last=1, keep_best=2) as store:
+            for step in steps:
+                store.save(state(step), None, META, score=scores[step])
+    with Store(tmp_path / "checkpoints", writable=False) as store:
+        assert store.steps() == [2, 4, 7]
+        assert store.best() == 2
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import train_support as support
+from safetensors.numpy import load_file
 
 from metacanvas_jax.ckpt.store import Store
 from metacanvas_jax.errors import UserError
@@ -135,8 +136,10 @@ def test_loss_that_is_not_finite_stops_with_a_state_that_repeats_it(tmp_path):
     config = dataclasses.replace(SMALL, steps=20)
     job = support.job(loss=explosive, prepare=lambda frozen, batch, key: (batch["x"], batch["y"]))
     where = re.escape(str(tmp_path / "nonfinite" / "3"))
-    with pytest.raises(NonFiniteError, match=f"step 4: loss nan, gradient norm nan; the state before it .* {where}"):
+    with pytest.raises(NonFiniteError, match=f"step 4: loss nan, gradient norm nan.* the state before it .* {where}"):
         fit(job, config, tmp_path)
+    batch = load_file(tmp_path / "nonfinite" / "batch_of_step_4_process_0.safetensors")
+    assert np.any(np.all(batch["['x']"] == poison, axis=1))
     # What was saved is the state after three healthy steps, and its next batch is the one that failed.
     harmless = dataclasses.replace(job, loss=support.loss)
     healthy, _ = fit(harmless, dataclasses.replace(config, steps=3), tmp_path / "healthy")

@@ -92,6 +92,24 @@ def test_step_without_finite_loss_changes_nothing_and_no_later_step_does(plain):
         jax.tree.map(np.testing.assert_array_equal, before, (state.step, state.params, state.opt_state))
 
 
+def test_batches_that_are_not_finite_are_skipped_up_to_the_limit():
+    params, frozen, batch = problem()
+    step = make_step(prepare, loss, OPTIMIZER, ema_decay=0.9, max_skips=2)
+    bad = batch | {"x": batch["x"].at[3, 0].set(jnp.inf)}
+    state = new_state(params, OPTIMIZER, ema=True)
+    state, _ = step(state, frozen, batch, SEED)
+    before = jax.tree.map(np.asarray, (state.params, state.opt_state, state.ema))
+    for skipped in (1, 2):
+        state, metrics = step(state, frozen, bad, SEED)
+        assert (int(state.step), int(state.skipped), float(metrics["finite"])) == (1 + skipped, skipped, 1.0)
+        jax.tree.map(np.testing.assert_array_equal, before, (state.params, state.opt_state, state.ema))
+    state, _ = step(state, frozen, batch, SEED)
+    assert int(state.step) == 4
+    assert not np.array_equal(state.params["bias"], before[0]["bias"])
+    state, metrics = step(state, frozen, bad, SEED)  # one too many: the state of step 4 stays
+    assert (int(state.step), int(state.skipped), float(metrics["finite"])) == (4, 2, 0.0)
+
+
 def test_gradient_that_is_not_finite_is_caught_though_the_loss_is():
     def steep(trainable, frozen, prepared, key):
         return jnp.sum(jnp.sqrt(trainable["bias"])), {}  # zero, with an infinite derivative at zero

@@ -5,9 +5,9 @@ belongs to: the config, and which frozen weights it was trained beside. The froz
 Nothing here reads or writes pickle.
 """
 
-import hashlib
 import importlib.metadata
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import grain
-import grain.checkpoint
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 from safetensors.numpy import load_file, save_file
 
+from metacanvas_jax.ckpt.hashes import checksums, content_hash, paths
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.parallel.distributed import gather
 from metacanvas_jax.train.partition import flat, nested
 from metacanvas_jax.train.state import TrainState
 from metacanvas_jax.types import Params
@@ -34,7 +34,7 @@ PACKAGES = ("metacanvas_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain
 
 
 def describe(config: Mapping[str, Any], frozen: Mapping[str, str] | None = None) -> Meta:
-    """What a checkpoint says about itself.
+    """What a checkpoint says about itself, beside what `Store.save` adds.
 
     ``config`` holds whatever a resumed run must agree on (nested, JSON-able); ``frozen`` maps the path of each set of
     frozen weights to its hash.
@@ -43,7 +43,6 @@ def describe(config: Mapping[str, Any], frozen: Mapping[str, str] | None = None)
     meta = {
         "config": dict(config),
         "frozen": dict(frozen or {}),
-        "processes": jax.process_count(),
         "versions": versions,
     }
     return json.loads(json.dumps(meta))  # tuples become lists now, not on the way through a file
@@ -53,7 +52,10 @@ class Store:
     """The checkpoints of one run, one folder per step; local or any path that etils.epath knows (``gs://``).
 
     Only complete checkpoints are ever listed or restored: Orbax commits a folder as its last act. ``keep_last`` newest
-    ones stay, and those at multiples of ``keep_every``. A store that is not ``writable`` changes nothing on disk.
+    ones stay, those at multiples of ``keep_every`` and the ``keep_best`` with the highest scores. A store that is not
+    ``writable`` changes nothing on disk.
+
+    Raises UserError, from any method, when the folder cannot be written: no space, no permission, no such place.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Store:
         *,
         keep_last: int = 3,
         keep_every: int | None = None,
+        keep_best: int = 0,
         writable: bool = True,
     ):
         self.folder = epath.Path(os.fspath(folder))
@@ -72,23 +75,28 @@ class Store:
         keep = [managers.LatestN(keep_last)]
         if keep_every is not None:
             keep.append(managers.EveryNSteps(keep_every))
+        if keep_best:
+            keep.append(managers.BestN(_score, n=keep_best, keep_checkpoints_without_metrics=False))
         self._writable = writable
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            item_handlers={
-                "params": ocp.StandardCheckpointHandler(),
-                "ema": ocp.StandardCheckpointHandler(),
-                "optimizer": ocp.StandardCheckpointHandler(),
-                "data": grain.checkpoint.CheckpointHandler(),
-                "meta": ocp.JsonCheckpointHandler(),
-            },
-            options=ocp.CheckpointManagerOptions(
-                create=writable,
-                save_root_metadata=False,
-                cleanup_tmp_directories=writable,
-                preservation_policy=managers.AnyPreservationPolicy(keep),
-            ),
-        )
+        with self._writing():
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                item_handlers={
+                    "params": ocp.StandardCheckpointHandler(),
+                    "ema": ocp.StandardCheckpointHandler(),
+                    "optimizer": ocp.StandardCheckpointHandler(),
+                    "data": ocp.JsonCheckpointHandler(),
+                    "meta": ocp.JsonCheckpointHandler(),
+                    "metrics": ocp.JsonCheckpointHandler(),
+                },
+                options=ocp.CheckpointManagerOptions(
+                    create=writable,
+                    save_root_metadata=False,
+                    cleanup_tmp_directories=writable,
+                    best_fn=_score if keep_best or not writable else None,
+                    preservation_policy=managers.AnyPreservationPolicy(keep),
+                ),
+            )
 
     def __enter__(self) -> "Store":
         return self
@@ -100,11 +108,18 @@ class Store:
         """Steps with a complete checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, batches: grain.DatasetIterator | None, meta: Meta) -> None:
+    def best(self) -> int | None:
+        """The step with the highest score among the complete checkpoints; None if none was scored."""
+        scored = self._manager.best_step()
+        return scored if scored is not None and self._manager.metrics(scored) is not None else None
+
+    def save(
+        self, state: TrainState, batches: grain.DatasetIterator | None, meta: Meta, *, score: float | None = None
+    ) -> None:
         """Saves under the state's own step, writing in the background; the state may be donated at once afterwards.
 
         A step that is there already is left alone: the same step of the same run is the same state. Errors of the
-        previous write surface here or in ``close``.
+        writing surface in ``check``, the next ``save``, ``wait`` or ``close``.
         """
         if not self._writable:
             raise ValueError(f"{self.folder} was not opened for writing")
@@ -119,9 +134,11 @@ class Store:
         if state.ema is not None:
             items["ema"] = ocp.args.StandardSave(state.ema)
         if batches is not None:
-            items["data"] = grain.checkpoint.CheckpointSave(batches)
-        # Force, because Orbax skips a step that is not newer than the last one.
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            items["data"] = ocp.args.JsonSave({"positions": _positions(batches)})
+        metrics = None if score is None or not math.isfinite(score) else {"score": float(score)}
+        with self._writing():
+            # Force, because Orbax skips a step that is not newer than the last one.
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
     def meta(self, step: int | None = None) -> Meta:
         """The JSON of a checkpoint (the newest one by default)."""
@@ -139,8 +156,9 @@ class Store:
         """The whole state, straight into the shardings that ``abstract`` carries; sets ``batches`` to where they were.
 
         Raises:
-            UserError: no complete checkpoint; one of another config, of other frozen weights or of another number of
-                processes; other parameters or shapes; files that cannot be read.
+            UserError: no complete checkpoint; one of another config or of other frozen weights; other parameters or
+                shapes; a position in the data that only another number of processes can take up; files that cannot be
+                read.
         """
         step = self._step(step)
         where = self.folder / str(step)
@@ -151,13 +169,15 @@ class Store:
             trees["ema"] = abstract.ema
         args: dict[str, Any] = self._arguments(step, trees)
         if batches is not None:
-            args["data"] = grain.checkpoint.CheckpointRestore(batches)
+            args["data"] = ocp.args.JsonRestore()
         with self._reading(step):
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         rest = restored["optimizer"]
         ema = restored["ema"] if abstract.ema is not None else None
-        state = TrainState(rest["step"], restored["params"], rest["opt_state"], ema, rest["finite"])
+        state = TrainState(rest["step"], restored["params"], rest["opt_state"], ema, rest["finite"], rest["skipped"])
         _check_sums(saved["checksums"], checksums(state), str(where))
+        if batches is not None:
+            batches.set_state(_position(restored["data"]["positions"], str(where)))
         return state
 
     def restore_params(self, abstract: Params, *, ema: bool = False, step: int | None = None) -> Params:
@@ -174,13 +194,21 @@ class Store:
         _check_sums(self.meta(step)["checksums"], checksums({name: params}), str(self.folder / str(step)))
         return params
 
+    def check(self) -> None:
+        """Raises UserError if the writing in the background has failed; costs nothing otherwise."""
+        with self._writing():
+            self._manager.check_for_errors()
+
     def wait(self) -> None:
         """Blocks until the last save is complete."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
 
     def close(self) -> None:
         """Waits, then frees the writer's threads."""
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
 
     def _step(self, step: int | None) -> int:
         steps = self.steps()
@@ -200,25 +228,22 @@ class Store:
         return {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
 
     @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # OSError from Python, ValueError and others from tensorstore
+            raise UserError(f"checkpoint cannot be written to {self.folder}: {_first_line(error)}") from error
+
+    @contextmanager
     def _reading(self, step: int) -> Iterator[None]:
         try:
             yield
         except UserError:
             raise
         except Exception as error:  # Orbax raises many types, and for a damaged array Exception itself
-            reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-            raise UserError(f"checkpoint {self.folder / str(step)} cannot be read: {reason[0][:300]}") from error
-
-
-def checksums(tree: Any) -> dict[str, int]:
-    """A number for every array, from its bits and their places: the same on every mesh, computed where the array lies.
-
-    The files' own check sums do not cover the values.
-    """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    names = ["/".join(_key(part) for part in path) for path, _ in leaves]
-    sums = jax.device_get(_checksums([leaf for _, leaf in leaves]))
-    return {name: int(value) for name, value in zip(names, sums, strict=True)}
+            raise UserError(f"checkpoint {self.folder / str(step)} cannot be read: {_first_line(error)}") from error
 
 
 def check_same(saved: Meta, now: Meta, where: str) -> None:
@@ -237,11 +262,6 @@ def check_same(saved: Meta, now: Meta, where: str) -> None:
     if old != new:
         raise UserError(
             f"checkpoint {where} was trained beside other frozen weights: {saved['frozen']}, not {now['frozen']}"
-        )
-    if saved["processes"] != now["processes"]:
-        raise UserError(
-            f"checkpoint {where} was written by {saved['processes']} processes, now there are {now['processes']}: "
-            "their positions in the data cannot be carried over"
         )
 
 
@@ -285,49 +305,6 @@ def load_params(folder: str | os.PathLike, abstract: Params | None = None) -> tu
     return params, info
 
 
-def content_hash(params: Params) -> str:
-    """SHA-256 over paths, dtypes, shapes and bytes; the same wherever and however the parameters are stored."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(flat(params).items()):
-        array = np.asarray(jax.device_get(leaf), order="C")
-        digest.update(f"{path} {array.dtype.name} {array.shape}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
-    return digest.hexdigest()
-
-
-def files_hash(folder: str | os.PathLike) -> str:
-    """SHA-256 over the names and contents of the safetensors files of a folder of published weights.
-
-    Raises:
-        UserError: the folder holds none.
-    """
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        raise UserError(f"no safetensors file in {folder}")
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.name}\n".encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-@jax.jit
-def _checksums(arrays: list[jax.Array]) -> list[jax.Array]:
-    return [_checksum(x) for x in arrays]
-
-
-def _checksum(x: jax.Array) -> jax.Array:
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        x = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-    place, stride = jnp.zeros(x.shape, jnp.uint32), 1
-    for axis in reversed(range(x.ndim)):
-        place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
-        stride *= x.shape[axis]
-    # Multiplied by an odd number, no change of a value's bits is lost.
-    return jnp.sum(x.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
-
-
 def _check_sums(saved: Mapping[str, int], now: Mapping[str, int], where: str) -> None:
     damaged = [name for name, value in now.items() if saved.get(name) != value]
     if damaged:
@@ -335,20 +312,37 @@ def _check_sums(saved: Mapping[str, int], now: Mapping[str, int], where: str) ->
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "opt_state": state.opt_state, "finite": state.finite}
+    return {"step": state.step, "opt_state": state.opt_state, "finite": state.finite, "skipped": state.skipped}
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return metrics["score"]
+
+
+def _positions(batches: grain.DatasetIterator) -> list[Any]:
+    """Where the processes are in the data: one entry if all are at the same place, as the pipeline's streams are."""
+    texts = gather(json.dumps(batches.get_state(), sort_keys=True))
+    return [json.loads(text) for text in (texts[:1] if len(set(texts)) == 1 else texts)]
+
+
+def _position(positions: list[Any], where: str) -> Any:
+    """This process's place in the data."""
+    if len(positions) == 1:
+        return positions[0]
+    if len(positions) == jax.process_count():
+        return positions[jax.process_index()]
+    raise UserError(
+        f"checkpoint {where}: its {len(positions)} processes were at different places in the data, which "
+        f"{jax.process_count()} cannot take up; start {len(positions)} processes, or a new run from its parameters"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(_key(part) for part in path): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def _key(part: Any) -> str:
-    # Dict keys, sequence indices and fields of structs all stand for one name on disk.
-    for field in ("key", "idx", "name"):
-        if hasattr(part, field):
-            return str(getattr(part, field))
-    return str(part)
+    return {path: tuple(leaf.shape) for path, leaf in zip(paths(tree), jax.tree.leaves(tree), strict=True)}
 
 
 def _check_shapes(saved: dict[str, tuple[int, ...]], now: dict[str, tuple[int, ...]], where: str) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 import types
 
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import RESTART, Preempted, UserError
 
 COMMANDS = {
     "demo": "teach, train, draw, score and report the miniature with one command",
@@ -23,7 +23,7 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns its exit code (1 for a plan that fails, 2 for bad input, 130 when interrupted)."""
+    """Runs one command; returns its exit code: 1 a plan that fails, 2 bad input, 75 asked to stop, 130 interrupted."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is fetched behind the user's back
     parser = argparse.ArgumentParser(
         prog="metacanvas",
@@ -53,6 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"metacanvas {known.command}: {error}", file=sys.stderr)
         return 2
+    except Preempted as stop:
+        print(f"metacanvas {known.command}: {stop}; the same command goes on from there", file=sys.stderr)
+        return RESTART
     except KeyboardInterrupt:
         print(f"metacanvas {known.command}: interrupted", file=sys.stderr)
         return 130

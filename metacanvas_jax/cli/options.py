@@ -9,6 +9,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from metacanvas_jax import files
 from metacanvas_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,11 +56,7 @@ def load_config(spec: str, overrides: list[str]) -> ConfigDict:
 
 def write_config(config: ConfigDict, folder: Path) -> None:
     """The resolved config, as JSON, into a run's folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / "config.json"
-    draft = target.with_suffix(".tmp")
-    draft.write_text(config.to_json_best_effort(indent=2) + "\n")
-    draft.replace(target)
+    files.write(folder / "config.json", config.to_json_best_effort(indent=2) + "\n")
 
 
 def read_config(run: Path) -> ConfigDict:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from metacanvas_jax import files
 from metacanvas_jax.cli import options
 
 EXAMPLE = "metacanvas train --config configs/miniature.py:canvas --workdir runs/canvas --config.train.steps=500"
@@ -11,14 +12,21 @@ EXAMPLE = "metacanvas train --config configs/miniature.py:canvas --workdir runs/
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     options.add_config(parser)
-    parser.add_argument("--workdir", type=Path, help="folder of the run, continued if it holds one (runs/NAME)")
+    parser.add_argument("--workdir", type=files.folder, help="folder of the run, continued if it holds one (runs/NAME)")
+    group = parser.add_argument_group("several processes")
+    group.add_argument("--processes", type=int, help="how many to insist on; enough where the cluster tells the rest")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--process", type=int, help="number of this process, from 0")
+    group.add_argument("--timeout", type=int, default=300, help="seconds to wait for all of them to come up (300)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains; an understanding MLLM is also saved as ``weights``, ready to be frozen."""
     from metacanvas_jax import runs
+    from metacanvas_jax.parallel.distributed import together
 
     config = options.load_config(arguments.config, arguments.overrides)
     workdir = arguments.workdir or Path("runs") / config.name
-    runs.train(config, workdir)
+    with together(arguments.processes, arguments.coordinator, arguments.process, arguments.timeout):
+        runs.train(config, workdir)
     print(workdir)

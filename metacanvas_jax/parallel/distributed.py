@@ -1,12 +1,41 @@
-"""Several processes: all of them, or a clear failure."""
+"""Several processes: all of them, or a clear failure. Messages go through JAX's coordination service."""
 
+import contextlib
+import itertools
 import os
+import socket
 import sys
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import jax
+import numpy as np
+from jax._src import distributed as service  # the service's store of keys has no public name
+from jax._src.clusters import ClusterEnv
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import Preempted, UserError
+from metacanvas_jax.parallel import roll_call, watch
+
+_barriers: dict[str, Iterator[int]] = {}
+
+
+@contextlib.contextmanager
+def together(
+    processes: int | None = None, coordinator: str | None = None, process: int | None = None, timeout_s: int = 300
+) -> Iterator[None]:
+    """`initialize`; then, while open, an error of one process ends all of them with one message (see `watch`)."""
+    initialize(processes, coordinator, process, timeout_s)
+    try:
+        yield
+    except Preempted:
+        raise  # all of them come here at the same step
+    except (Exception, KeyboardInterrupt) as error:
+        if client() is not None:
+            watch.end_all(client(), error)
+        raise
 
 
 def initialize(
@@ -21,28 +50,87 @@ def initialize(
     Elsewhere pass ``coordinator`` (host:port of process 0) and ``process`` too. One process without coordinator needs
     no joining.
 
-    If the others do not come up within ``timeout_s``, one line on stderr says so and the process ends with exit code 2.
+    Raises:
+        UserError: some have not come after ``timeout_s``, and which; another number of processes than ``processes``; or
+            nothing is known about the others.
+    """
+    if processes in (1, None) and coordinator is None and process is None:
+        return
+    count = processes
+    if None in (coordinator, process, count):
+        detected = ClusterEnv.auto_detect_unset_distributed_params(coordinator, None, process, None, None, timeout_s)
+        coordinator, found, process, _ = detected
+        if found not in (count, None) and count is not None:
+            raise UserError(f"expected {count} processes, the cluster has {found}")
+        count = count or found
+    if coordinator is None or count is None or process is None:
+        raise UserError(f"no cluster found that tells of {processes} processes: pass --coordinator and --process too")
+    if not 0 <= process < count or ":" not in coordinator:
+        raise UserError(f"process {process} of {count} at {coordinator!r}: expected 0 to {count - 1}, and host:port")
+    roll_call.answer(coordinator, count, process, timeout_s)
+    # They were all there a moment ago. JAX's client does not raise when its own time is up, it aborts the process with
+    # a stack trace: so be there first.
+    timer = threading.Timer(timeout_s, _give_up, (count, coordinator, process, timeout_s))
+    timer.daemon = True
+    timer.start()
+    jax.distributed.initialize(
+        coordinator, count, process, initialization_timeout=timeout_s + 60, shutdown_timeout_seconds=60
+    )
+    timer.cancel()
+    if jax.process_count() != count:
+        raise UserError(f"expected {count} processes, {jax.process_count()} came up")
+
+
+def client() -> Any:
+    """This process's connection to the coordination service; None in a run of one process."""
+    return service.global_state.client
+
+
+def barrier(name: str, timeout_s: int = 300) -> None:
+    """Waits for all processes to come to the same call.
 
     Raises:
-        UserError: another number of processes than ``processes`` came up.
+        UserError: naming those that had not come after ``timeout_s``.
     """
-    if processes == 1 and coordinator is None:
+    if client() is None:
         return
-    # JAX's client does not raise when its own time is up, it aborts the process with a stack trace: so be there first.
-    watchdog = threading.Timer(timeout_s, _give_up, (processes, coordinator, process, timeout_s))
-    watchdog.daemon = True
-    watchdog.start()
-    jax.distributed.initialize(coordinator, processes, process, initialization_timeout=timeout_s + 60)
-    watchdog.cancel()
-    if processes is not None and jax.process_count() != processes:
-        raise UserError(f"expected {processes} processes, {jax.process_count()} came up")
+    key = f"{name}-{next(_barriers.setdefault(name, itertools.count()))}"
+    client().key_value_set(f"metacanvas/barrier/{key}/{jax.process_index()}", socket.gethostname())
+    try:
+        client().wait_at_barrier(f"metacanvas/{key}", timeout_s * 1000)
+    except jax.errors.JaxRuntimeError as error:
+        came = {int(path.rsplit("/", 1)[1]) for path, _ in client().key_value_dir_get(f"metacanvas/barrier/{key}/")}
+        missing = roll_call.listed(sorted(set(range(jax.process_count())) - came))
+        raise UserError(
+            f"{missing} of {jax.process_count()} did not come to the barrier {name!r} within {timeout_s} s"
+        ) from error
 
 
-def _give_up(processes: int | None, coordinator: str | None, process: int | None, timeout_s: int) -> None:
-    who = "this process" if process is None else f"process {process}"
-    where = "" if coordinator is None else f" at {coordinator}"
+def gather(text: str) -> list[str]:
+    """The texts of all processes, in their order, on every process."""
+    if jax.process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(data)))
+    padded = np.zeros(int(np.max(lengths)), np.uint8)
+    padded[: len(data)] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[:length]).decode() for row, length in zip(np.asarray(rows), lengths, strict=True)]
+
+
+def whole(tree: PyTree) -> PyTree:
+    """Numpy copies of arrays that may be spread over the processes, on every process; all of them must call this."""
+
+    def copy(x: Any) -> np.ndarray:
+        spread = isinstance(x, jax.Array) and not x.is_fully_addressable
+        return multihost_utils.process_allgather(x, tiled=True) if spread else np.asarray(x)
+
+    return jax.tree.map(copy, tree)
+
+
+def _give_up(count: int, coordinator: str, process: int, timeout_s: int) -> None:
     print(
-        f"error: {who} waited {timeout_s} s for all of {processes or 'the'} processes to come up{where}; giving up",
+        f"error: process {process} of {count} waited {timeout_s} s for JAX's coordination service at {coordinator}",
         file=sys.stderr,
         flush=True,
     )

@@ -91,6 +91,10 @@ def fit_config(experiment: Experiment) -> FitConfig:
         evaluate_every=train.evaluate_every,
         checkpoint_every=train.checkpoint_every,
         keep_last=train.keep_last,
+        keep_every=train.keep_every,
+        keep_best=train.keep_best,
+        max_skips=train.max_skips,
+        stall_s=train.stall_s,
         mesh=experiment.mesh,
     )
 

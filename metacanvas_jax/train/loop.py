@@ -1,9 +1,10 @@
 """The training loop: one straight line from an initial state, or the newest checkpoint, to the last step."""
 
 import collections
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,25 @@ import flax.linen as nn
 import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key
+from safetensors.numpy import save as safetensors_bytes
 from tqdm import tqdm
 
+from metacanvas_jax import files
 from metacanvas_jax.ckpt.store import Store, check_same, describe
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import Preempted, UserError
+from metacanvas_jax.parallel.distributed import barrier, client
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh, put_batch
 from metacanvas_jax.parallel.rules import RULES, placed, shardings
 from metacanvas_jax.parallel.rules import Rules as ShardingRules
+from metacanvas_jax.parallel.watch import WAITS, Watch
 from metacanvas_jax.train.contexts import Enrich
-from metacanvas_jax.train.metrics import Meter, Writer, model_flops_utilisation, peak_flops
+from metacanvas_jax.train.metrics import Meter, Writer, model_flops_utilisation, peak_flops, read_metrics
 from metacanvas_jax.train.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from metacanvas_jax.train.partition import Rules, flat, nested, partition
+from metacanvas_jax.train.preemption import Interrupted, Preemption
+from metacanvas_jax.train.spikes import Spikes
 from metacanvas_jax.train.state import TrainState, abstract_state, cast, new_state
 from metacanvas_jax.train.step import Loss, Prepare, make_step
 from metacanvas_jax.types import Params
@@ -45,9 +53,10 @@ class Job:
     ``init(key)`` makes all parameters as Linen does (with their logical axes) and is traced, never run as it stands.
     ``load(abstract)`` gets all parameters as shapes with shardings and returns those it has weights for, instead of
     their random start; ``frozen`` says where frozen weights came from and their hash. ``batches()`` opens the stream of
-    batches from its beginning; arrays have the samples of this process along the first axis. ``config`` is everything
-    else that a resumed run must agree on (nested, JSON-able). ``enrich`` adds to a batch on the
-    host, and may read the frozen parameters. ``flops_per_step`` counts the model's operations.
+    batches from its beginning; arrays have the samples of this process along the first axis. Where the iterator's state
+    is the same in all processes, a run may be continued by another number of them. ``config`` is everything else that a
+    resumed run must agree on (nested, JSON-able). ``enrich`` adds to a batch on the host, and may read the frozen
+    parameters. ``flops_per_step`` counts the model's operations.
     """
 
     init: Callable[[Key[Array, ""]], Params]
@@ -65,7 +74,14 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class FitConfig:
-    """How long, how often, and on which mesh; 0 turns a period off. A checkpoint is always made at the end."""
+    """How long, how often, and on which mesh; 0 turns a period off. A checkpoint is always made at the end.
+
+    Kept are the ``keep_last`` newest checkpoints, those at multiples of ``keep_every`` and, of those made when the
+    training is scored, the ``keep_best`` with the highest ``best``. ``max_skips`` batches of a run may be skipped
+    because their loss or gradient is not finite; ``spike`` is the number of standard deviations from which a loss is
+    reported (`Spikes`). An activity of more than ``stall_s`` seconds is reported, and after ``barrier_s`` seconds it is
+    an error if processes have not come to the start or the end of the training.
+    """
 
     steps: int
     seed: int = 0
@@ -79,12 +95,21 @@ class FitConfig:
     checkpoint_every: int = 1000
     keep_last: int = 3
     keep_every: int | None = None
+    keep_best: int = 0
+    best: str = "score"
+    max_skips: int = 0
+    spike: float = 10.0
+    stall_s: float = 300.0
+    barrier_s: int = 1800
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self):
         for name in ("log_every", "preview_every", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise UserError(f"fit.{name} is {getattr(self, name)}, expected a number of steps, or 0 for never")
+        for name in ("keep_best", "max_skips", "spike", "stall_s"):
+            if getattr(self, name) < 0:
+                raise UserError(f"fit.{name} is {getattr(self, name)}, expected 0 or more")
         if self.steps < 1 or self.accumulate < 1:
             raise UserError(f"fit.steps is {self.steps} and fit.accumulate {self.accumulate}, expected at least 1")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
@@ -105,131 +130,212 @@ def fit(
 ) -> tuple[TrainState, Params]:
     """Trains to ``config.steps`` and returns the final state and the frozen parameters.
 
-    ``workdir`` gets ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``. If it holds complete checkpoints the
-    newest one is continued, bit for bit as if nothing had happened. ``peak`` is the FLOP/s of one device for MFU, where
-    the table does not know it; ``devices`` are those of the mesh, all by default.
+    ``workdir`` (local, or ``gs://`` and the like) gets ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``. If it
+    holds complete checkpoints the newest one is continued, bit for bit as if nothing had happened. ``peak`` is the
+    FLOP/s of one device for MFU, where the table does not know it; ``devices`` are those of the mesh, all by default.
 
     Raises:
-        NonFiniteError: loss or gradient were not finite; ``nonfinite/`` then holds the state before that step and the
-            position of its batch, so that one step from it repeats the failure.
-        UserError: a checkpoint of another config, rules or weights that do not fit the model, or data that ended.
+        NonFiniteError: loss or gradient were not finite, and no more batches may be skipped; ``nonfinite/`` then holds
+            the state before that step, its batch and the batch's position, so that a step from there repeats it.
+        Preempted: the run was asked to stop, and everything is saved.
+        UserError: a checkpoint of another config, rules or weights that do not fit the model, data that ended, a
+            ``workdir`` that cannot be written, or processes that did not come.
     """
-    workdir = Path(workdir)
-    mesh = make_mesh(config.mesh, devices)
-    optimizer = make_optimizer(job.optimizer)
-    init_key, key = jax.random.split(jax.random.key(config.seed))
-    meta = describe(_fingerprint(job, config), job.frozen)
-    chief = jax.process_index() == 0
+    with Watch(client(), config.stall_s) as watch, Preemption() as preemption:
+        workdir = files.folder(workdir)
+        mesh = make_mesh(config.mesh, devices)
+        optimizer = make_optimizer(job.optimizer)
+        init_key, key = jax.random.split(jax.random.key(config.seed))
+        meta = describe(_fingerprint(job, config), job.frozen)
 
-    # What there is to train, where it lives, and from where it goes on
-    boxed = jax.eval_shape(job.init, init_key)
-    abstract = placed(boxed, shardings(boxed, mesh, rules))
-    abstract_trainable, abstract_frozen = partition(abstract, job.rules)
-    target = abstract_state(abstract_trainable, optimizer, mesh, ema=config.ema_decay is not None)
-    layout = jax.tree.map(lambda x: x.sharding, target)
-    batches = job.batches()
-    store = Store(workdir / "checkpoints", keep_last=config.keep_last, keep_every=config.keep_every)
-    resuming = bool(store.steps())
-    if resuming:
-        check_same(store.meta(), meta, str(store.folder))  # before any weights are read
-    loaded = {} if job.load is None else _loaded(job.load(abstract), abstract)
-    frozen = _cast(_start(job, init_key, abstract_frozen, loaded), config.frozen_dtype)
-    if resuming:
-        state = store.restore(target, batches, meta)
-    else:
-        trainable = _start(job, init_key, abstract_trainable, loaded)
-        ema = config.ema_decay is not None
-        state = jax.jit(lambda params: new_state(params, optimizer, ema=ema), out_shardings=layout)(trainable)
-        del trainable
-    del loaded
-    done = int(state.step)
+        # What there is to train, where it lives, and from where it goes on
+        watch.at(0, "loads")
+        boxed = jax.eval_shape(job.init, init_key)
+        abstract = placed(boxed, shardings(boxed, mesh, rules))
+        abstract_trainable, abstract_frozen = partition(abstract, job.rules)
+        target = abstract_state(abstract_trainable, optimizer, mesh, ema=config.ema_decay is not None)
+        layout = jax.tree.map(lambda x: x.sharding, target)
+        batches = job.batches()
+        at = workdir / "checkpoints"
+        store = Store(at, keep_last=config.keep_last, keep_every=config.keep_every, keep_best=config.keep_best)
+        saved = store.meta() if store.steps() else None
+        if saved is not None:
+            check_same(saved, meta, str(store.folder))  # before any weights are read
+        loaded = {} if job.load is None else _loaded(job.load(abstract), abstract)
+        frozen = _cast(_start(job, init_key, abstract_frozen, loaded), config.frozen_dtype)
+        if saved is not None:
+            state = store.restore(target, batches, meta)
+        else:
+            trainable = _start(job, init_key, abstract_trainable, loaded)
+            ema = config.ema_decay is not None
+            state = jax.jit(lambda params: new_state(params, optimizer, ema=ema), out_shardings=layout)(trainable)
+            del trainable
+        del loaded
+        done, skips = int(state.step), int(state.skipped)
+        spikes = Spikes(config.spike, () if saved is None else saved["recent_losses"])
 
-    step = make_step(
-        job.prepare,
-        job.loss,
-        optimizer,
-        accumulate=config.accumulate,
-        ema_decay=config.ema_decay,
-        ema_warmup=config.ema_warmup,
-        state_shardings=layout,
-    )
-    rate_of = jax.jit(lambda n: learning_rate(job.optimizer, n))
-    peak = peak_flops(mesh.devices.flat[0]) if peak is None else peak
-    meter, samples = Meter(), 0
-    in_flight: collections.deque[tuple[int, dict[str, Array], dict[str, Any]]] = collections.deque()
+        step = make_step(
+            job.prepare,
+            job.loss,
+            optimizer,
+            accumulate=config.accumulate,
+            ema_decay=config.ema_decay,
+            ema_warmup=config.ema_warmup,
+            max_skips=config.max_skips,
+            state_shardings=layout,
+        )
+        rate_of = jax.jit(lambda n: learning_rate(job.optimizer, n))
+        peak = peak_flops(mesh.devices.flat[0]) if peak is None else peak
+        meter, samples = Meter(), 0
+        in_flight: collections.deque[tuple[int, dict[str, Array], dict[str, Any], Any]] = collections.deque()
 
-    def settle(ahead: int) -> None:
-        """Waits until the device is at most ``ahead`` steps behind; logs what has come in, stops if not finite."""
-        while len(in_flight) > ahead:
-            now, metrics, position = in_flight.popleft()
-            if float(metrics["finite"]) == 0.0:
-                batches.set_state(position)
-                with Store(workdir / "nonfinite", keep_last=1) as inspect:
-                    inspect.save(state.replace(finite=jnp.ones_like(state.finite)), batches, meta)
-                raise NonFiniteError(
-                    f"step {now}: loss {float(metrics['loss'])}, gradient norm {float(metrics['grad_norm'])}; "
-                    f"the state before it and its batch's position are in {workdir / 'nonfinite' / str(now - 1)}"
-                )
-            meter.tick()
-            bar.set_description("training", refresh=False)
-            bar.update()
-            if _due(now, config.log_every, config.steps):
-                scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                speed = meter.read()
-                if speed is not None:
-                    scalars |= {"steps_per_second": speed, "samples_per_second": speed * samples}
-                    if job.flops_per_step is not None and peak is not None:
-                        scalars["mfu"] = model_flops_utilisation(job.flops_per_step, 1 / speed, peak, mesh.size)
-                log(now, scalars | {"learning_rate": float(rate_of(now - 1))})
-                bar.set_postfix({name: f"{scalars[name]:.4g}" for name in SHOWN if name in scalars}, refresh=False)
+        def settle(ahead: int) -> None:
+            """Waits until the device is at most ``ahead`` steps behind; logs what has come in, stops if not finite."""
+            nonlocal skips
+            while len(in_flight) > ahead:
+                now, metrics, position, batch = in_flight.popleft()
+                watch.at(now, WAITS)
+                loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+                if float(metrics["finite"]) == 0.0:
+                    raise NonFiniteError(
+                        f"step {now}: loss {loss}, gradient norm {norm}, after {skips} batches skipped "
+                        f"(max_skips {config.max_skips}); {keep(now - 1, position, batch)}"
+                    )
+                if float(metrics["skipped"]) > skips:
+                    skips += 1
+                    note(f"step {now}: loss {loss}, gradient norm {norm}: batch skipped, {skips} of {config.max_skips}")
+                    log(now, {"loss": loss, "grad_norm": norm, "skipped": skips})
+                elif (usual := spikes.usual(loss)) is not None:
+                    note(f"step {now}: loss {loss:.4g}, far above the usual {usual:.4g}; gradient norm {norm:.4g}")
+                    log(now, {"spike": loss, "spike_above": usual, "spike_grad_norm": norm})
+                meter.tick()
+                bar.set_description("training", refresh=False)
+                bar.update()
+                if _due(now, config.log_every, config.steps):
+                    scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                    speed = meter.read()
+                    if speed is not None:
+                        scalars |= {"steps_per_second": speed, "samples_per_second": speed * samples}
+                        if job.flops_per_step is not None and peak is not None:
+                            scalars["mfu"] = model_flops_utilisation(job.flops_per_step, 1 / speed, peak, mesh.size)
+                    log(now, scalars | {"learning_rate": float(rate_of(now - 1 - skips))})
+                    bar.set_postfix({name: f"{scalars[name]:.4g}" for name in SHOWN if name in scalars}, refresh=False)
 
-    def log(now: int, scalars: Mapping[str, float] | None) -> None:
-        if writer is not None and scalars:
-            writer.write(now, dict(scalars))
+        def keep(before: int, position: dict[str, Any], batch: Any) -> str:
+            """Saves the state before a failure and the batch of this process; says where."""
+            folder = workdir / "nonfinite"
+            batches.set_state(position)
+            with Store(folder, keep_last=1) as inspect:
+                healthy = state.replace(finite=jnp.ones_like(state.finite))
+                inspect.save(healthy, batches, meta | {"recent_losses": spikes.recent, "owed": False})
+            leaves, _ = jax.tree_util.tree_flatten_with_path(batch)
+            arrays = {jax.tree_util.keystr(path): np.asarray(leaf, order="C") for path, leaf in leaves}
+            name = f"batch_of_step_{before + 1}_process_{jax.process_index()}.safetensors"
+            files.write(folder / name, safetensors_bytes(arrays))
+            return f"the state before it and its batch's position are in {folder / str(before)}, the batch in {name}"
 
-    writer = Writer(workdir, done) if chief else None
-    bar = tqdm(total=config.steps, initial=done, unit="step", file=sys.stderr, disable=not (progress and chief))
-    bar.set_description("compiling")
-    try:
-        with on_mesh(mesh, rules):
+        def note(text: str) -> None:
+            if chief:
+                tqdm.write(text, file=sys.stderr)
+
+        def log(now: int, scalars: Mapping[str, float] | None) -> None:
+            if writer is not None and scalars:
+                writer.write(now, dict(scalars))
+
+        def show(now: int, evaluating: bool, previewing: bool) -> float | None:
+            """Runs the hooks, logs what they say all at once, and returns the score."""
+            rows = []
+            with meter.paused():
+                if evaluating and evaluate is not None:
+                    watch.at(now, "evaluates")
+                    rows.append(evaluate(state, frozen, now))
+                if previewing and preview is not None:
+                    watch.at(now, "draws previews")
+                    rows.append(preview(state, frozen, now))
+            for row in rows:
+                log(now, row)
+            return next((row[config.best] for row in rows if row and config.best in row), None)
+
+        def save(owed: bool = False, score: float | None = None) -> None:
+            """First the records, then the checkpoint: a checkpoint is never ahead of its metrics."""
+            watch.at(int(state.step), "saves a checkpoint")
+            if writer is not None:
+                writer.flush()
+            store.save(state, batches, meta | {"recent_losses": spikes.recent, "owed": owed}, score=score)
+
+        chief = jax.process_index() == 0
+        writer = Writer(workdir, done) if chief else None
+        bar = tqdm(total=config.steps, initial=done, unit="step", file=sys.stderr, disable=not (progress and chief))
+        bar.set_description("compiling")
+        barrier("start of the training", config.barrier_s)
+        with _closing(store, bar, writer), on_mesh(mesh, rules):
+            if saved is not None and saved["owed"]:  # stopped before the hooks of its last step were done
+                scored = any(row["step"] == done and config.best in row for row in read_metrics(workdir))
+                evaluating = _due(done, config.evaluate_every, config.steps) and not scored
+                show(done, evaluating, _due(done, config.preview_every, config.steps))
             for now in range(done + 1, config.steps + 1):
+                watch.at(now, "reads a batch")
                 position = batches.get_state()
                 batch = _next(batches, now, config.steps)
-                if job.enrich is not None:
-                    batch = job.enrich(frozen, batch, mesh, rules)
+                fed = batch if job.enrich is None else job.enrich(frozen, batch, mesh, rules)
                 samples = jax.tree.leaves(batch)[0].shape[0] * jax.process_count()
-                state, metrics = step(state, frozen, put_batch(batch, mesh, rules), key)
-                in_flight.append((now, metrics, position))
+                watch.at(now, "starts the step")
+                state, metrics = step(state, frozen, put_batch(fed, mesh, rules), key)
+                in_flight.append((now, metrics, position, batch))
+                preemption.begin()
                 settle(AHEAD)
+                store.check()
 
+                leaving = preemption.reached(now)
                 evaluating = _due(now, config.evaluate_every, config.steps)
                 previewing = _due(now, config.preview_every, config.steps)
                 saving = now == config.steps or _due(now, config.checkpoint_every)
-                if not (evaluating or previewing or saving):
+                saving |= evaluating and config.keep_best > 0
+                if not (leaving or evaluating or previewing or saving):
                     continue
                 settle(0)
-                with meter.paused():
-                    if evaluating and evaluate is not None:
-                        log(now, evaluate(state, frozen, now))
-                    if previewing and preview is not None:
-                        log(now, preview(state, frozen, now))
-                    if saving:
-                        # First the records, then the checkpoint: a checkpoint is never ahead of its metrics.
-                        if writer is not None:
-                            writer.flush()
-                        store.save(state, batches, meta)
-        store.wait()
-    finally:
-        bar.close()
-        if writer is not None:
-            writer.close()
-        store.close()
+                score, owed = None, leaving and (evaluating or previewing)
+                if not leaving and (evaluating or previewing):
+                    try:
+                        with preemption.interrupting():
+                            score = show(now, evaluating, previewing)
+                    except Interrupted:
+                        leaving = owed = True
+                if saving or leaving:
+                    with meter.paused():
+                        save(owed, score)
+                if leaving:
+                    store.wait()
+                    raise Preempted(f"asked to stop; the checkpoint of step {now} is complete in {store.folder}")
+            watch.at(config.steps, "waits for the last checkpoint")
+            store.wait()
+        barrier("end of the training", config.barrier_s)
     return state, frozen
+
+
+@contextlib.contextmanager
+def _closing(store: Store, bar: tqdm, writer: Writer | None) -> Iterator[None]:
+    """Closes all three. After an error, another error of the closing would only hide it."""
+    try:
+        yield
+    except BaseException as error:
+        bar.close()
+        with contextlib.suppress(UserError):
+            if writer is not None:
+                writer.close()
+        with contextlib.suppress(UserError):
+            if client() is None or isinstance(error, Preempted):  # else it may wait for a process that is gone
+                store.close()
+        raise
+    bar.close()
+    if writer is not None:
+        writer.close()
+    store.close()
 
 
 def check_workdir(job: Job, config: FitConfig, workdir: str | Path) -> None:
     """Raises UserError if ``workdir`` holds checkpoints of another config, before anything is written there."""
-    folder = Path(workdir) / "checkpoints"
+    folder = files.folder(workdir) / "checkpoints"
     if folder.exists():
         with Store(folder, writable=False) as store:
             if store.steps():

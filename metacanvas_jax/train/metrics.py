@@ -1,9 +1,11 @@
 """Numbers of a training on their way out: JSON lines, TensorBoard, throughput and model FLOP utilisation."""
 
 import contextlib
+import io
 import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+from metacanvas_jax import files
 
 # Dense bfloat16 FLOP/s per JAX device, from the vendors' data sheets. A 7x chip (2307e12) is two JAX devices.
 PEAK_FLOPS = {
@@ -97,51 +103,76 @@ class Writer:
 
     ``resume`` is the step that training goes on from: what an earlier process logged beyond it is dropped first, so
     that the file reads as one uninterrupted run. Values that are not finite become null, as JSON has no word for them.
+    In an object store, where nothing can be appended, both files are written anew at every ``flush``.
+
+    Raises UserError, from any method, when they cannot be written.
     """
 
     def __init__(self, folder: str | os.PathLike, resume: int = 0):
-        self.path = Path(folder) / "metrics.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        truncate(self.path, resume)
-        self._file = self.path.open("a")
-        self._board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=resume + 1)
+        folder = files.folder(folder)
+        self.path = folder / "metrics.jsonl"
+        self._local = files.is_local(folder)
+        with files.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            truncate(self.path, resume)
+            self._board_folder = board = folder / "tensorboard"
+            if not self._local:
+                self._near = tempfile.TemporaryDirectory()
+                board = Path(self._near.name)
+            board.mkdir(exist_ok=True)
+            # Its SummaryWriter writes from a thread, where an error is lost and the next call hangs.
+            self._board = EventsWriter(str(board / "events"), f".{resume}")
+            self._event(resume + 1, session_log=SessionLog(status=SessionLog.START))  # hides what came after ``resume``
+            if self._local:
+                self._file = self.path.open("a")
+            else:
+                self._file = io.StringIO(self.path.read_text() if self.path.exists() else "")
+                self._file.seek(0, io.SEEK_END)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """One record; buffered until ``flush``."""
         record = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self._file.write(json.dumps({"step": step} | record) + "\n")
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        with files.writing(self.path):
+            self._file.write(json.dumps({"step": step} | record) + "\n")
+            for name, value in scalars.items():
+                self._event(step, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)]))
 
     def flush(self) -> None:
         """Everything written so far survives the process, and the machine."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._board.flush()
+        with files.writing(self.path):
+            self._board.flush()
+            if self._local:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                return
+            self._board_folder.mkdir(parents=True, exist_ok=True)
+            for path in Path(self._near.name).iterdir():
+                files.write(self._board_folder / path.name, path.read_bytes())
+            files.write(self.path, self._file.getvalue())
 
     def close(self) -> None:
         """Flushes and closes both."""
         self.flush()
-        self._file.close()
-        self._board.close()
+        with files.writing(self.path):
+            self._file.close()
+            self._board.close()
+        if not self._local:
+            self._near.cleanup()
+
+    def _event(self, step: int, **fields: Any) -> None:
+        self._board.write_event(Event(step=step, wall_time=time.time(), **fields))
 
 
 def truncate(path: Path, step: int) -> None:
     """Drops the records beyond ``step``, and a torn last line, by writing the file anew and renaming it."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
-        file.writelines(line + "\n" for line in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    if path.exists():
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+        files.write(path, "".join(line + "\n" for line in kept))
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, float]]:
     """The records of a run's ``metrics.jsonl``; a line torn by a kill is left out."""
-    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    lines = (files.folder(folder) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
 
 

@@ -16,9 +16,9 @@ from metacanvas_jax.types import Params
 class TrainState:
     """Step, trainable parameters (float32), optimizer state and, optionally, their moving average.
 
-    ``step`` counts the updates made. ``finite`` turns False at the first step whose loss or gradient is not finite;
-    that step and all later ones then leave the state as it is, so that the host may notice late and still find the
-    state in which it happened.
+    ``step`` counts the batches used. A step whose loss or gradient is not finite updates nothing but ``step`` and
+    ``skipped``. Once more of them come than may be skipped, ``finite`` turns False: that step and all later ones then
+    leave the state as it is, so that the host may notice late and still find the state in which it happened.
     """
 
     step: Int[Array, ""]
@@ -26,6 +26,7 @@ class TrainState:
     opt_state: Any
     ema: Params | None
     finite: Bool[Array, ""]
+    skipped: Int[Array, ""]
 
 
 def new_state(params: Params, optimizer: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
@@ -37,6 +38,7 @@ def new_state(params: Params, optimizer: optax.GradientTransformation, *, ema: b
         opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, params) if ema else None,
         finite=jnp.ones((), jnp.bool_),
+        skipped=jnp.zeros((), jnp.int32),
     )
 
 
@@ -85,6 +87,7 @@ def abstract_state(
         opt_state=opt_state,
         ema=masters if ema else None,
         finite=_struct(state.finite, everywhere),
+        skipped=_struct(state.skipped, everywhere),
     )
 
 

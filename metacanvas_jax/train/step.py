@@ -31,6 +31,7 @@ def make_step(
     accumulate: int = 1,
     ema_decay: float | None = None,
     ema_warmup: bool = True,
+    max_skips: int = 0,
     state_shardings: TrainState | None = None,
 ) -> Step:
     """A jitted ``step(state, frozen, batch, key) -> (state, metrics)``; the state is donated.
@@ -41,8 +42,9 @@ def make_step(
     memory.
 
     The metrics are those of ``loss`` and besides ``loss``, ``grad_norm`` (before clipping), ``param_norm`` (after the
-    update) and ``finite`` (1 or 0). If loss or gradient norm is not finite the old state is returned with ``finite``
-    False, and it never changes again.
+    update), ``finite`` (1 or 0) and ``skipped``. If loss or gradient norm is not finite, the batch is skipped: nothing
+    but ``step`` and ``skipped`` changes. After ``max_skips`` of them the old state is returned with ``finite`` False
+    instead, and it never changes again.
 
     Raises:
         UserError: (when traced) the batch does not divide into ``accumulate`` parts.
@@ -74,21 +76,25 @@ def make_step(
         grads, metrics = averaged(state.params, frozen, batch, step_key(key, state.step))
         with jax.named_scope("optimizer"):
             norm = global_norm(grads)
-        finite = state.finite & jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        healthy = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        finite = state.finite & (healthy | (state.skipped < max_skips))
 
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         with jax.named_scope("ema"):
             ema = None if ema_decay is None else update_ema(state.ema, params, state.step, ema_decay, ema_warmup)
-        new = TrainState(state.step + 1, params, opt_state, ema, finite)
+        new = TrainState(state.step + 1, params, opt_state, ema, finite, state.skipped)
 
         with jax.named_scope("optimizer"):
-            new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state.replace(finite=finite))
+            skipping = state.replace(step=state.step + 1, skipped=state.skipped + 1)
+            new = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), new, skipping)
+            new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state).replace(finite=finite)
         metrics = metrics | {
             "grad_norm": norm,
             "param_norm": global_norm(new.params),
             "finite": finite.astype(jnp.float32),
+            "skipped": new.skipped.astype(jnp.float32),
         }
         return new, metrics
 

@@ -1,0 +1,179 @@
+"""A training that things happen to. A program, and what runs it.
+
+``python faults_support.py FOLDER OPTIONS`` (JSON) trains `train_support`'s network on a mixture of two buckets, one of
+them of two sources, and prints a line per step and the checksums of what came out. The options say what goes wrong.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import train_support as support
+
+from metacanvas_jax.ckpt.hashes import checksums
+from metacanvas_jax.data.mixture import Mixture, Source, Stream
+from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
+from metacanvas_jax.data.samples import Sample
+from metacanvas_jax.errors import Preempted, UserError
+from metacanvas_jax.parallel.distributed import together
+from metacanvas_jax.parallel.mesh import MeshConfig
+from metacanvas_jax.train.loop import FitConfig, fit
+
+ROOT = Path(__file__).parents[1]
+CONFIG = FitConfig(steps=12, accumulate=2, ema_decay=0.9, log_every=1, checkpoint_every=3, barrier_s=60)
+TIMING = {"steps_per_second", "samples_per_second"}
+
+
+class Numbered:
+    """A source of samples that differ in their number."""
+
+    def __init__(self, count, name):
+        self.count, self.name = count, name
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return Sample(f"{self.name} {index}", np.full((1, 1, 1, 3), index % 256, np.uint8))
+
+
+def example(sample, rng):
+    """A sample's features; noise and a dropped caption depend on its place in the stream."""
+    x = np.concatenate([sample.target.ravel() / 256, [len(sample.prompt)], rng.normal(size=support.WIDTH - 4)])
+    return x.astype(np.float32)
+
+
+def collate(examples):
+    x = np.stack(examples)
+    return {"x": x, "y": np.sin(2 * x[:, :1])}
+
+
+class Faulty:
+    """A stream of batches that fails, or is asked to stop, at a step."""
+
+    def __init__(self, stream, options):
+        self.stream, self.options = stream, options
+        self.get_state, self.set_state = stream.get_state, stream.set_state
+
+    def __next__(self):
+        step = self.stream.get_state()["step"] + 1
+        here = self.options.get("on", jax.process_index()) == jax.process_index()
+        if here and step == self.options.get("corrupt"):
+            raise UserError(f"record of step {step} is corrupt")
+        if here and step == self.options.get("bug"):
+            raise KeyError(f"bug at step {step}")
+        if here and step == self.options.get("sigterm"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        if here and step == self.options.get("kill"):
+            threading.Timer(self.options["delay"], os.kill, (os.getpid(), signal.SIGKILL)).start()
+        batch = next(self.stream)
+        if here and step == self.options.get("nan"):
+            batch["x"][0] = np.nan
+        return batch
+
+
+def job(options):
+    def batches():
+        config = PipelineConfig(16, seed=5, caption_dropout=0.3)
+        place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        sources = [Source(Numbered(50, "first"), 2.0), Source(Numbered(30, "another"))]
+        buckets = [
+            Stream("two", pipeline(sources, config, collate, format=example, **place), 3.0),
+            Stream("one", pipeline([Source(Numbered(40, "third one"))], config, collate, format=example, **place)),
+        ]
+        return Faulty(Mixture(buckets, seed=9), options)
+
+    return support.job(batches=batches)
+
+
+def kill_at_event(folder, number):
+    """kill -9 at the given one of the process's openings, makings, renamings and deletions under a folder."""
+    events = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir")
+    seen = [0]
+
+    def watch(event, arguments):
+        if event in events and any(str(folder) in str(argument) for argument in arguments):
+            seen[0] += 1
+            if seen[0] == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    return seen
+
+
+def config(options):
+    names = {field.name for field in dataclasses.fields(FitConfig)}
+    changes = {name: value for name, value in options.items() if name in names and name != "mesh"}
+    return dataclasses.replace(CONFIG, mesh=MeshConfig(**options.get("mesh", {})), **changes)
+
+
+def main(folder, options):
+    group = [options.get(name) for name in ("processes", "coordinator", "process")]
+    seen = kill_at_event(folder / "checkpoints", options["event"]) if "event" in options else [0]
+    with together(*group, timeout_s=options.get("timeout_s", 100)):
+        state, _ = fit(job(options), config(options), folder, progress=False)
+        print("final", json.dumps(checksums(state)), flush=True)
+        print("events", seen[0], flush=True)
+
+
+def start(folder, devices=1, **options):
+    """The program as a process with that many virtual devices; its standard error lies in its standard output."""
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(Path(folder).parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    command = [sys.executable, __file__, str(folder), json.dumps(options)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+def run(folder, devices=1, timeout=600, **options):
+    """Runs it to its end; returns exit code and output."""
+    with start(folder, devices, **options) as child:
+        output = child.communicate(timeout=timeout)[0]
+    return child.returncode, output
+
+
+def run_together(folder, count, devices=1, timeout=600, **options):
+    """Runs it as several processes; returns their exit codes and outputs."""
+    with socket.create_server(("", 0)) as server:
+        coordinator = f"localhost:{server.getsockname()[1]}"
+    children = [
+        start(folder, devices, processes=count, coordinator=coordinator, process=process, **options)
+        for process in range(count)
+    ]
+    outputs = [child.communicate(timeout=timeout)[0] for child in children]
+    return [child.returncode for child in children], outputs
+
+
+def final(output):
+    """The checksums that the program printed."""
+    lines = [line for line in output.splitlines() if line.startswith("final ")]
+    assert lines, output
+    return json.loads(lines[-1].removeprefix("final "))
+
+
+def rows(folder):
+    """The run's records without their timing."""
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMING} for row in lines]
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    except Preempted as stop:
+        print(stop, flush=True)
+        sys.exit(75)
