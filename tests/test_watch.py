@@ -72,7 +72,7 @@ def test_process_that_keeps_the_others_waiting_is_named(four):
 
 def test_process_that_is_not_heard_of_ends_all_with_one_message(four):
     watches, clock = four
-    for each in watches:
+    for each in reversed(watches):
         each._exchange()
     clock["now"] += 3
     for each in (watches[1], watches[3], watches[0]):

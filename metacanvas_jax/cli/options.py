@@ -45,7 +45,7 @@ def load_config(spec: str, overrides: list[str]) -> ConfigDict:
         values(argv)
     except UserError:
         raise
-    except (flags.Error, ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # a config file is a program, which may raise anything
         lines = str(error.args[0] if error.args else error).strip().splitlines()
         # An error inside the file comes as a whole traceback, whose last line says what is wrong.
         text = lines[-1].partition(": ")[2] if "Traceback (most recent call last):" in lines else lines[0]

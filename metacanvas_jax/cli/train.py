@@ -12,7 +12,9 @@ EXAMPLE = "metacanvas train --config configs/miniature.py:canvas --workdir runs/
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     options.add_config(parser)
-    parser.add_argument("--workdir", type=files.folder, help="folder of the run, continued if it holds one (runs/NAME)")
+    parser.add_argument(
+        "--workdir", help="folder of the run, or gs://BUCKET/PATH; continued if it holds one (runs/NAME)"
+    )
     group = parser.add_argument_group("several processes")
     group.add_argument("--processes", type=int, help="how many to insist on; enough where the cluster tells the rest")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
@@ -26,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     from metacanvas_jax.parallel.distributed import together
 
     config = options.load_config(arguments.config, arguments.overrides)
-    workdir = arguments.workdir or Path("runs") / config.name
+    workdir = files.folder(arguments.workdir or Path("runs") / config.name)
     with together(arguments.processes, arguments.coordinator, arguments.process, arguments.timeout):
         runs.train(config, workdir)
     print(workdir)

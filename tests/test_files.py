@@ -1,0 +1,149 @@
+"""Files of a run: whole or absent, in a bucket as in a folder, and one line when they cannot be written."""
+
+import dataclasses
+import os
+import resource
+import time
+from pathlib import Path
+
+import fsspec
+import jax
+import pytest
+import train_support as support
+from etils.epath import backend as epath_backend
+from fsspec.implementations.memory import MemoryFileSystem
+
+from metacanvas_jax import files
+from metacanvas_jax.ckpt.store import Store
+from metacanvas_jax.cli.options import read_config, write_config
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.train.loop import FitConfig, fit
+from metacanvas_jax.train.metrics import Writer, read_metrics
+
+pytestmark = pytest.mark.faults
+
+
+class Bucket(MemoryFileSystem):
+    """What fsspec would open for ``gs://``, in memory."""
+
+    protocol = ("gs", "gcs")
+
+    def __init__(self, *args, finalize_on_close=False, **kwargs):
+        super().__init__(*args, **kwargs)
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("gs:/").removeprefix("gcs:/"))
+
+
+@pytest.fixture
+def bucket():
+    """A folder in a bucket of its own."""
+    for name in ("gs", "gcs"):
+        fsspec.register_implementation(name, Bucket, clobber=True)
+    epath_backend.fsspec_backend._get_filesystem.cache_clear()
+    Bucket.store.clear()
+    return files.folder("gs://bucket/run")
+
+
+def test_files_in_a_bucket(bucket):
+    assert not files.is_local(bucket)
+    assert str(bucket / "config.json") == "gs://bucket/run/config.json"
+    files.write(bucket / "deep" / "file", b"one")
+    files.write(bucket / "deep" / "file", "two")
+    assert (bucket / "deep" / "file").read_text() == "two"
+
+
+def test_config_and_records_of_a_run_in_a_bucket(bucket):
+    from ml_collections import ConfigDict
+
+    write_config(ConfigDict({"a": {"b": 1}}), bucket)
+    assert read_config(bucket).a.b == 1
+    writer = Writer(bucket)
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": 1 / step})
+        writer.flush()
+    writer.write(4, {"loss": 0.25})  # never flushed, as by a process that was killed
+    assert [row["step"] for row in read_metrics(bucket)] == [1, 2, 3]
+    again = Writer(bucket, resume=2)
+    again.write(3, {"loss": 7.0})
+    again.close()
+    assert read_metrics(bucket) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 7.0}]
+    assert len(list((bucket / "tensorboard").iterdir())) == 2
+    writer.close()
+
+
+def test_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    files.write(tmp_path / "new" / "file", "old")
+
+    def fail(source, target):
+        assert Path(source).read_text() == "new" and Path(target).read_text() == "old"
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(UserError, match=r"cannot write .*new/file: No space left on device"):
+        files.write(tmp_path / "new" / "file", "new")
+    assert (tmp_path / "new" / "file").read_text() == "old"
+
+
+def test_places_that_nothing_writes_to_are_named():
+    with pytest.raises(UserError, match="ftpx://host/run: Protocol not known: ftpx"):
+        files.folder("ftpx://host/run")
+
+
+def test_local_paths_stay_those_of_this_machine(tmp_path):
+    assert type(files.folder("runs/x")) is type(Path("runs/x"))
+    assert files.is_local(tmp_path)
+
+
+@pytest.fixture
+def full_disk():
+    """``full_disk(True)``: no file grows beyond 64 bytes, which every library takes as it takes a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(yes):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]) if yes else before)
+
+    yield full
+    full(False)
+
+
+def test_checkpoint_on_a_full_disk_is_one_line_and_leaves_the_older_ones(tmp_path, full_disk, faults):
+    """The next step notices, not the next checkpoint."""
+    steps = []
+
+    def fill(state, frozen, step):
+        steps.append(step)
+        if step == 3:
+            while not (tmp_path / "checkpoints" / "2").exists():
+                time.sleep(0.01)
+            full_disk(True)
+
+    config = FitConfig(steps=4000, log_every=0, checkpoint_every=2, preview_every=1)
+    with pytest.raises(UserError, match=f"checkpoint cannot be written to {tmp_path}/checkpoints: .*") as caught:
+        fit(support.job(), config, tmp_path, preview=fill, progress=False, devices=jax.devices()[:1])
+    assert "\n" not in str(caught.value)
+    with Store(tmp_path / "checkpoints", writable=False) as store:
+        assert store.steps() == [2]
+    assert steps[-1] < 4000, "it did not go on to the end"
+    faults("full disk")
+
+
+def test_records_on_a_full_disk_are_one_line(tmp_path, full_disk, faults):
+    writer = Writer(tmp_path)
+    full_disk(True)
+    with pytest.raises(UserError, match=f"cannot write {tmp_path}/metrics.jsonl: File too large"):
+        for step in range(1000):
+            writer.write(step, {"loss": 1.0})
+    full_disk(False)
+    writer.close()
+    faults("full disk")
+
+
+def test_place_that_cannot_be_written_is_one_line_before_anything_is_trained(tmp_path, faults):
+    (tmp_path / "file").write_text("")
+    job = dataclasses.replace(support.job(), loss=lambda *_: pytest.fail("training began"))
+    for place, reason in ((tmp_path / "file" / "run", "Not a directory"), (Path("/proc/run"), "No such file")):
+        with pytest.raises(UserError, match=rf"checkpoint cannot be written to {place}/checkpoints: .*{reason}"):
+            fit(job, FitConfig(steps=2), place, progress=False, devices=jax.devices()[:1])
+        faults("place that cannot be written")
