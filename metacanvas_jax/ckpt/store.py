@@ -76,7 +76,7 @@ class Store:
         if keep_every is not None:
             keep.append(managers.EveryNSteps(keep_every))
         if keep_best:
-            keep.append(managers.BestN(_score, n=keep_best, keep_checkpoints_without_metrics=False))
+            keep.append(managers.BestN(get_metric_fn=_score, n=keep_best, keep_checkpoints_without_metrics=False))
         self._writable = writable
         with self._writing():
             self._manager = ocp.CheckpointManager(
