@@ -139,7 +139,7 @@ def test_loss_that_is_not_finite_stops_with_a_state_that_repeats_it(tmp_path):
     with pytest.raises(NonFiniteError, match=f"step 4: loss nan, gradient norm nan.* the state before it .* {where}"):
         fit(job, config, tmp_path)
     batch = load_file(tmp_path / "nonfinite" / "batch_of_step_4_process_0.safetensors")
-    assert np.any(np.all(batch["['x']"] == poison, axis=1))
+    assert np.any(np.all(batch["x"] == poison, axis=1))
     # What was saved is the state after three healthy steps, and its next batch is the one that failed.
     harmless = dataclasses.replace(job, loss=support.loss)
     healthy, _ = fit(harmless, dataclasses.replace(config, steps=3), tmp_path / "healthy")

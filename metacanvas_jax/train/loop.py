@@ -18,6 +18,7 @@ from safetensors.numpy import save as safetensors_bytes
 from tqdm import tqdm
 
 from metacanvas_jax import files
+from metacanvas_jax.ckpt.hashes import paths
 from metacanvas_jax.ckpt.store import Store, check_same, describe
 from metacanvas_jax.errors import Preempted, UserError
 from metacanvas_jax.parallel.distributed import barrier, client
@@ -78,9 +79,8 @@ class FitConfig:
 
     Kept are the ``keep_last`` newest checkpoints, those at multiples of ``keep_every`` and, of those made when the
     training is scored, the ``keep_best`` with the highest ``best``. ``max_skips`` batches of a run may be skipped
-    because their loss or gradient is not finite; ``spike`` is the number of standard deviations from which a loss is
-    reported (`Spikes`). An activity of more than ``stall_s`` seconds is reported, and after ``barrier_s`` seconds it is
-    an error if processes have not come to the start or the end of the training.
+    because their loss or gradient is not finite; losses from ``spike`` standard deviations (`Spikes`) and activities of
+    more than ``stall_s`` seconds are reported. Processes wait ``barrier_s`` seconds for each other at start and end.
     """
 
     steps: int
@@ -104,10 +104,8 @@ class FitConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self):
-        for name in ("log_every", "preview_every", "evaluate_every", "checkpoint_every"):
-            if getattr(self, name) < 0:
-                raise UserError(f"fit.{name} is {getattr(self, name)}, expected a number of steps, or 0 for never")
-        for name in ("keep_best", "max_skips", "spike", "stall_s"):
+        periods = ("log_every", "preview_every", "evaluate_every", "checkpoint_every")
+        for name in (*periods, "keep_best", "max_skips", "spike", "stall_s"):
             if getattr(self, name) < 0:
                 raise UserError(f"fit.{name} is {getattr(self, name)}, expected 0 or more")
         if self.steps < 1 or self.accumulate < 1:
@@ -228,8 +226,7 @@ def fit(
             with Store(folder, keep_last=1) as inspect:
                 healthy = state.replace(finite=jnp.ones_like(state.finite))
                 inspect.save(healthy, batches, meta | {"recent_losses": spikes.recent, "owed": False})
-            leaves, _ = jax.tree_util.tree_flatten_with_path(batch)
-            arrays = {jax.tree_util.keystr(path): np.asarray(leaf, order="C") for path, leaf in leaves}
+            arrays = dict(zip(paths(batch), map(np.ascontiguousarray, jax.tree.leaves(batch)), strict=True))
             name = f"batch_of_step_{before + 1}_process_{jax.process_index()}.safetensors"
             files.write(folder / name, safetensors_bytes(arrays))
             return f"the state before it and its batch's position are in {folder / str(before)}, the batch in {name}"
