@@ -60,12 +60,11 @@ def test_any_of_many_shapes_masks_and_sizes_of_logits(n, m, groups, e, size, mas
 
 
 def test_the_bound_decides_head_by_head():
-    q, k = inputs(1, 40, 40, 2, 2, 64)[:2]
-    q = q.at[:, :, 1].multiply(100.0)
-    assert fixed_max_holds(q, k, 64**-0.5).tolist() == [[1, 0]]
-    assert fixed_max_holds(q * jnp.nan, k, 1.0).tolist() == [[0, 0]]
+    q, k = (x.reshape(1, 40, 256) for x in inputs(1, 40, 40, 2, 2, 128)[:2])
+    q = q.at[:, :, 128:].multiply(100.0)
     # One outlier among the keys is enough.
-    assert fixed_max_holds(q[:, :, :1], k[:, :, :1].at[0, 3].multiply(100.0), 64**-0.5).tolist() == [[0]]
+    for keys, expected in ((k, [[1, 0]]), (k * jnp.nan, [[0, 0]]), (k.at[0, 3].multiply(100.0), [[0, 0]])):
+        assert fixed_max_holds(q, keys, (2, 2), 128**-0.5, True).tolist() == expected
 
 
 def test_logits_beyond_the_bound_would_fail_without_the_running_maximum():

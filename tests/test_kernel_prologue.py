@@ -10,7 +10,7 @@ from kernel_support import draw, errors
 from vae_support import FAST_COMPILE
 
 from metacanvas_jax.kernels.prologue import LN2, prepare
-from metacanvas_jax.kernels.prologue_tpu import Prologue, prologue, rotation_tables
+from metacanvas_jax.kernels.prologue_tpu import Prologue, prologue
 
 EPS = 1e-6
 
@@ -46,7 +46,7 @@ def test_values_and_gradients_are_those_of_the_plain_functions(per_head, samples
         times = d // q_gain.shape[0]
         problem = Prologue(per_head, EPS, 128**-0.5 / LN2, True)
         gains = (jnp.tile(q_gain, times)[None], jnp.tile(k_gain, times)[None])
-        return prologue(problem, q, k, *gains, *rotation_tables(cos, sin))
+        return prologue(problem, q, k, *gains, cos, sin)
 
     def plain(q, k, q_gain, k_gain):
         return tuple(x.reshape(b, n, d) for x in prepare(q, k, q_gain, k_gain, cos, sin, EPS))

@@ -24,6 +24,7 @@ from metacanvas_jax.kernels.flash_common import (
     specs,
     visible,
 )
+from metacanvas_jax.kernels.row_products import row_products
 
 
 def backward_pass(
@@ -42,8 +43,7 @@ def backward_pass(
     per_chunk = min(problem.chunk // tiles.block_q, blocks_q)
     chunks = -(-blocks_q // per_chunk)
 
-    products = (dout.astype(jnp.float32) * out.astype(jnp.float32)).reshape(*q.shape[:2], heads, problem.width)
-    delta = jnp.moveaxis(jnp.sum(products, axis=-1), 1, 2)[:, :, None]
+    delta = row_products(dout, out, heads, problem.interpret)
 
     def place(b, h, c, j, i):
         first = jnp.maximum(c * per_chunk + i, first_seeing(problem, tiles, j))

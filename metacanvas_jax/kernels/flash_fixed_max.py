@@ -36,6 +36,7 @@ from metacanvas_jax.kernels.flash_common import (
     visible,
 )
 from metacanvas_jax.kernels.masks import MaskSpec
+from metacanvas_jax.kernels.row_products import row_products
 from metacanvas_jax.kernels.tiles import LANES, Tiles
 
 LIMIT = 80.0  # of base-2 logits: sums stay below 2 ** 97 for 100,000 keys, single weights above 2 ** -80
@@ -92,26 +93,36 @@ def flash_attention(
         vmem=int(tiling.USABLE * tiling.VMEM[generation]),
         interpret=interpret,
     )
-    if bounded is None:
-        bounded = fixed_max_holds(q, k, problem.factor)
     ids = [x.astype(jnp.int32)[:, None] for x in (query_ids, key_ids) if x is not None]
 
     def flat(x: jax.Array) -> jax.Array:  # [b n h e] -> [b n (h e)]: a block of it is the rows of one head
         x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, width - e))) if width != e else x
         return x.reshape(*x.shape[:2], -1)
 
-    out = _flash(problem, flat(q), flat(k), flat(v), bounded.reshape(-1), ids)
+    queries, keys, values = flat(q), flat(k), flat(v)
+    if bounded is None:
+        bounded = fixed_max_holds(queries, keys, (h, g), problem.factor, interpret)
+    out = _flash(problem, queries, keys, values, bounded.reshape(-1), ids)
     return out.reshape(q.shape[0], n, h, width)[..., :e]
 
 
-def fixed_max_holds(q: Float[Array, "b n h e"], k: Float[Array, "b m g e"], factor: float) -> Int[Array, "b h"]:
-    """1 for each head whose base-2 logits are at most ``LIMIT`` by Cauchy-Schwarz: largest ``|q| |k| factor``."""
+def fixed_max_holds(
+    q: Float[Array, "b n d"],
+    k: Float[Array, "b m c"],
+    heads: tuple[int, int],
+    factor: float,
+    interpret: bool | pltpu.InterpretParams = False,
+) -> Int[Array, "b h"]:
+    """1 for each head whose base-2 logits are at most ``LIMIT`` by Cauchy-Schwarz: largest ``|q| |k| factor``.
 
-    def largest(x: jax.Array) -> jax.Array:
-        return jnp.sqrt(jnp.max(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1), axis=1))
+    ``heads`` are those of q and of k.
+    """
+
+    def largest(x: jax.Array, count: int) -> jax.Array:
+        return jnp.sqrt(jnp.max(row_products(x, x, count, interpret), axis=(2, 3)))
 
     q, k = jax.lax.stop_gradient((q, k))
-    bound = largest(q) * jnp.repeat(largest(k), q.shape[2] // k.shape[2], axis=1) * abs(factor)
+    bound = largest(q, heads[0]) * jnp.repeat(largest(k, heads[1]), heads[0] // heads[1], axis=1) * abs(factor)
     return (bound <= LIMIT).astype(jnp.int32)
 
 

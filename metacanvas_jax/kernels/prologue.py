@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metacanvas_jax.kernels.prologue_tpu import Prologue, prologue, rotation_tables
+from metacanvas_jax.kernels.prologue_tpu import Prologue, prologue
 from metacanvas_jax.kernels.tiles import LANES
 from metacanvas_jax.nn.layers import rms_norm
 from metacanvas_jax.nn.rope import rotate
@@ -50,9 +50,9 @@ def prepare(
     def fused(q: jax.Array, k: jax.Array, q_gain: jax.Array, k_gain: jax.Array, cos: jax.Array, sin: jax.Array):
         times = q.shape[-1] // q_gain.shape[0]
         gains = [jnp.tile(gain.astype(jnp.float32), times)[None] for gain in (q_gain, k_gain)]
-        first, second = rotation_tables(cos.astype(jnp.float32), sin.astype(jnp.float32))
+        angles = (cos.astype(jnp.float32), sin.astype(jnp.float32))
         problem = Prologue(per_head=per_head, eps=eps, scale=scale)
-        prepared: list[jax.Array] = list(prologue(problem, q, k, *gains, first, second))
+        prepared: list[jax.Array] = list(prologue(problem, q, k, *gains, *angles))
         return heads(prepared[0]), heads(prepared[1])
 
     inputs = (q, k, q_gain, k_gain, cos, sin)

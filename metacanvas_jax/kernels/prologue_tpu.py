@@ -32,9 +32,10 @@ class Prologue:
     interpret: bool | pltpu.InterpretParams = False
 
 
-def rotation_tables(cos: Float[Array, "s n f"], sin: Float[Array, "s n f"]) -> tuple[jax.Array, jax.Array]:
-    """``[s n 2f]``: ``rotate(x) = x * first + roll(x, f) * second``."""
-    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
+def _tables(cos: Any, sin: Any) -> tuple[jax.Array, jax.Array]:
+    """``[n e]`` of ``[n e/2]``: ``rotate(x) = x * first + roll(x, e/2) * second``."""
+    c, s = cos[...], sin[...]
+    return jnp.concatenate([c, c], axis=-1), jnp.concatenate([-s, s], axis=-1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -44,14 +45,14 @@ def prologue(
     k: Float[Array, "b n d"],
     q_gain: Float[Array, "1 d"],
     k_gain: Float[Array, "1 d"],
-    first: Float[Array, "s n e"],
-    second: Float[Array, "s n e"],
+    cos: Float[Array, "s n f"],
+    sin: Float[Array, "s n f"],
 ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"]]:
-    """q and k normalised, rotated by tables of one sample or of all (``rotation_tables``), and q times ``scale``.
+    """q and k normalised, rotated by the angles of one sample or of all (float32), and q times ``scale``.
 
-    Everything is float32 up to one rounding at the end. Gains are one per channel. Tables get no gradient.
+    Everything is float32 up to one rounding at the end. Gains are one per channel. Angles get no gradient.
     """
-    return _forward(problem, q, k, q_gain, k_gain, first, second)
+    return _forward(problem, q, k, q_gain, k_gain, cos, sin)
 
 
 def _forward_rule(problem: Prologue, *inputs: jax.Array):
@@ -88,7 +89,7 @@ def _roll(problem: Prologue, x: jax.Array) -> jax.Array:
     return pltpu.roll(x, LANES // 2, 1)
 
 
-def _specs(problem: Prologue, q: jax.Array, first: jax.Array) -> tuple[tuple[int, int], int, Any, Any, Any]:
+def _specs(problem: Prologue, q: jax.Array, cos: jax.Array) -> tuple[tuple[int, int], int, Any, Any, Any]:
     samples, n, d = q.shape
     # Two arrays in, two out, two more gradients, all twice, and a float32 copy of each in flight.
     room = tiling.USABLE * tiling.VMEM[tiling.generation_of()]
@@ -96,20 +97,21 @@ def _specs(problem: Prologue, q: jax.Array, first: jax.Array) -> tuple[tuple[int
     rows = max(ROWS, min(MOST_ROWS, rows, -(-n // ROWS) * ROWS))
     own = pl.BlockSpec((None, rows, d), lambda b, i: (b, i, 0))
     gain = pl.BlockSpec((1, d), lambda b, i: (0, 0))
-    shared = first.shape[0] == 1
-    table = pl.BlockSpec((None, rows, LANES), lambda b, i: (0 if shared else b, i, 0))
+    shared = cos.shape[0] == 1
+    table = pl.BlockSpec((None, rows, LANES // 2), lambda b, i: (0 if shared else b, i, 0))
     return (samples, -(-n // rows)), rows, own, gain, table
 
 
-def _forward(problem: Prologue, q, k, q_gain, k_gain, first, second):
-    grid, _, own, gain, table = _specs(problem, q, first)
+def _forward(problem: Prologue, q, k, q_gain, k_gain, cos, sin):
+    grid, _, own, gain, table = _specs(problem, q, cos)
 
-    def kernel(q, k, q_gain, k_gain, first, second, q_out, k_out) -> None:
+    def kernel(q, k, q_gain, k_gain, cos, sin, q_out, k_out) -> None:
+        first, second = _tables(cos, sin)
         for x, weight, out, scale in ((q, q_gain, q_out, problem.scale), (k, k_gain, k_out, 1.0)):
             for i, (head, inverse) in enumerate(zip(*_normed(problem, x), strict=True)):
                 at = slice(i * LANES, (i + 1) * LANES)
                 y = head * inverse * (weight[:, at] * scale)
-                out[:, at] = (y * first[...] + _roll(problem, y) * second[...]).astype(out.dtype)
+                out[:, at] = (y * first + _roll(problem, y) * second).astype(out.dtype)
 
     return pl.pallas_call(
         kernel,
@@ -119,11 +121,11 @@ def _forward(problem: Prologue, q, k, q_gain, k_gain, first, second):
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k)],
         compiler_params=_params("parallel"),
         cost_estimate=pl.CostEstimate(
-            flops=20 * q.size, bytes_accessed=4 * q.nbytes + first.nbytes + second.nbytes, transcendentals=0
+            flops=20 * q.size, bytes_accessed=4 * q.nbytes + cos.nbytes + sin.nbytes, transcendentals=0
         ),
         interpret=problem.interpret,
         name="prologue_forward",
-    )(q, k, q_gain, k_gain, first, second)
+    )(q, k, q_gain, k_gain, cos, sin)
 
 
 def _params(tokens: str) -> pltpu.CompilerParams:
@@ -133,11 +135,12 @@ def _params(tokens: str) -> pltpu.CompilerParams:
     )
 
 
-def _backward(problem: Prologue, q, k, q_gain, k_gain, first, second, dq_out, dk_out):
-    grid, rows, own, gain, table = _specs(problem, q, first)
+def _backward(problem: Prologue, q, k, q_gain, k_gain, cos, sin, dq_out, dk_out):
+    grid, rows, own, gain, table = _specs(problem, q, cos)
     n = q.shape[1]
 
-    def kernel(q, k, q_gain, k_gain, first, second, dq_out, dk_out, dq, dk, dq_gain, dk_gain) -> None:
+    def kernel(q, k, q_gain, k_gain, cos, sin, dq_out, dk_out, dq, dk, dq_gain, dk_gain) -> None:
+        first, second = _tables(cos, sin)
         step = pl.program_id(1)
         row = step * rows + jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 0)
 
@@ -155,7 +158,7 @@ def _backward(problem: Prologue, q, k, q_gain, k_gain, first, second, dq_out, dk
             for i, (head, inverse) in enumerate(zip(heads, inverses, strict=True)):
                 at = slice(i * LANES, (i + 1) * LANES)
                 dy = dout[:, at].astype(F32)
-                dy = (dy * first[...] + _roll(problem, dy * second[...])) * scale
+                dy = (dy * first + _roll(problem, dy * second)) * scale
                 found = jnp.where(row < n, dy * head * inverse, 0.0)
                 dweight[:, at] += jnp.sum(found, axis=0, keepdims=True)
                 grads.append(dy * weight[:, at])
@@ -179,8 +182,8 @@ def _backward(problem: Prologue, q, k, q_gain, k_gain, first, second, dq_out, dk
         ],
         compiler_params=_params("arbitrary"),
         cost_estimate=pl.CostEstimate(
-            flops=40 * q.size, bytes_accessed=6 * q.nbytes + first.nbytes + second.nbytes, transcendentals=0
+            flops=40 * q.size, bytes_accessed=6 * q.nbytes + cos.nbytes + sin.nbytes, transcendentals=0
         ),
         interpret=problem.interpret,
         name="prologue_backward",
-    )(q, k, q_gain, k_gain, first, second, dq_out, dk_out)
+    )(q, k, q_gain, k_gain, cos, sin, dq_out, dk_out)
