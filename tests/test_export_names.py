@@ -17,11 +17,17 @@ from metacanvas_jax.train.partition import flat, nested, partition
 
 FILES = [path.stem for path in sorted((Path(__file__).parents[1] / "configs").glob("*.py"))]
 VARIANTS = {name: getattr(importlib.import_module(f"configs.{name}"), "VARIANTS", ()) for name in FILES}
-SPECIAL = {"miniature:mllm", "t2i_lora:mllm_lora", "t2i_scratch:metaquery"}
+GATE = {
+    "image_editing:canvas",
+    "miniature:mllm",
+    "t2i_lora:mllm_lora",
+    "t2i_scratch:metaquery",
+    "video_stage3:keyframes_3",
+}
 CASES = [
-    pytest.param(name, variant, marks=() if i == 0 or f"{name}:{variant}" in SPECIAL else pytest.mark.slow)
+    pytest.param(name, variant, marks=() if f"{name}:{variant}" in GATE else pytest.mark.slow)
     for name, variants in VARIANTS.items()
-    for i, variant in enumerate(variants)
+    for variant in variants
 ]
 FULL = {
     "t2i_lora:mllm_lora": {"connector", "mllm_lora", "transformer_lora"},
