@@ -1,0 +1,8 @@
+"""Prints the compiler flags of a TPU generation as the value of LIBTPU_INIT_ARGS: ``python flags.py v5p``."""
+
+import sys
+
+from metacanvas_jax.parallel.flags import libtpu_arguments
+
+if __name__ == "__main__":
+    print(libtpu_arguments(sys.argv[1]))

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Follows the output of the run on one worker (0, where progress is printed, unless given).
+#
+#   ./logs.sh [--dry-run] [WORKER]
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+on_workers "tail -n 100 -F $RUN.log" "${ARGUMENTS[0]:-0}"
