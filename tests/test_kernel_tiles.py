@@ -36,8 +36,8 @@ def test_entry_fits_the_memory_of_its_chip_and_masks_what_it_does_not_divide(dir
 
 
 def test_wide_heads_get_smaller_blocks_instead_of_too_much_memory():
-    wide = tiles_for("forward", "v4", 1024)
-    assert tiling.forward_vmem(wide, 1024) <= tiling.USABLE * tiling.VMEM["v4"]
+    wide = tiles_for("forward", "v4", 2048)
+    assert tiling.forward_vmem(wide, 2048) <= tiling.USABLE * tiling.VMEM["v4"]
     assert wide.block_q < tiles_for("forward", "v4", 128).block_q
 
 
