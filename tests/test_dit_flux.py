@@ -23,7 +23,6 @@ from vae_support import FAST_COMPILE
 
 from metacanvas_jax.ckpt.tables.flux import fresh, table
 from metacanvas_jax.dit.flux import Flux, FluxConfig, flux_dev, flux_kontext_dev
-from metacanvas_jax.nn.stack import REMAT_CHOICES
 from metacanvas_jax.types import Condition
 
 TINY = FluxConfig(
@@ -243,7 +242,7 @@ def test_configs_that_do_not_fit_are_refused(change, message):
         dataclasses.replace(TINY, **change)
 
 
-@pytest.mark.parametrize("remat", REMAT_CHOICES)
+@pytest.mark.parametrize("remat", ["none", "dots"])
 def test_computes_in_bfloat16_with_float32_parameters_and_velocity(remat):
     config = dataclasses.replace(TINY, dtype="bfloat16", remat=remat)
     latents, _, condition = inputs(config)

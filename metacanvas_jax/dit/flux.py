@@ -23,7 +23,7 @@ from metacanvas_jax.kernels.prologue import LN2, prepare
 from metacanvas_jax.nn.layers import Dense, Dtype, Gain, layer_norm, zeros_init
 from metacanvas_jax.nn.modulation import TimeEmbed, gated, modulate
 from metacanvas_jax.nn.rope import grid_rotation
-from metacanvas_jax.nn.stack import REMAT_CHOICES, stack
+from metacanvas_jax.nn.stack import REMAT_CHOICES, entering, stack
 from metacanvas_jax.parallel.activations import constrain, constrain_grid
 from metacanvas_jax.parallel.context import whole_sequence
 from metacanvas_jax.types import Condition, Grid, Tokens
@@ -200,7 +200,7 @@ class DoubleBlock(nn.Module):
         mask: Bool[Array, "b m"] | None,
     ) -> tuple[tuple[Float[Array, "b l d"], Float[Array, "b n d"]], None]:
         """Maps (text, image) to (text, image)."""
-        text, image = streams
+        text, image = entering(streams)
         text_stream, image_stream = Stream(self.config, name="text"), Stream(self.config, name="image")
         text_parts, image_parts = text_stream.modulations(vector), image_stream.modulations(vector)
         length = text.shape[1]
@@ -268,6 +268,7 @@ class SingleBlock(nn.Module):
     ) -> tuple[Float[Array, "b m d"], None]:
         """Transforms text and image tokens alike."""
         config = self.config
+        x = entering(x)
         parts = Dense(3 * config.width, ("embed", None), config.dtype, name="modulation")(jax.nn.silu(vector))
         shift, scale, gate = jnp.split(parts, 3, axis=-1)
         y = modulate(layer_norm(x, eps=EPS), shift, scale)

@@ -20,7 +20,7 @@ from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm, layer_norm, lecun_in
 from metacanvas_jax.nn.lora import LoraConfig, adapted
 from metacanvas_jax.nn.mix_ffn import MixFFN
 from metacanvas_jax.nn.modulation import AdaLNSingle, gated, modulate, table_init
-from metacanvas_jax.nn.stack import REMAT_CHOICES, stack
+from metacanvas_jax.nn.stack import REMAT_CHOICES, entering, stack
 from metacanvas_jax.parallel.activations import constrain, constrain_grid
 from metacanvas_jax.types import Condition, Grid, Tokens
 
@@ -195,6 +195,7 @@ class SanaBlock(nn.Module):
     ) -> tuple[Float[Array, "b y x d"], None]:
         """``chunks`` of the time embedding are added to the block's table; None leaves the table alone (no time)."""
         width = x.shape[-1]
+        x = entering(x)
         table = self.param("table", nn.with_logical_partitioning(table_init, (None, "embed")), (6, width))[None]
         table = table.astype(jnp.float32)
         if chunks is not None:

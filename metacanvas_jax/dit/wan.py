@@ -27,7 +27,7 @@ from metacanvas_jax.kernels.prologue import LN2, prepare
 from metacanvas_jax.nn.layers import Dense, Dtype, Gain, LayerNorm, RMSNorm, layer_norm, zeros_init
 from metacanvas_jax.nn.modulation import TimeEmbed, table_init
 from metacanvas_jax.nn.rope import grid_rotation
-from metacanvas_jax.nn.stack import REMAT_CHOICES, stack
+from metacanvas_jax.nn.stack import REMAT_CHOICES, entering, stack
 from metacanvas_jax.parallel.activations import constrain, constrain_grid
 from metacanvas_jax.types import Condition, Grid, Tokens
 
@@ -176,6 +176,7 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "b n d"], None]:
         """``chunks`` are shift, scale, gate of the self-attention, then of the MLP; the block's table is added."""
         config = self.config
+        x = entering(x)
         table = self.param("table", nn.with_logical_partitioning(table_init, (None, "embed")), (6, config.width))
         chunks = chunks + table.astype(jnp.float32)[None, None]
         shift1, scale1, gate1, shift2, scale2, gate2 = (per_token(chunks[:, :, i], x.shape[1]) for i in range(6))

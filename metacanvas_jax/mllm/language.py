@@ -19,7 +19,7 @@ from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm
 from metacanvas_jax.nn.lora import Lora, LoraConfig
 from metacanvas_jax.nn.rope import inverse_frequencies, rotate
-from metacanvas_jax.nn.stack import REMAT_CHOICES, stack
+from metacanvas_jax.nn.stack import REMAT_CHOICES, entering, stack
 from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.types import KeyValues
 
@@ -116,7 +116,7 @@ class Layer(nn.Module):
             y = rearrange(y, "b n (h e) -> b n h e", h=count)
             return constrain(y, ("batch", "seq", axis, None))
 
-        x = constrain(x, ("batch", "seq", "embed"))
+        x = constrain(entering(x), ("batch", "seq", "embed"))
         y = RMSNorm(c.norm_eps, name="attention_norm")(x)
         q = rotate(heads(y, "q", c.heads, "heads"), run.cos, run.sin)
         k = rotate(heads(y, "k", c.kv_heads, "kv_heads"), run.cos, run.sin)

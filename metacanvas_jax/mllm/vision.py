@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from metacanvas_jax.kernels.attention import attention
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm
 from metacanvas_jax.nn.rope import inverse_frequencies, rotate
-from metacanvas_jax.nn.stack import REMAT_CHOICES, stack
+from metacanvas_jax.nn.stack import REMAT_CHOICES, entering, stack
 from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.types import Grid
 
@@ -128,7 +128,7 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "b p d"], full: Bool[Array, ""], angles: Float[Array, "1 p f"]):
         """``full`` says whether this block attends to the whole grid."""
         c = self.config
-        x = constrain(x, ("batch", "seq", "embed"))
+        x = constrain(entering(x), ("batch", "seq", "embed"))
         y = RMSNorm(c.norm_eps, name="attention_norm")(x)
         y = Dense(3 * c.width, ("embed", "heads"), c.dtype, name="qkv")(y)
         q, k, v = rearrange(y, "b p (h s e) -> s b p h e", s=3, h=c.heads)

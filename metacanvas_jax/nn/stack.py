@@ -1,13 +1,61 @@
-"""Repeated blocks: one traced block, scanned over stacked parameters, recomputed in the backward pass on request."""
+"""Repeated blocks: one traced block, scanned over stacked parameters, recomputed in the backward pass on request.
+
+What a network keeps for its backward pass is one field of its config, ``remat``:
+
+=================  ===============================================================================================
+none               every intermediate result
+dots               the products with weights; the rest is recomputed, which costs memory bandwidth but few FLOPs
+attention          block inputs, results of attention and their softmax sums: the forward attention is not repeated
+full               block inputs only; the forward pass is repeated
+offload_attention  as ``attention``, with those results in the host's memory
+offload            as ``full``, with the block inputs in the host's memory: the least HBM of all
+=================  ===============================================================================================
+
+Offloading moves 2 bytes per token and channel over the host link in each direction and block; it pays where that takes
+less time than the block itself, as with long videos.
+"""
+
+from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import PyTree
+
+# Names under which values are found by the policies. The kernels give the first two, inside their derivative rules.
+ATTENTION = ("attention_out", "attention_lse")
+BLOCK_INPUT = "block_input"
+
+_policies = jax.checkpoint_policies
+
+
+def _to_host(*names: str) -> Any:
+    return _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=list(names),
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+
 
 REMAT_POLICIES = {
-    "full": None,  # keep only the input of every block
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the products with weights as well
+    "dots": _policies.dots_with_no_batch_dims_saveable,
+    "attention": _policies.save_only_these_names(*ATTENTION),
+    "full": None,
+    "offload_attention": _to_host(*ATTENTION),
+    "offload": _to_host(BLOCK_INPUT),
 }
 REMAT_CHOICES = ("none", *REMAT_POLICIES)
+
+
+def entering(carry: PyTree) -> PyTree:
+    """What a block gets from the one before, marked as what ``remat="offload"`` keeps on the host."""
+    return jax.tree.map(lambda x: checkpoint_name(x, BLOCK_INPUT), carry)
+
+
+def recomputed(block: type[nn.Module], remat: str) -> type[nn.Module]:
+    """``block`` with one of ``REMAT_CHOICES``."""
+    return block if remat == "none" else nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[remat])
 
 
 def stack(block: type[nn.Module], length: int, *, remat: str, inputs: int, scanned: int = 0) -> type[nn.Module]:
@@ -17,10 +65,8 @@ def stack(block: type[nn.Module], length: int, *, remat: str, inputs: int, scann
     ``scanned`` are stacked too, so that each layer gets its own; the rest are the same for all. ``remat`` is one of
     ``REMAT_CHOICES``. Construct the result with the block's own fields and a name.
     """
-    if remat != "none":
-        block = nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[remat])
     return nn.scan(
-        block,
+        recomputed(block, remat),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0,) * scanned + (nn.broadcast,) * (inputs - scanned),
