@@ -15,6 +15,7 @@ from metacanvas_jax import build
 from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnectorConfig
 from metacanvas_jax.data.scenes import SceneWorld
+from metacanvas_jax.data.sources import SourceSection
 from metacanvas_jax.data.tasks import Bucket
 from metacanvas_jax.diffusion.flow import TimeConfig
 from metacanvas_jax.mllm.qwen import qwen2_5_vl_3b, qwen2_5_vl_7b
@@ -85,6 +86,16 @@ def canvas_connector(width: int, **changes) -> ConfigDict:
 def context_connector(width: int, **changes) -> ConfigDict:
     """The paper's context connector for a DiT that reads states of this width."""
     return section(ContextConnectorConfig(width, dtype="bfloat16"), **changes)
+
+
+def training(steps: int, batch: int, rules: tuple[tuple[str, str], ...]) -> ConfigDict:
+    """A training as in the paper: no moving average. Previews are left to `metacanvas sample` on a checkpoint."""
+    return section(build.TrainSection(steps, batch, rules, ema=None, preview_every=0))
+
+
+def sources(*rows: SourceSection) -> tuple[dict, ...]:
+    """Sources as they stand in a config."""
+    return tuple(dataclasses.asdict(row) for row in rows)
 
 
 def buckets(*rows: Bucket) -> tuple[dict, ...]:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import base, tiny
 from metacanvas_jax import build
+from metacanvas_jax.data.sources import SourceSection
 from metacanvas_jax.data.tasks import Bucket
 from metacanvas_jax.diffusion.flow import TimeConfig
 from metacanvas_jax.dit.flux import flux_kontext_dev
@@ -46,11 +47,15 @@ def get_config(variant: str = "") -> ConfigDict:
     # The sizes of UniWorld-V1's connector, which the paper starts from.
     config.context_connector = base.context_connector(dit.context_width, hidden=12288, activation="silu")
     config.buckets = base.buckets(Bucket("image_editing", (512, 512), length=384))
+    config.sources = base.sources(
+        SourceSection("parquet", f"{base.DATA}/OmniEdit/*.parquet", "image_editing", weight=0.9, max_skips=1000),
+        SourceSection("parquet", f"{base.DATA}/HQEdit/*.parquet", "image_editing", weight=0.1, max_skips=1000),
+    )
     config.time = base.section(TimeConfig(shift=1.88))  # what FLUX's dynamic shift is for 1,024 tokens
     config.sampler = base.section(build.SamplerSection("flux_dynamic", "euler", steps=28, guidance=1.0))
     config.optimizer = base.section(OptimizerConfig(learning_rate=1e-6, b2=0.99))
     adapters = (("mllm/.*_lora/.*", "train"),) if canvas else ()
     rules = (*adapters, ("dit/(double/image|pool)/.*", "train"), ("(mllm|dit|vae)/.*", "freeze"), (".*", "train"))
-    config.train = base.section(build.TrainSection(steps=90_000, batch=64, rules=rules, ema=None))
+    config.train = base.training(90_000, 64, rules)
     config.mesh = base.section(MeshConfig(fsdp=-1, data=1))
     return tiny.shrink(config) if miniature else config

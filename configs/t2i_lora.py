@@ -15,7 +15,6 @@ learning rate of t2i_scratch.py.
 from ml_collections import ConfigDict
 
 from configs import base, t2i_scratch, tiny
-from metacanvas_jax import build
 from metacanvas_jax.dit.sana import PROJECTIONS, sana_1600m
 from metacanvas_jax.nn.lora import LoraConfig
 
@@ -34,5 +33,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.canvas.rope = name != "no_rope"
     trained = "(dit|mllm)/.*_lora/.*" if name == "mllm_lora" else "dit/.*_lora/.*"
     rules = ((trained, "train"), ("(mllm|text|vae|dit)/.*", "freeze"), (".*", "train"))
-    config.train = base.section(build.TrainSection(steps=20_000, batch=320, rules=rules, ema=None))
+    config.train = base.training(20_000, 320, rules)
     return tiny.shrink(config) if miniature else config

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from configs import base, tiny
 from metacanvas_jax import build
 from metacanvas_jax.connectors.queries import QueriesConfig
+from metacanvas_jax.data.sources import SourceSection
 from metacanvas_jax.data.tasks import Bucket
 from metacanvas_jax.diffusion.flow import TimeConfig
 from metacanvas_jax.dit.sana import sana_1600m
@@ -47,9 +48,10 @@ def get_config(variant: str = "") -> ConfigDict:
         config.queries = base.section(QueriesConfig(256, after_context=False))
         config.context_connector = base.context_connector(dit.context_width)
     config.buckets = base.buckets(Bucket("text_to_image", (512, 512), length=256))
+    config.sources = base.sources(SourceSection("webdataset", f"{base.DATA}/BLIP3o-60k/*.tar", max_skips=100))
     config.time = base.section(TimeConfig(shift=3.0))  # SANA's recipe
     config.sampler = base.section(build.SamplerSection("sana_dpm", "dpmpp_2m", steps=20, shift=3.0, guidance=4.5))
     rules = (("(mllm|text|vae)/.*", "freeze"), (".*", "train"))
-    config.train = base.section(build.TrainSection(steps=20_000, batch=320, rules=rules, ema=None))
+    config.train = base.training(20_000, 320, rules)
     config.mesh = base.section(MeshConfig(fsdp=8))
     return tiny.shrink(config) if miniature else config

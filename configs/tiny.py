@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from configs import base
 from metacanvas_jax import build
 from metacanvas_jax.data.scenes import SceneWorld
+from metacanvas_jax.data.sources import DRAWN, SourceSection
 from metacanvas_jax.mllm.language import LanguageConfig
 from metacanvas_jax.mllm.vision import VisionConfig
 from metacanvas_jax.parallel.mesh import MeshConfig
@@ -68,6 +69,10 @@ def shrink(config: ConfigDict) -> ConfigDict:
         config.start = config.dit_weights = ""
         rows: Any = config.buckets
         config.buckets = tuple({**bucket, **shape(bucket)} for bucket in rows)
+        drawn = {task: kind for kind, tasks in DRAWN.items() for task in tasks}
+        config.sources = base.sources(
+            *(SourceSection(drawn[bucket["task"]], task=bucket["task"], count=512) for bucket in rows)
+        )
         config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 2, "warmup_from": 0.0})
         config.train.update(
             {

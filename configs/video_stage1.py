@@ -1,7 +1,8 @@
 """Video, stage 1: the context connector learns to speak to Wan2.2-TI2V-5B in the place of UMT5 (paper, Table 16).
 
 Command:   metacanvas train --config configs/video_stage1.py --workdir runs/video_stage1
-Data:      images at 480 x 832: text-to-image 80 %, reconstruction 20 %
+Data:      images at 480 x 832: text-to-image 80 %, reconstruction 20 % (data/images: captioned images, written by
+           `metacanvas prepare`)
 Trained:   context connector
 Hardware:  128 TPU v5p chips (4x4x8), 32 images per chip
 Time:      about 85 h for 100,000 steps (estimate: 70 PFLOP a step at 40 % of peak)
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import base, tiny
 from metacanvas_jax import build
+from metacanvas_jax.data.sources import SourceSection
 from metacanvas_jax.data.tasks import Bucket
 from metacanvas_jax.diffusion.flow import TimeConfig
 from metacanvas_jax.dit.wan import wan2_2_ti2v_5b
@@ -23,6 +25,7 @@ VARIANTS = ("full",)
 CHIPS = 128
 FOLDER = f"{base.WEIGHTS}/Wan2.2-TI2V-5B-Diffusers"
 SIZE = (480, 832)
+TASKS = ("text_to_image", "reconstruction")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -38,10 +41,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.mllm = base.qwen("7B")
     config.context_connector = base.context_connector(dit.context_width)
     config.buckets = base.buckets(Bucket("text_to_image", SIZE, weight=0.8), Bucket("reconstruction", SIZE, weight=0.2))
+    config.sources = base.sources(
+        *(SourceSection("records", f"{base.DATA}/images", task, max_skips=1000) for task in TASKS)
+    )
     config.time = base.section(TimeConfig("uniform", shift=5.0))  # Wan's shift, in training as in sampling
     config.sampler = base.section(build.SamplerSection("wan_unipc", "unipc", steps=50, shift=5.0, guidance=5.0))
     config.optimizer = base.section(OptimizerConfig(learning_rate=1e-3, warmup_steps=100))
     rules = (("context_connector/.*", "train"), (".*", "freeze"))
-    config.train = base.section(build.TrainSection(steps=100_000, batch=32 * CHIPS, rules=rules, ema=None))
+    config.train = base.training(100_000, 32 * CHIPS, rules)
     config.mesh = base.section(MeshConfig(fsdp=32))
     return tiny.shrink(config) if miniature else config

@@ -2,7 +2,8 @@
 
 Command:   metacanvas train --config configs/video_stage2.py --workdir runs/video_stage2
 Needs:     the run of stage 1 in runs/video_stage1
-Data:      704 x 1280; text-to-image 16 %, reconstruction 4 %, text-to-video 80 % (121 frames, 24 per second)
+Data:      704 x 1280; text-to-image 16 %, reconstruction 4 %, text-to-video 80 % (121 frames, 24 per second) from
+           data/images and data/videos, written by `metacanvas prepare`
 Trained:   context connector, cross-attention of the DiT
 Hardware:  128 TPU v5p chips (4x4x8), 32 images or 3 videos per chip
 Time:      about 110 h for 15,000 steps (estimate: 730 PFLOP a step of videos, 126 of images, at 40 % of peak)
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import base, tiny, video_stage1
 from configs.video_stage1 import CHIPS
-from metacanvas_jax import build
+from metacanvas_jax.data.sources import SourceSection
 from metacanvas_jax.data.tasks import Bucket
 from metacanvas_jax.train.optimizer import OptimizerConfig
 
@@ -33,7 +34,10 @@ def get_config(variant: str = "") -> ConfigDict:
         Bucket("reconstruction", SIZE, weight=0.04),
         Bucket("text_to_video", SIZE, FRAMES, batch=3 * CHIPS, weight=0.8),
     )
+    images = (SourceSection("records", f"{base.DATA}/images", task, max_skips=1000) for task in video_stage1.TASKS)
+    videos = SourceSection("records", f"{base.DATA}/videos", "text_to_video", max_skips=1000)
+    config.sources = base.sources(*images, videos)
     config.optimizer = base.section(OptimizerConfig(learning_rate=2e-5, warmup_steps=100))
     rules = (("context_connector/.*|dit/blocks/cross/.*", "train"), (".*", "freeze"))
-    config.train = base.section(build.TrainSection(steps=15_000, batch=32 * CHIPS, rules=rules, ema=None))
+    config.train = base.training(15_000, 32 * CHIPS, rules)
     return tiny.shrink(config) if miniature else config

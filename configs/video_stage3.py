@@ -7,7 +7,7 @@ Variants:  keyframes_3 (the paper's choice), keyframes_1, keyframes_6, keyframes
            canvas (Table 6)
 Needs:     the run of stage 2 in runs/video_stage2
 Data:      704 x 1280, 121 frames at 24 per second; text-to-image 5 %, image editing 15 %, text-to-video 15 %,
-           image-to-video 15 %, video editing 25 %, reference-to-video 25 %
+           image-to-video 15 %, video editing 25 %, reference-to-video 25 % (data/*, written by `metacanvas prepare`)
 Trained:   DiT, connectors, canvas, adapters of rank 64 in the MLLM
 Hardware:  128 TPU v5p chips (4x4x8), 16 images or 1 video per chip
 Time:      about 30 h for 10,000 steps (estimate: 280 PFLOP a step of videos at 40 % of peak)
@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from configs import base, tiny, video_stage2
 from configs.video_stage1 import CHIPS
 from configs.video_stage2 import FRAMES, SIZE
-from metacanvas_jax import build
+from metacanvas_jax.data.sources import SourceSection
 from metacanvas_jax.data.tasks import Bucket
 from metacanvas_jax.dit.wan import wan2_2_ti2v_5b
 from metacanvas_jax.mllm.canvas import CanvasConfig
@@ -33,6 +33,14 @@ from metacanvas_jax.vae.wan import WAN22_VAE
 
 VARIANTS = ("keyframes_3", "keyframes_0", "keyframes_1", "keyframes_6", "keyframes_11", "keyframes_31")
 FPS = 24.0
+FOLDERS = {
+    "text_to_image": "images",
+    "image_editing": "image_edits",
+    "text_to_video": "videos",
+    "image_to_video": "videos",
+    "video_editing": "video_edits",
+    "reference_to_video": "references",
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -59,8 +67,11 @@ def get_config(variant: str = "") -> ConfigDict:
         Bucket("video_editing", weight=0.25, length=1024, **videos),
         Bucket("reference_to_video", weight=0.25, length=768, references=3, **videos),
     )
+    config.sources = base.sources(
+        *(SourceSection("records", f"{base.DATA}/{name}", task, max_skips=1000) for task, name in FOLDERS.items())
+    )
     config.optimizer = base.section(OptimizerConfig(learning_rate=1e-5, warmup_steps=100))
     adapters = (("mllm/.*_lora/.*", "train"),) if keyframes else ()
     rules = (*adapters, ("(mllm|vae)/.*", "freeze"), (".*", "train"))
-    config.train = base.section(build.TrainSection(steps=10_000, batch=16 * CHIPS, rules=rules, ema=None))
+    config.train = base.training(10_000, 16 * CHIPS, rules)
     return tiny.shrink(config) if miniature else config

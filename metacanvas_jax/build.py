@@ -15,6 +15,7 @@ from metacanvas_jax.connectors.canvas import CanvasConnector, CanvasConnectorCon
 from metacanvas_jax.connectors.context import ContextConnector, ContextConnectorConfig
 from metacanvas_jax.connectors.queries import Queries, QueriesConfig
 from metacanvas_jax.data.scenes import SceneWorld
+from metacanvas_jax.data.sources import SourceSection
 from metacanvas_jax.data.tasks import TASKS, Bucket
 from metacanvas_jax.diffusion import schedules
 from metacanvas_jax.diffusion.flow import TimeConfig
@@ -154,8 +155,9 @@ class Experiment:
     """Everything that decides a run. ``objective`` is "paint" (the flow of the DiT) or "understand" (next tokens).
 
     ``start`` is the folder of a run whose trained parameters this one begins with; ``dit_weights`` that of published
-    ones. ``dit_guidance`` is the scale told to a guidance-distilled DiT. Without ``buckets`` the run paints the
-    pictures of its world. ``mesh`` may name a ``preset`` of ``parallel/mesh.py`` and change it.
+    ones. ``dit_guidance`` is the scale told to a guidance-distilled DiT. A step draws one of the ``buckets``, whose
+    samples come from the ``sources`` of its task; without them the run paints the pictures of its world. ``mesh`` may
+    name a ``preset`` of ``parallel/mesh.py`` and change it.
     """
 
     name: str
@@ -182,6 +184,7 @@ class Experiment:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     eval: EvalSection = EvalSection()
     buckets: tuple[Bucket, ...] = ()
+    sources: tuple[SourceSection, ...] = ()
 
     @property
     def shapes(self) -> tuple[Bucket, ...]:

@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from metacanvas_jax import files
+from metacanvas_jax import files, previews
 from metacanvas_jax.build import Experiment, autoencoder, experiment, network
 from metacanvas_jax.ckpt import published, store
 from metacanvas_jax.cli.options import read_config, write_config
@@ -50,9 +50,11 @@ PREVIEW_PROMPTS = 16
 
 def prepare(setup: Experiment) -> list[Path]:
     """Writes what the config needs and is not there yet: scenes, tokenizer, autoencoder. Returns their places."""
-    places = [dataset.prepare(setup.data.path, setup.world, setup.data.count, setup.seed)]
-    if setup.data.picture_weight:
-        places.append(dataset.prepare_pictures(setup.data.pictures_path, setup.world.size))
+    places = []
+    if not setup.sources:
+        places.append(dataset.prepare(setup.data.path, setup.world, setup.data.count, setup.seed))
+        if setup.data.picture_weight:
+            places.append(dataset.prepare_pictures(setup.data.pictures_path, setup.world.size))
     tokenizer = Path(setup.mllm.tokenizer)
     if not tokenizer.exists():
         save_tokenizer(train_tokenizer(sample_texts(setup.world)), tokenizer)
@@ -60,7 +62,7 @@ def prepare(setup: Experiment) -> list[Path]:
     if isinstance(setup.vae, patch_pca.PatchPcaConfig) and setup.vae_weights:
         folder = Path(setup.vae_weights)
         if not (folder / "params.json").exists():
-            records = dataset.Records(setup.data.path)
+            records = jobs.sources_of(setup, setup.shapes[0])[0].records
             images = np.stack([records[i].image for i in range(min(2000, len(records)))])
             params, psnr = patch_pca.fit(images, setup.vae)
             store.save_params(folder, params, {"psnr": psnr})
@@ -74,6 +76,8 @@ def train(config: ConfigDict, workdir: Path, *, progress: bool = True) -> Experi
     The resolved config lies in ``workdir/config.json``, previews in ``workdir/previews``.
     """
     setup = experiment(config)
+    if setup.sources and not any(source.path for source in setup.sources):
+        prepare(setup)  # everything is drawn: tokenizer and autoencoder are all that is missing, and made in seconds
     job = jobs.make_job(setup)
     check_workdir(job, jobs.fit_config(setup), workdir)
     chief = jax.process_index() == 0
@@ -265,8 +269,22 @@ def load(run: Path) -> Trained:
         abstract = _abstract(setup)
         trainable, frozen = partition(abstract, setup.train.rules)
         trained = checkpoints.restore_params(trainable, ema=setup.train.ema is not None)
-    params = merge(trained, jobs.chosen(weights.load(setup, abstract), frozen, run))
+    given = flat(jobs.start_weights(setup, abstract))
+    named = {name for name, source in weights.sources(setup).items() if source.place}
+    # What no folder holds was made by the seed, in training as here.
+    made = _fresh(setup, [path for path in flat(frozen) if path not in given and path.split("/")[0] not in named])
+    params = merge(trained, jobs.chosen(nested(given | made), frozen, run))
     return Trained(setup, Canvas(setup), jax.tree.map(jnp.asarray, params), steps[-1])
+
+
+def _fresh(setup: Experiment, paths: Sequence[str]) -> dict[str, jax.Array]:
+    """Parameters as a training of this seed starts with them."""
+
+    def made(key):
+        leaves = flat(jobs.unboxed(jobs.initial(setup, key)))
+        return {path: leaves[path] for path in paths}
+
+    return jax.jit(made)(jax.random.split(jax.random.key(setup.seed))[0]) if paths else {}
 
 
 def assembled(setup: Experiment) -> Trained:
@@ -303,7 +321,19 @@ def _params(state: TrainState, frozen: Params) -> Params:
     return merge(state.params if state.ema is None else state.ema, frozen)
 
 
+def _preview_tasks(canvas: Canvas, workdir: Path, state: TrainState, frozen: Params, step: int) -> None:
+    for bucket in canvas.setup.shapes:
+        samples = previews.samples_of(canvas.setup, bucket)
+        drawn = canvas.paint(_params(state, frozen), samples, bucket)
+        if jax.process_index() == 0:
+            strips = previews.strips(samples, drawn.pixels, bucket)
+            page = pictures.grid(strips, [sample.prompt for sample in samples], columns=1)
+            files.write(workdir / "previews" / f"{step:08d}_{bucket.task}.png", pictures.png(page))
+
+
 def _preview(canvas: Canvas, workdir: Path, state: TrainState, frozen: Params, step: int) -> None:
+    if canvas.setup.sources:
+        return _preview_tasks(canvas, workdir, state, frozen, step)
     scenes = eval_prompts(canvas.setup.world, "seen", -(-PREVIEW_PROMPTS // len(JUDGED)), JUDGED)[:PREVIEW_PROMPTS]
     drawn = canvas.draw(_params(state, frozen), [scene.prompt for scene in scenes])
     if jax.process_index() == 0:

@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": "teach, train, draw, score and report the miniature with one command",
     "prepare": "write the data set of a config, or turn any source into array_record shards",
     "train": "train what a config describes",
+    "sweep": "train the points of a sweep and gather their results",
     "sample": "draw a prompt: a picture, or a video, from a run or from published weights",
     "edit": "change a picture or a video as a prompt says",
     "evaluate": "score a trained run",

@@ -1,47 +1,188 @@
-"""From a captioned picture to the arrays a training step reads: one class per objective, called once per sample.
+"""From a sample to the arrays a training step reads: one class per objective, called once per sample.
 
 The batches they make are described in ``train/objectives.py``.
 """
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from transformers import PreTrainedTokenizerBase
 
 from metacanvas_jax.data.dataset import scene_of
 from metacanvas_jax.data.questions import Exchange, follow_up, picture_exchanges, plan, text_exchanges
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.scenes import SceneWorld
+from metacanvas_jax.data.tasks import RECONSTRUCT, TASKS, Bucket, TaskName
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.mllm.media import read_image
-from metacanvas_jax.mllm.prompt import END, Prompter
+from metacanvas_jax.mllm.media import MediaConfig, Patches, read_image, read_video, sample_frames, target_size
+from metacanvas_jax.mllm.prompt import END, Layout, Prompt, Prompter
+from metacanvas_jax.text.gemma2 import INSTRUCTION, sana_tokens
 from metacanvas_jax.types import Media
 
 Example = dict[str, np.ndarray]
 Batch = dict[str, Any]
 
 
+class TextRows:
+    """Prompts for the text encoder that a DiT keeps for itself.
+
+    ``length`` is the number of states the DiT reads. The empty prompt goes without ``instruction``, as in SANA's
+    pipeline, padded to the same length. A tokenizer without a token for the beginning of a sequence gets its padding
+    there. With ``reads_prompt`` False every prompt is empty.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        *,
+        instruction: str = INSTRUCTION,
+        reads_prompt: bool = True,
+    ):
+        self._tokenizer, self._length, self._reads_prompt = tokenizer, length, reads_prompt
+        self._pad = tokenizer.pad_token_id or 0
+        self._instruction = instruction if reads_prompt else ""
+        self._row = functools.lru_cache(maxsize=65536)(self._make)
+
+    def __call__(self, prompt: str) -> Example:
+        """``text_tokens`` and ``text_mask`` [n]."""
+        return dict(self._row(prompt if self._reads_prompt else ""))
+
+    def _make(self, prompt: str) -> Example:
+        tokens, mask = self._rows(prompt, self._instruction)
+        if not prompt.strip() and self._instruction:
+            missing = ((0, 0), (0, tokens.shape[1] - self._length))
+            tokens, mask = self._rows("", "")
+            tokens, mask = np.pad(tokens, missing, constant_values=self._pad), np.pad(mask, missing)
+        return {"text_tokens": tokens[0], "text_mask": mask[0]}
+
+    def _rows(self, prompt: str, instruction: str) -> tuple[np.ndarray, np.ndarray]:
+        return sana_tokens(self._encode, [prompt], instruction=instruction, length=self._length, pad=self._pad)
+
+    def _encode(self, text: str) -> list[int]:
+        ids = list(self._tokenizer.encode(text)) if text else []
+        if self._tokenizer.bos_token_id is None:
+            return [self._pad, *ids]
+        return ids or [self._tokenizer.bos_token_id]
+
+
 class PaintExamples:
-    """A picture and its prompt, padded to ``length`` tokens."""
+    """Samples of one bucket: pixels for the autoencoder, and the prompt with its media for the MLLM.
 
-    def __init__(self, prompter: Prompter, length: int):
-        self.prompter, self.length = prompter, length
-        self._text = functools.lru_cache(maxsize=65536)(self._encode)
+    ``prompter`` None leaves the MLLM one token of nothing; ``text`` is the DiT's own text encoder. A prompt that is too
+    long for the bucket loses its last words.
+    """
 
-    def _encode(self, prompt: str) -> Example:
-        inputs = self.prompter.batch([self.prompter(prompt)], length=self.length)
-        return {"tokens": inputs.tokens[0], "positions": inputs.positions[:, 0], "mask": inputs.mask[0]}
+    def __init__(
+        self, prompter: Prompter | None, bucket: Bucket, *, text: TextRows | None = None, video_fps: float = 2.0
+    ):
+        self.prompter, self.bucket, self.text, self.video_fps = prompter, bucket, text, video_fps
+        self.task = TASKS[bucket.task]
+        self.layout: Layout = () if prompter is None else media_layout(bucket, prompter.config.media, video_fps)
+        self._written = functools.lru_cache(maxsize=65536)(self._write)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Example:
-        """``pixels`` [1 h w 3] uint8 and the MLLM's inputs. Raises UserError for a prompt that is too long."""
+        """The arrays of one sample, as ``train/objectives.py`` lists them; media still as ``patches`` and ``slots``.
+
+        Raises UserError for a sample that has not the bucket's shape, or whose media alone are too long.
+        """
         del rng
-        return {"pixels": sample.target[:1], **self._text(sample.prompt)}
+        sample = self.fitted(sample)
+        example = {"pixels": sample.target}
+        if self.task.vae == "source":
+            example["source"] = sample.source
+        if self.task.vae == "references":
+            example["references"] = np.stack(sample.references)
+        return example | self.read(sample)
+
+    def fitted(self, sample: Sample) -> Sample:
+        """The sample as the task wants it: references repeated to their number, the prompt of a reconstruction."""
+        if self.bucket.task == "reconstruction":
+            sample = dataclasses.replace(sample, prompt=RECONSTRUCT)
+        wanted = {"target": (sample.target, self.bucket.frames)}
+        if self.task.vae == "source":
+            wanted["source"] = (sample.source, self.bucket.frames)
+        if self.task.vae == "references":
+            if not sample.references:
+                raise UserError(f"{sample.name or sample.prompt!r} has no references, which {self.bucket.task} needs")
+            chosen = itertools.islice(itertools.cycle(sample.references), self.bucket.references)
+            sample = dataclasses.replace(sample, references=tuple(chosen))
+            wanted["references"] = (np.stack(sample.references), self.bucket.references)
+        for part, (pixels, frames) in wanted.items():
+            expected = (frames, *self.bucket.size, 3)
+            if pixels is None or pixels.shape != expected:
+                found = "missing" if pixels is None else f"{list(pixels.shape)}"
+                raise UserError(f"{sample.name or sample.prompt!r}: the {part} is {found}, expected {list(expected)}")
+        return sample
+
+    def read(self, sample: Sample) -> Example:
+        """What the MLLM and the DiT's own text encoder read of a fitted sample."""
+        prompt = sample.prompt
+        example = self._write(prompt, self.media(sample)) if self.layout else dict(self._written(prompt))
+        return example if self.text is None else example | self.text(sample.prompt)
+
+    def media(self, sample: Sample) -> list[Patches]:
+        """What stands before the prompt: images, or one video of a few frames a second."""
+        assert self.prompter is not None
+        config, medium = self.prompter.config.media, self.task.mllm
+        if medium == "references":
+            return [read_image(image, config) for image in sample.references]
+        frames = sample.source if medium == "source" else sample.target
+        assert frames is not None
+        if medium == "first frame" or len(frames) == 1:
+            return [read_image(frames[0], config)]
+        chosen, fps = sample_frames(len(frames), self.bucket.fps, target=self.video_fps)
+        return [read_video(list(frames[chosen]), fps, config)]
+
+    def _write(self, prompt: str, media: Sequence[Patches] = ()) -> Example:
+        if self.prompter is None:
+            return {"tokens": np.zeros(1, np.int32), "positions": np.zeros((3, 1), np.int32), "mask": np.ones(1, bool)}
+        inputs = self.prompter.batch(
+            [shortened(self.prompter, media, prompt, self.bucket.length)], length=self.bucket.length, layout=self.layout
+        )
+        example = {"tokens": inputs.tokens[0], "positions": inputs.positions[:, 0], "mask": inputs.mask[0]}
+        for group in inputs.media:
+            example |= {"patches": group.patches[0], "slots": group.slots[0]}
+        return example
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """A batch of examples. Raises ValueError when the pictures differ in size."""
-        return stacked(examples)
+        """A batch of examples, with their media and the name of their task."""
+        batch = stacked(examples)
+        if self.layout:
+            batch["media"] = (Media(batch.pop("patches"), batch.pop("slots"), self.layout[0][0]),)
+        return batch | {"task": TaskName(self.bucket.task)}
+
+
+def media_layout(bucket: Bucket, config: MediaConfig, video_fps: float) -> Layout:
+    """The media that stand in every prompt of a bucket: their grid in patches, and how many there are."""
+    medium, (height, width) = TASKS[bucket.task].mllm, bucket.size
+    if medium == "nothing":
+        return ()
+    video = medium in ("source", "target") and bucket.frames > 1
+    rows, columns = target_size(height, width, config, video=video)
+    frames = len(sample_frames(bucket.frames, bucket.fps, target=video_fps)[0]) if video else 1
+    grid = (-(-frames // config.temporal_patch), rows // config.patch, columns // config.patch)
+    return ((grid, bucket.references if medium == "references" else 1),)
+
+
+def shortened(prompter: Prompter, media: Sequence[Patches], text: str, length: int) -> Prompt:
+    """A prompt of at most ``length`` tokens, without the last words of the text where it is too long.
+
+    Raises UserError when the media alone are too long.
+    """
+    prompt = prompter([*media, text])
+    while len(prompt.tokens) > length and text:
+        tokens = prompter.text(text)
+        text = prompter.decode(tokens[: max(0, len(tokens) - (len(prompt.tokens) - length))])
+        prompt = prompter([*media, text])
+    if len(prompt.tokens) > length:
+        raise UserError(f"the media of a prompt need {len(prompt.tokens)} tokens, the bucket has {length}")
+    return prompt
 
 
 class UnderstandExamples:

@@ -49,6 +49,9 @@ TASKS: dict[str, Task] = {
     "reference_to_video":  Task("video", "references",  "references",  "noisy"),
 }  # fmt: skip
 
+RECONSTRUCT = "Show this picture again, exactly as it is."
+"""The prompt of a reconstruction, in place of its caption."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
@@ -152,8 +155,8 @@ def canvas_shape(shape: Grid, frames: int) -> Grid:
     return (min(shape[0], frames), *shape[1:])
 
 
-def loss_mask(task: Task, frames: int) -> Bool[Array, "1 t 1 1"] | None:
+def loss_mask(task: Task, batch: int, frames: int) -> Bool[Array, "b t 1 1"] | None:
     """True on the latent frames whose velocity counts; None where all do."""
     if task.first_frame == "noisy":
         return None
-    return (jnp.arange(frames) > 0)[None, :, None, None]
+    return jnp.broadcast_to(jnp.arange(frames) > 0, (batch, frames))[:, :, None, None]

@@ -1,6 +1,7 @@
 """From an experiment to a training: what is made, loaded, frozen, read and minimised."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -10,23 +11,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from metacanvas_jax import build
 from metacanvas_jax.build import Experiment, autoencoder, network
+from metacanvas_jax.ckpt import store
+from metacanvas_jax.cli.options import read_config
 from metacanvas_jax.data import tasks
 from metacanvas_jax.data.dataset import Records
-from metacanvas_jax.data.examples import PaintExamples, UnderstandExamples
-from metacanvas_jax.data.mixture import Source
+from metacanvas_jax.data.examples import PaintExamples, TextRows, UnderstandExamples, media_layout
+from metacanvas_jax.data.mixture import Mixture, Source, Stream
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
+from metacanvas_jax.data.sources import open_source
 from metacanvas_jax.data.tasks import Bucket, Given
 from metacanvas_jax.data.tokenizer import load_tokenizer
+from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.context_cache import ContextCache
 from metacanvas_jax.mllm.media import MediaConfig
 from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
 from metacanvas_jax.parallel.mesh import batch_part, make_mesh
+from metacanvas_jax.text.gemma2 import INSTRUCTION
 from metacanvas_jax.train import contexts, objectives, weights
 from metacanvas_jax.train.loop import FitConfig, Job
-from metacanvas_jax.train.partition import flat, nested
+from metacanvas_jax.train.partition import flat, nested, partition
 from metacanvas_jax.types import Context, Grid, Media, MllmInputs, Params, Text
+
+INSTRUCTION_TOKENS = 240  # of SANA's instruction, about
 
 
 def make_job(experiment: Experiment) -> Job:
@@ -53,7 +62,7 @@ def make_job(experiment: Experiment) -> Job:
         optimizer=experiment.optimizer,
         config=_identity(experiment),
         enrich=_contexts(experiment, model),
-        load=lambda abstract: frozen_weights(experiment, abstract),
+        load=lambda abstract: start_weights(experiment, abstract),
         frozen=frozen,
     )
 
@@ -156,6 +165,27 @@ def frozen_weights(experiment: Experiment, abstract: Params) -> Params:
     return weights.load(experiment, abstract)
 
 
+def start_weights(experiment: Experiment, abstract: Params) -> Params:
+    """What a new run begins with: the weights that the config names and, over them, what the run ``start`` trained.
+
+    Raises UserError when something is not there, or that run has none of this one's parameters.
+    """
+    loaded = frozen_weights(experiment, abstract)
+    if not experiment.start:
+        return loaded
+    run = Path(experiment.start)
+    before = build.experiment(read_config(run))
+    known, shapes = flat(abstract), jax.eval_shape(lambda key: unboxed(initial(before, key)), jax.random.key(0))
+    trained = flat(partition(shapes, before.train.rules)[0])
+    here = {path for path, leaf in trained.items() if path in known and known[path].shape == leaf.shape}
+    if not here:
+        raise UserError(f"{run} trained nothing that this run has; it is the config's 'start'")
+    wanted = nested({path: known[path] if path in here else leaf for path, leaf in trained.items()})
+    with store.Store(run / "checkpoints", writable=False) as checkpoints:
+        restored = flat(checkpoints.restore_params(wanted, ema=before.train.ema is not None))
+    return nested(flat(loaded) | {path: restored[path] for path in here})
+
+
 def unboxed(params: Params) -> Params:
     """Parameters without their logical axes."""
     return nn.meta.unbox(params)
@@ -198,35 +228,108 @@ def media_config(experiment: Experiment) -> MediaConfig:
     )
 
 
+def text_rows(experiment: Experiment) -> TextRows | None:
+    """Prompts for the DiT's own text encoder; None where there is none. Raises UserError for a missing tokenizer."""
+    section = experiment.text
+    if section is None:
+        return None
+    instruction = INSTRUCTION if section.instruction else ""
+    tokenizer = load_tokenizer(section.tokenizer)
+    return TextRows(tokenizer, section.length, instruction=instruction, reads_prompt=section.reads_prompt)
+
+
+def paint_examples(experiment: Experiment, bucket: Bucket) -> PaintExamples:
+    """Samples of a bucket to arrays. Raises UserError for a missing tokenizer."""
+    prompts = prompter(experiment) if experiment.uses_mllm else None
+    return PaintExamples(prompts, bucket, text=text_rows(experiment), video_fps=experiment.mllm.video_fps)
+
+
+def batch_shapes(experiment: Experiment, bucket: Bucket) -> dict[str, Any]:
+    """The arrays of a whole batch of a bucket as shapes, for a painter; needs no file.
+
+    The length of SANA's instruction depends on the tokenizer, which may not be there: ``INSTRUCTION_TOKENS`` stands in.
+    """
+    array, b, (rows, columns) = jax.ShapeDtypeStruct, bucket.batch, bucket.size
+    length = bucket.length if experiment.uses_mllm else 1
+    task = tasks.TASKS[bucket.task]
+    batch: dict[str, Any] = {
+        "pixels": array((b, bucket.frames, rows, columns, 3), np.uint8),
+        "tokens": array((b, length), np.int32),
+        "positions": array((b, 3, length), np.int32),
+        "mask": array((b, length), np.bool_),
+        "task": tasks.TaskName(bucket.task),
+    }
+    if task.vae == "source":
+        batch["source"] = batch["pixels"]
+    if task.vae == "references":
+        batch["references"] = array((b, bucket.references, rows, columns, 3), np.uint8)
+    if experiment.text is not None:
+        text = experiment.text
+        instructed = text.instruction and text.reads_prompt
+        width = text.length + (INSTRUCTION_TOKENS - 2 if instructed else 0)
+        batch |= {"text_tokens": array((b, width), np.int32), "text_mask": array((b, width), np.bool_)}
+    media = media_config(experiment)
+    layout = media_layout(bucket, media, experiment.mllm.video_fps) if experiment.uses_mllm else ()
+    groups = []
+    for grid, count in layout:
+        merged = int(np.prod(grid)) // media.merge**2
+        patches = array((b, count, int(np.prod(grid)), media.values), np.float32)
+        groups.append(Media(patches, array((b, count, merged), np.int32), grid))
+    return batch | ({"media": tuple(groups)} if groups else {})
+
+
 def batches(experiment: Experiment) -> grain.DatasetIterator:
     """The stream of this process's batches, from its beginning: its part of every batch on the experiment's mesh."""
-    part, parts = (0, 1) if jax.process_count() == 1 else batch_part(make_mesh(experiment.mesh))
-    data = experiment.data
-    prompts = prompter(experiment)
-    length = max(experiment.mllm.buckets)
     if experiment.objective == "understand":
-        examples = UnderstandExamples(prompts, experiment.world, length)
-        sources = [Source(Records(data.path, data.max_skips, data.in_memory))]
-    else:
-        examples = PaintExamples(prompts, length)
-        sources = [Source(Records(data.path, data.max_skips, data.in_memory), 1.0 - data.picture_weight)]
-        if data.picture_weight:
-            sources.append(Source(Records(data.pictures_path, data.max_skips, data.in_memory), data.picture_weight))
+        examples = UnderstandExamples(prompter(experiment), experiment.world, max(experiment.mllm.buckets))
+        return iter(_stream(experiment, _world_records(experiment)[:1], examples, experiment.train.batch))
+    streams = []
+    for number, bucket in enumerate(experiment.shapes):
+        examples, sources = paint_examples(experiment, bucket), sources_of(experiment, bucket)
+        batches = _stream(experiment, sources, examples, bucket.batch, seed=number)
+        rows, columns = bucket.size
+        streams.append(Stream(f"{bucket.task} {bucket.frames}x{rows}x{columns}", batches, bucket.weight))
+    return iter(streams[0].batches) if len(streams) == 1 else Mixture(streams, experiment.seed)
+
+
+def sources_of(experiment: Experiment, bucket: Bucket) -> list[Source]:
+    """The sources of a bucket's task, in its shape. Raises UserError when there is none, or one is not there."""
+    if not experiment.sources:
+        return _world_records(experiment)
+    clip = Clip(bucket.size, bucket.frames, bucket.fps if bucket.frames > 1 else None)
+    opened = [
+        Source(open_source(section, clip, experiment.world), section.weight)
+        for section in experiment.sources
+        if section.task == bucket.task
+    ]
+    if not opened:
+        raise UserError(f"config: no source has the task {bucket.task!r}, which a bucket draws")
+    return opened
+
+
+def _world_records(experiment: Experiment) -> list[Source]:
+    data = experiment.data
+    sources = [Source(Records(data.path, data.max_skips, data.in_memory), 1.0 - data.picture_weight)]
+    if data.picture_weight and experiment.objective == "paint":
+        sources.append(Source(Records(data.pictures_path, data.max_skips, data.in_memory), data.picture_weight))
+    return sources
+
+
+def _stream(
+    experiment: Experiment,
+    sources: list[Source],
+    examples: PaintExamples | UnderstandExamples,
+    batch: int,
+    seed: int = 0,
+) -> grain.IterDataset:
+    part, parts = (0, 1) if jax.process_count() == 1 else batch_part(make_mesh(experiment.mesh))
     config = PipelineConfig(
-        batch=experiment.train.batch,
-        seed=experiment.seed,
-        caption_dropout=data.caption_dropout if experiment.objective == "paint" else 0.0,
-        threads=data.threads,
+        batch=batch,
+        seed=experiment.seed + 1000 * seed,  # far from the numbers of the sources, which are added to it
+        caption_dropout=experiment.data.caption_dropout if experiment.objective == "paint" else 0.0,
+        threads=experiment.data.threads,
     )
-    stream = pipeline(
-        sources,
-        config,
-        examples.collate,
-        format=examples,
-        process_index=part,
-        process_count=parts,
-    )
-    return iter(stream)
+    return pipeline(sources, config, examples.collate, format=examples, process_index=part, process_count=parts)
 
 
 def empty_prompts(prompts: Prompter, count: int, length: int) -> MllmInputs:
@@ -254,7 +357,22 @@ def _identity(experiment: Experiment) -> dict[str, Any]:
         ("mllm", "context_cache"),
     ):
         tree[section].pop(name)
-    tree.pop("vae_weights")
+    for name in ("vae_weights", "dit_weights", "start"):
+        tree.pop(name)
+    for name in ("weights", "tokenizer"):
+        (tree["text"] or {}).pop(name, None)
+    for source in tree["sources"]:
+        for name in ("path", "cache", "in_memory"):
+            source.pop(name)
+    # Checkpoints of before these keys existed were made with what is their default.
+    defaults = {"mllm": {"image_tokens": None, "video_fps": 2.0}, "dit": {"lora": None}}
+    for section, values in defaults.items():
+        for name, value in values.items():
+            if tree[section] is not None and name in tree[section] and tree[section][name] == value:
+                tree[section].pop(name)
+    for name in ("text", "dit_guidance", "buckets", "sources"):
+        if not tree[name]:
+            tree.pop(name)
     return tree
 
 

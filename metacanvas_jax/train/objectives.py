@@ -114,11 +114,11 @@ def painting(
             variables, prepared.context, shape, method="plan", deterministic=False, rngs={"dropout": dropout_key}
         )
         noise = jax.random.normal(noise_key, prepared.latents.shape, prepared.latents.dtype)
-        task, frames = TASKS[prepared.task.name], noise.shape[1]
-        level = tasks.frame_levels(task, sample_time(time_key, (noise.shape[0],), time), frames)
+        task, (samples, frames) = TASKS[prepared.task.name], noise.shape[:2]
+        level = tasks.frame_levels(task, sample_time(time_key, (samples,), time), frames)
         condition = tasks.condition(prepared.given, plan.context, noise, channels=channels, guidance=guidance)
         velocity = lambda latents, t: model.apply(variables, latents, t, plan, condition, method="velocity")  # noqa: E731
-        return flow_loss(velocity, prepared.latents, noise, level, tasks.loss_mask(task, frames)), {}
+        return flow_loss(velocity, prepared.latents, noise, level, tasks.loss_mask(task, samples, frames)), {}
 
     return prepare, loss
 

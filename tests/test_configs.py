@@ -1,0 +1,149 @@
+"""Every experiment of the paper is a config: it builds, trains what the paper trains, takes a step in miniature."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from experiments_support import FILES, build, miniature, step, variants
+
+from metacanvas_jax.build import parameter_count
+from metacanvas_jax.cli.options import load_config
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.train import jobs
+from metacanvas_jax.train.partition import flat, partition
+
+ALL = [(file, variant) for file in FILES for variant in variants(file)]
+# What trains, as the first parts of the parameters' paths.
+TRAINED = {
+    ("t2i_scratch", "canvas"): "canvas canvas_connector dit",
+    ("t2i_scratch", "canvas_only"): "canvas canvas_connector dit",
+    ("t2i_scratch", "text"): "dit",
+    ("t2i_scratch", "metaquery"): "context_connector dit queries",
+    ("t2i_scratch", "text_metaquery"): "context_connector dit queries",
+    ("t2i_lora", "dit_lora"): "canvas canvas_connector dit/blocks",
+    ("t2i_lora", "mllm_lora"): "canvas canvas_connector dit/blocks mllm/language",
+    ("image_editing", "canvas"): "canvas canvas_connector context_connector dit/double dit/pool mllm/language",
+    ("image_editing", "no_canvas"): "context_connector dit/double dit/pool",
+    ("video_stage1", "full"): "context_connector",
+    ("video_stage2", "full"): "context_connector dit/blocks",
+    ("video_stage3", "keyframes_3"): "canvas canvas_connector context_connector dit mllm/language",
+    ("video_stage3", "keyframes_0"): "context_connector dit",
+}
+# And parameters that every one of them matches, below those parts.
+WITHIN = {
+    "t2i_lora": r"dit/.*_lora/[ab]|mllm/.*_lora/[ab]|canvas.*",
+    "image_editing": r"dit/double/image/.*|dit/pool/.*|mllm/.*_lora/[ab]|c.*",
+    "video_stage2": r"dit/blocks/cross/.*|context_connector/.*",
+    "video_stage3": r"mllm/.*_lora/[ab]|dit/.*|c.*",
+}
+
+
+def sides(setup):
+    return partition(
+        jax.eval_shape(lambda key: jobs.unboxed(jobs.initial(setup, key)), jax.random.key(0)), setup.train.rules
+    )
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_variant_builds_large_and_small_under_a_name_of_its_own(file):
+    names = set()
+    for variant in variants(file):
+        for words in (variant, f"{variant}.miniature"):
+            setup = build(file, words)
+            names.add(setup.name)
+            assert {bucket.task for bucket in setup.shapes} == {source.task for source in setup.sources}
+            assert np.isclose(sum(bucket.weight for bucket in setup.shapes), 1.0)
+            large = setup.dit.dtype == "bfloat16" and setup.dit.remat == "full"
+            assert large == (not words.endswith("miniature"))
+    assert len(names) == 2 * len(variants(file))
+
+
+@pytest.mark.parametrize("asked", ["miniture", "canvas.text", "miniature.miniature", "canvas."])
+def test_a_wrong_variant_is_one_line_with_the_right_ones(asked):
+    with pytest.raises(UserError, match="has the variants canvas, canvas_only") as caught:
+        load_config(f"configs/t2i_scratch.py:{asked}", [])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_numbers_of_the_paper():
+    scratch, editing = build("t2i_scratch"), build("image_editing")
+    one, two, three = build("video_stage1"), build("video_stage2"), build("video_stage3")
+    rates = [setup.optimizer.learning_rate for setup in (scratch, editing, one, two, three)]
+    assert rates == [1e-4, 1e-6, 1e-3, 2e-5, 1e-5]
+    assert [setup.train.steps for setup in (scratch, editing, one, two, three)] == [
+        20_000,
+        90_000,
+        100_000,
+        15_000,
+        10_000,
+    ]
+    assert [setup.canvas.shape for setup in (scratch, editing, three)] == [(1, 16, 16), (1, 32, 32), (3, 11, 20)]
+    assert (scratch.train.batch, editing.train.batch) == (320, 64)
+    shares = {bucket.task: (bucket.weight, bucket.batch // 128) for bucket in three.shapes}
+    assert shares == {
+        "text_to_image": (0.05, 16),
+        "image_editing": (0.15, 16),
+        "text_to_video": (0.15, 1),
+        "image_to_video": (0.15, 1),
+        "video_editing": (0.25, 1),
+        "reference_to_video": (0.25, 1),
+    }
+    assert [build("video_stage3", f"keyframes_{k}").canvas.keyframes for k in (1, 3, 6, 11, 31)] == [1, 3, 6, 11, 31]
+    assert (editing.mllm.language.lora.rank, editing.mllm.language.lora.dropout) == (64, 0.05)
+    assert build("t2i_lora").dit.lora.rank == 32 and not build("t2i_lora", "no_rope").canvas.rope
+
+
+@pytest.mark.parametrize(("file", "variant"), TRAINED)
+def test_what_trains_is_what_the_paper_trains(file, variant):
+    trained = flat(sides(miniature(file, variant))[0])
+    expected = TRAINED[file, variant].split()
+    found = {next((part for part in expected if path == part or path.startswith(f"{part}/")), path) for path in trained}
+    assert sorted(found) == expected
+    if file in WITHIN:
+        assert [path for path in trained if not re.fullmatch(WITHIN[file], path)] == []
+
+
+def test_a_step_of_every_task_has_the_shapes_of_its_batch():
+    setup = miniature("video_stage3")
+    for bucket in setup.shapes:
+        state, after, metrics = step(setup, bucket, traced=True)
+        assert jax.tree.map(lambda x: x.shape, after.params) == jax.tree.map(lambda x: x.shape, state.params)
+        assert metrics["loss"].shape == ()
+
+
+def takes_a_step(setup, bucket):
+    before, after, metrics = step(setup, bucket)
+    assert np.isfinite(float(metrics["loss"])) and float(metrics["finite"]) == 1.0
+    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), before, after.params)
+    assert max(jax.tree.leaves(moved)) > 0
+
+
+@pytest.mark.parametrize("file", ["t2i_scratch", "image_editing", "video_stage1"])
+def test_one_step_of_each_family(file):
+    setup = miniature(file)
+    takes_a_step(setup, setup.shapes[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "variant"), ALL)
+def test_one_step_of_every_task_of_every_config(file, variant):
+    setup = miniature(file, variant)
+    for bucket in setup.shapes:
+        takes_a_step(setup, bucket)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "variant", "trained", "frozen"),
+    [
+        ("t2i_scratch", "canvas", 1_773_414_688, 6_681_215_139),
+        ("t2i_lora", "dit_lora", 209_344_128, 12_823_221_571),
+        ("image_editing", "canvas", 3_809_855_488, 17_048_997_347),
+        ("video_stage1", "full", 110_118_912, 13_996_643_036),
+        ("video_stage3", "keyframes_3", 5_593_127_616, 8_996_855_324),
+    ],
+)
+def test_parameters_at_full_size_without_a_file(file, variant, trained, frozen):
+    found = [parameter_count(side) for side in sides(build(file, variant))]
+    assert found == [trained, frozen]
