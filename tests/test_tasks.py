@@ -211,7 +211,7 @@ def test_reference_frames_never_get_a_canvas():
     wan = Wan(WanConfig(latent_channels=3, heads=2, head_width=32, mlp=8, layers=1, context_width=4, freq=8))
     latents = jax.random.normal(keys[0], (1, 3, *LATENT, 3))
     condition = Condition(jnp.zeros((1, 1, 4)), reference=(jax.random.normal(keys[1], (1, 2, *LATENT, 3)),))
-    variables = wan.init(keys[2], latents, jnp.ones((1,)), condition)
+    variables = wan.init(keys[2], latents, jnp.ones((1,)), condition, method="embed")
     tokens = wan.apply(variables, latents, jnp.ones((1,)), condition, method="embed")
     connector = CanvasConnector(CanvasConnectorConfig(64, dit_block=False))
     canvas = jax.random.normal(keys[3], (1, 3, 2, 4, 64))
