@@ -165,6 +165,7 @@ def test_no_source_file_unpickles():
     for path in (support.ROOT / "metacanvas_jax").rglob("*.py"):
         text = path.read_text()
         found += [f"{path.name}: {match[0]}" for match in (*words.finditer(text), *torch_load.finditer(text))]
-    assert found == []
+    # torch's sharded checkpoints have pickled metadata; its reader allows only the types of tensors' places.
+    assert found == ["dcp.py: pickle.Unpickler"]
     assert words.search("pickle.load(file)") and torch_load.search("torch.load(path)")
     assert not torch_load.search("torch.load(path, weights_only=True)")
