@@ -50,7 +50,8 @@ class Backbone:
     def __init__(
         self, net: nn.Module, connector: Connector, settings: Mapping[str, Any], dtype: torch.dtype = torch.float32
     ):
-        self.net, self.connector, self.settings, self.dtype = net, connector, settings, dtype
+        self.net: Any = net  # diffusers' classes, whose parts torch's types do not know
+        self.connector, self.settings, self.dtype = connector, settings, dtype
 
     def velocity(self, latents: Tensor, time: float, plan: Plan, given: Given) -> Tensor:
         """The velocity of ``latents`` at noise level ``time``."""
