@@ -119,6 +119,7 @@ def takes_a_step(setup, bucket):
     assert max(jax.tree.leaves(moved)) > 0
 
 
+@pytest.mark.slow  # the networks of a family compile for minutes
 @pytest.mark.parametrize("file", ["t2i_scratch", "image_editing", "video_stage1"])
 def test_one_step_of_each_family(file):
     setup = miniature(file)
