@@ -163,7 +163,7 @@ def test_every_parameter_gradient_equals_torch_autograd(torch, kontext):
         return jnp.sum(Flux(TINY).apply({"params": params}, latents, time, condition) * weights)
 
     assert_gradients_equal(
-        jax.jit(jax.grad(loss), compiler_options=FAST_COMPILE)(params), torch_gradients(table(TINY), torch_net), 1e-4
+        jax.jit(jax.grad(loss), compiler_options=FAST_COMPILE)(params), torch_gradients(table(TINY), torch_net), 2e-4
     )
 
 

@@ -58,8 +58,9 @@ def test_on_a_mesh_the_kernel_runs_on_the_samples_and_heads_of_each_device():
         sharding = NamedSharding(mesh, PartitionSpec("data", "context"))
         text = lowered(functools.partial(attention, exchange=True), sharding, shape, shape, shape)
     kernels = [line for line in text.splitlines() if "tpu_custom_call" in line]
-    assert len(kernels) == 1 and "flash_attention_forward" in kernels[0]
-    assert "tensor<1x1024x128xbf16>" in kernels[0] and "tensor<2x1024x512xbf16>" not in kernels[0]
+    named = [line for line in kernels if "flash_attention_forward" in line]
+    assert named
+    assert all("tensor<1x1024x128xbf16>" in line and "tensor<2x1024x512xbf16>" not in line for line in named)
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
