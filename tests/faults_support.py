@@ -8,11 +8,13 @@ import dataclasses
 import functools
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -75,10 +77,20 @@ class Faulty:
             os.kill(os.getpid(), signal.SIGTERM)
         if here and step == self.options.get("kill"):
             threading.Timer(self.options["delay"], os.kill, (os.getpid(), signal.SIGKILL)).start()
+        if here and step == self.options.get("full_disk"):
+            while not Path(self.options["after"]).exists():
+                time.sleep(0.01)
+            fill_disk(True)
         batch = next(self.stream)
         if here and step == self.options.get("nan"):
             batch["x"][0] = np.nan
         return batch
+
+
+def fill_disk(yes):
+    """Lets no file grow beyond 64 bytes, which every library takes as it takes a full disk."""
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 if yes else most, most))
 
 
 def job(options):
@@ -187,6 +199,7 @@ def become(folder, devices, options):
         print(stop, flush=True)
         sys.exit(75)
     except UserError as error:
+        fill_disk(False)
         print(error, flush=True)
         sys.exit(2)
     sys.exit(0)

@@ -2,10 +2,10 @@
 
 import dataclasses
 import os
-import resource
-import time
+import re
 from pathlib import Path
 
+import faults_support as processes
 import fsspec
 import jax
 import pytest
@@ -96,37 +96,21 @@ def test_local_paths_stay_those_of_this_machine(tmp_path):
     assert files.is_local(tmp_path)
 
 
+def test_checkpoint_on_a_full_disk_is_one_line_and_leaves_the_older_ones(tmp_path, faults):
+    """The next step notices, not the next checkpoint."""
+    run = tmp_path / "run"
+    code, output = processes.run(run, full_disk=5, after=str(run / "checkpoints" / "3"), steps=4000, log_every=0)
+    assert code == 2, output
+    assert re.search(rf"checkpoint cannot be written to {run}/checkpoints: .*too large$", output, re.M), output
+    with Store(run / "checkpoints", writable=False) as store:
+        assert store.steps() == [3], "neither the one that failed, nor any of the steps up to the end"
+    faults("full disk")
+
+
 @pytest.fixture
 def full_disk():
-    """``full_disk(True)``: no file grows beyond 64 bytes, which every library takes as it takes a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def full(yes):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]) if yes else before)
-
-    yield full
-    full(False)
-
-
-def test_checkpoint_on_a_full_disk_is_one_line_and_leaves_the_older_ones(tmp_path, full_disk, faults):
-    """The next step notices, not the next checkpoint."""
-    steps = []
-
-    def fill(state, frozen, step):
-        steps.append(step)
-        if step == 3:
-            while not (tmp_path / "checkpoints" / "2").exists():
-                time.sleep(0.01)
-            full_disk(True)
-
-    config = FitConfig(steps=4000, log_every=0, checkpoint_every=2, preview_every=1)
-    with pytest.raises(UserError, match=f"checkpoint cannot be written to {tmp_path}/checkpoints: .*") as caught:
-        fit(support.job(), config, tmp_path, preview=fill, progress=False, devices=jax.devices()[:1])
-    assert "\n" not in str(caught.value)
-    with Store(tmp_path / "checkpoints", writable=False) as store:
-        assert store.steps() == [2]
-    assert steps[-1] < 4000, "it did not go on to the end"
-    faults("full disk")
+    yield processes.fill_disk
+    processes.fill_disk(False)
 
 
 def test_records_on_a_full_disk_are_one_line(tmp_path, full_disk, faults):
