@@ -53,8 +53,7 @@ def kept(remat):
     loss, params = gradient(remat)
     jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
     forward = next(eqn for eqn in equations(jaxpr.jaxpr) if eqn.primitive.name == "scan")
-    stacked = forward.outvars[forward.params["num_carry"] :]
-    return sorted(str(var.aval) for var in stacked)
+    return sorted(str(var.aval) for var in forward.outvars if var.aval.shape[:1] == (LAYERS,))
 
 
 def equations(jaxpr):
