@@ -73,7 +73,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
         config.sources = base.sources(
             *(SourceSection(drawn[bucket["task"]], task=bucket["task"], count=512) for bucket in rows)
         )
-        config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 2, "warmup_from": 0.0})
+        config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 2, "warmup_from": 1e-4})
         config.train.update(
             {
                 "steps": 20,

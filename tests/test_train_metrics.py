@@ -78,3 +78,21 @@ def test_records_beyond_the_resumed_step_and_a_torn_line_are_dropped(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": n, "loss": n / 3} for n in (1, 2, 3)] + [{"step": 4, "loss": 7.0}]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
+
+
+def test_records_can_be_followed_while_a_run_goes_on(tmp_path):
+    """And what is ahead of the checkpoint is still dropped by the run that goes on from it."""
+    clock = Clock()
+    writer = Writer(tmp_path, every_s=10.0, clock=clock)
+    seen = []
+    for step in range(1, 6):
+        writer.write(step, {"loss": float(step)})
+        seen.append(len(read_metrics(tmp_path)))
+        clock.now += 4
+    assert seen == [1, 1, 1, 4, 4]
+    events = sum(path.stat().st_size for path in (tmp_path / "tensorboard").iterdir())
+    assert events > 0
+    again = Writer(tmp_path, resume=2)  # the first was killed: never flushed, never closed
+    again.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    writer.close()

@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from metacanvas_jax import files
+
+Clock = Callable[[], float]
 
 # Dense bfloat16 FLOP/s per JAX device, from the vendors' data sheets. A 7x chip (2307e12) is two JAX devices.
 PEAK_FLOPS = {
@@ -103,13 +105,18 @@ class Writer:
 
     ``resume`` is the step that training goes on from: what an earlier process logged beyond it is dropped first, so
     that the file reads as one uninterrupted run. Values that are not finite become null, as JSON has no word for them.
-    In an object store, where nothing can be appended, both files are written anew at every ``flush``.
+    In an object store, where nothing can be appended, both files are written anew at every ``flush``. Elsewhere a
+    record is in its file, for whoever follows it, at the first ``write`` that is ``every_s`` seconds after the last
+    time; ``flush`` is still what makes it survive the machine.
 
     Raises UserError, from any method, when they cannot be written.
     """
 
-    def __init__(self, folder: str | os.PathLike, resume: int = 0):
+    def __init__(
+        self, folder: str | os.PathLike, resume: int = 0, *, every_s: float = 10.0, clock: Clock = time.monotonic
+    ):
         folder = files.folder(folder)
+        self._every_s, self._clock, self._shown = every_s, clock, -math.inf
         self.path = folder / "metrics.jsonl"
         self._local = files.is_local(folder)
         with files.writing(folder):
@@ -130,12 +137,16 @@ class Writer:
                 self._file.seek(0, io.SEEK_END)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """One record; buffered until ``flush``."""
+        """One record, at the end of the file within ``every_s`` seconds if more follow, or by ``flush``."""
         record = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         with files.writing(self.path):
             self._file.write(json.dumps({"step": step} | record) + "\n")
             for name, value in scalars.items():
                 self._event(step, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)]))
+            if self._local and self._clock() - self._shown >= self._every_s:
+                self._file.flush()
+                self._board.flush()
+                self._shown = self._clock()
 
     def flush(self) -> None:
         """Everything written so far survives the process, and the machine."""
