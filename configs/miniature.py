@@ -64,6 +64,7 @@ def get_config(variant: str = "canvas") -> ConfigDict:
 def understanding(config: ConfigDict) -> ConfigDict:
     """Captions and questions about layout, counts and colours, from the picture and from the words alone."""
     config.objective = "understand"
+    config.recall = 3
     steps = 500
     config.optimizer = base.section(
         OptimizerConfig(learning_rate=3e-3, warmup_steps=40, schedule="cosine", total_steps=steps, b2=0.99)

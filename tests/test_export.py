@@ -33,6 +33,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.media import read_image
 from metacanvas_jax.mllm.qwen import MllmConfig
 from metacanvas_jax.train import jobs
+from metacanvas_jax.train.loop import check_workdir
 from metacanvas_jax.train.partition import flat, nested, partition
 from metacanvas_jax.types import Condition
 
@@ -360,6 +361,7 @@ def test_an_imported_export_is_a_run_with_the_same_parameters(exported, tmp_path
             back = flat(checkpoints.restore_params(trainable, ema=ema))
             for path, value in leaves.items():
                 assert np.asarray(back[path]).tobytes() == value.tobytes(), path
+    check_workdir(jobs.make_job(setup), jobs.fit_config(setup), tmp_path / "run")  # training would go on from it
 
 
 def test_state_dicts_of_a_connector_are_read_and_pickles_are_not(exported, tmp_path):

@@ -72,6 +72,23 @@ def test_restores_everything_to_its_sharding_and_the_data_to_its_place(saved):
     np.testing.assert_array_equal(next(batches), next(fresh))
 
 
+def test_an_imported_checkpoint_starts_the_data_at_their_beginning(tmp_path):
+    batches, fresh = stream(), stream()
+    with Store(tmp_path) as store:
+        store.save(state(7), None, META | {"imported": "exports/run"})
+        store.wait()
+        assert store.restore(abstract(), batches, META).step == 7
+    np.testing.assert_array_equal(next(batches), next(fresh))
+
+
+def test_a_checkpoint_without_the_place_in_its_data_is_an_error(tmp_path):
+    with Store(tmp_path) as store:
+        store.save(state(7), None, META)
+        store.wait()
+        with pytest.raises(UserError, match=f"checkpoint {tmp_path}/7 cannot be read"):
+            store.restore(abstract(), stream(), META)
+
+
 def test_restores_an_older_step_and_parameters_alone(saved):
     with Store(saved, writable=False) as store:
         older = store.restore_params(abstract().params, step=3)

@@ -1,7 +1,8 @@
 """The way back: an exported folder, or a connector's state dict, as a run that training can go on from.
 
-The run has one checkpoint without a position in the data: `metacanvas train --config.start=RUN` begins with its
-parameters, and `sample`, `evaluate` and `export` take it as any other.
+The run has one checkpoint, with a fresh optimizer and without a position in the data. `metacanvas train --workdir RUN`
+goes on from its step with the data from their beginning, `metacanvas train --config.start=RUN` begins another run with
+its parameters, and `sample`, `evaluate` and `export` take it as any other.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from metacanvas_jax.ckpt.table import Entry, published_shape
 from metacanvas_jax.cli.options import write_config
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.train import jobs, weights
+from metacanvas_jax.train.loop import fingerprint
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.partition import flat, nested, partition
 from metacanvas_jax.train.state import new_state
@@ -59,7 +61,8 @@ def import_run(source: Path, to: Path, config: ConfigDict | None = None) -> Path
         write_config(config, draft)
         state = new_state(params, make_optimizer(setup.optimizer), ema=setup.train.ema is not None)
         state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32))
-        meta = store.describe(job.config, job.frozen) | {"imported": str(source)}
+        meta = store.describe(fingerprint(job, jobs.fit_config(setup)), job.frozen)
+        meta |= {"imported": str(source), "recent_losses": [], "owed": False}
         with store.Store(draft / "checkpoints") as checkpoints:
             checkpoints.save(state, None, meta)
     return to

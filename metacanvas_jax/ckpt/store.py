@@ -155,6 +155,8 @@ class Store:
     ) -> TrainState:
         """The whole state, straight into the shardings that ``abstract`` carries; sets ``batches`` to where they were.
 
+        A checkpoint that was imported has read no data: ``batches`` then begin at their beginning.
+
         Raises:
             UserError: no complete checkpoint; one of another config or of other frozen weights; other parameters or
                 shapes; a position in the data that only another number of processes can take up; files that cannot be
@@ -168,7 +170,8 @@ class Store:
         if abstract.ema is not None:
             trees["ema"] = abstract.ema
         args: dict[str, Any] = self._arguments(step, trees)
-        if batches is not None:
+        positioned = batches is not None and "imported" not in saved
+        if positioned:
             args["data"] = ocp.args.JsonRestore()
         with self._reading(step):
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
@@ -176,7 +179,7 @@ class Store:
         ema = restored["ema"] if abstract.ema is not None else None
         state = TrainState(rest["step"], restored["params"], rest["opt_state"], ema, rest["finite"], rest["skipped"])
         _check_sums(saved["checksums"], checksums(state), str(where))
-        if batches is not None:
+        if positioned:
             batches.set_state(_position(restored["data"]["positions"], str(where)))
         return state
 

@@ -43,7 +43,7 @@ def make_job(experiment: Experiment) -> Job:
     model = network(experiment)
     frozen = {}
     if experiment.objective == "understand":
-        prepare, loss = objectives.understanding(model)
+        prepare, loss = objectives.understanding(model, experiment.recall)
     else:
         prepare, loss = objectives.painting(
             model,

@@ -144,7 +144,7 @@ def fit(
         mesh = make_mesh(config.mesh, devices)
         optimizer = make_optimizer(job.optimizer)
         init_key, key = jax.random.split(jax.random.key(config.seed))
-        meta = describe(_fingerprint(job, config), job.frozen)
+        meta = describe(fingerprint(job, config), job.frozen)
 
         # What there is to train, where it lives, and from where it goes on
         watch.at(0, "loads")
@@ -336,7 +336,7 @@ def check_workdir(job: Job, config: FitConfig, workdir: str | Path) -> None:
     if folder.exists():
         with Store(folder, writable=False) as store:
             if store.steps():
-                check_same(store.meta(), describe(_fingerprint(job, config), job.frozen), str(folder))
+                check_same(store.meta(), describe(fingerprint(job, config), job.frozen), str(folder))
 
 
 SHOWN = ("loss", "samples_per_second", "mfu")
@@ -354,7 +354,8 @@ def _next(batches: grain.DatasetIterator, now: int, steps: int) -> Any:
         raise UserError(f"the data ended before step {now} of {steps}; repeat it or train for fewer steps") from None
 
 
-def _fingerprint(job: Job, config: FitConfig) -> dict[str, Any]:
+def fingerprint(job: Job, config: FitConfig) -> dict[str, Any]:
+    """What a run must agree on with the checkpoint it continues."""
     optimizer = dataclasses.asdict(job.optimizer)
     if job.optimizer.schedule == "constant":  # then it does not matter, and a run may be prolonged
         del optimizer["total_steps"], optimizer["final_fraction"]

@@ -10,7 +10,7 @@ uint8 ``pixels`` [b t h w 3], the target, and where the task gives them ``source
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import struct
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from metacanvas_jax.data import tasks
 from metacanvas_jax.data.tasks import TASKS, Given, TaskName
@@ -123,8 +123,13 @@ def painting(
     return prepare, loss
 
 
-def understanding(model: Qwen25VL) -> tuple[Prepare, Loss]:
-    """Next-token prediction on the tokens whose ``weights`` are positive; logs how many of them are guessed right."""
+def understanding(model: Qwen25VL, recall: int = 0) -> tuple[Prepare, Loss]:
+    """Next-token prediction on the tokens whose ``weights`` are positive; logs how many of them are guessed right.
+
+    With ``recall`` every state must also tell that many tokens before its own (``recall_loss``). A large model's states
+    hold what its words belong to; those of a small one hold little more than the next word, and a DiT that reads them
+    cannot tell which of two drawings is the red one.
+    """
 
     def prepare(frozen: Params, batch: Batch, key: Key[Array, ""]) -> Batch:
         del frozen, key
@@ -139,9 +144,36 @@ def understanding(model: Qwen25VL) -> tuple[Prepare, Loss]:
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
         right = (jnp.argmax(logits, axis=-1).astype(targets.dtype) == targets).astype(jnp.float32)
         total = jnp.maximum(jnp.sum(weights), 1.0)
-        return -jnp.sum(picked * weights) / total, {"accuracy": jnp.sum(right * weights) / total}
+        answers, metrics = -jnp.sum(picked * weights) / total, {"accuracy": jnp.sum(right * weights) / total}
+        if not recall:
+            return answers, metrics
+        logits = lambda hidden: model.apply(variables, hidden, method="logits")  # noqa: E731
+        recalled = recall_loss(logits, context.hidden, batch["tokens"], batch["mask"], recall)
+        return answers + recalled, metrics | {"recall": recalled}
 
     return prepare, loss
+
+
+def recall_loss(
+    logits: Callable[[Float[Array, "b l d"]], Float[Array, "b l v"]],
+    hidden: Float[Array, "b l d"],
+    tokens: Int[Array, "b l"],
+    mask: Bool[Array, "b l"],
+    count: int,
+) -> Float[Array, ""]:
+    """Mean cross-entropy of the ``count`` tokens before each one, told by its state.
+
+    The head that tells the next token tells the one k places back when it reads the state's channels k parts of
+    ``count + 1`` further on, so nothing has to be learned, or thrown away, beside the model.
+    """
+    losses = []
+    for back in range(1, count + 1):
+        turned = jnp.roll(hidden[:, back:], -(back * hidden.shape[-1] // (count + 1)), axis=-1)
+        telling = jax.nn.log_softmax(logits(turned))
+        picked = jnp.take_along_axis(telling, tokens[:, :-back, None], axis=-1)[..., 0]
+        both = (mask[:, back:] & mask[:, :-back]).astype(jnp.float32)
+        losses.append(-jnp.sum(picked * both) / jnp.maximum(jnp.sum(both), 1.0))
+    return jnp.mean(jnp.stack(losses))
 
 
 def _model(frozen: Params) -> Params:

@@ -1,0 +1,44 @@
+"""What the states of a small MLLM must tell beside the next token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metacanvas_jax.train.objectives import recall_loss
+
+VOCAB, BACK, LENGTH = 5, 2, 7
+TOKENS = jax.random.randint(jax.random.key(0), (3, LENGTH), 0, VOCAB)
+MASK = jnp.arange(LENGTH)[None] < jnp.array([[7], [5], [3]])
+
+
+def head(hidden):
+    """Reads the first of the three parts of a state."""
+    return 50.0 * hidden[..., :VOCAB]
+
+
+def states(tell):
+    """Parts of a state: nothing, then the token ``tell[0]`` places back, then the one ``tell[1]`` places back."""
+    told = [jax.nn.one_hot(jnp.roll(TOKENS, back, axis=1), VOCAB) for back in tell]
+    return jnp.concatenate([jnp.zeros((3, LENGTH, VOCAB)), *told], axis=-1)
+
+
+def test_states_that_tell_the_tokens_before_them_lose_nothing():
+    assert recall_loss(head, states((1, 2)), TOKENS, MASK, BACK) < 1e-6
+    assert recall_loss(head, states((2, 1)), TOKENS, MASK, BACK) > 1.0
+
+
+def test_states_that_tell_nothing_lose_what_guessing_loses():
+    np.testing.assert_allclose(
+        recall_loss(head, jnp.zeros((3, LENGTH, 3 * VOCAB)), TOKENS, MASK, BACK), np.log(VOCAB), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("changed", ["hidden", "tokens"])
+def test_padding_is_nothing_to_recall(changed):
+    hidden, tokens = states((1, 2)), TOKENS
+    if changed == "hidden":
+        hidden = jnp.where(MASK[..., None], hidden, -hidden)
+    else:
+        tokens = jnp.where(MASK, tokens, 0)
+    assert recall_loss(head, hidden, tokens, MASK, BACK) < 1e-6
