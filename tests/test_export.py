@@ -364,6 +364,20 @@ def test_an_imported_export_is_a_run_with_the_same_parameters(exported, tmp_path
     check_workdir(jobs.make_job(setup), jobs.fit_config(setup), tmp_path / "run")  # training would go on from it
 
 
+def test_a_run_starts_with_what_another_trained(exported):
+    config, leaves, run, _, _ = exported("sana")
+    config = config.copy_and_resolve_references()
+    config.start = str(run)
+    setup = build.experiment(config)
+    begun = flat(jobs.start_weights(setup, abstract_params(setup)))
+    for path, value in leaves.items():
+        assert np.asarray(begun[path]).tobytes() == value.tobytes(), path
+    config.canvas.rows += 1
+    setup = build.experiment(config)
+    with pytest.raises(UserError, match=rf"{run}, the config's 'start': canvas/\S+ has shape \(1, .*\) there and"):
+        jobs.start_weights(setup, abstract_params(setup))
+
+
 def test_state_dicts_of_a_connector_are_read_and_pickles_are_not(exported, tmp_path):
     from safetensors.torch import load_file
 

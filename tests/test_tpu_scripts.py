@@ -94,7 +94,7 @@ def test_the_jobset_restarts_on_preemption_alone_and_uses_a_public_image():
     assert job["replicas"] == 2
     job = job["template"]["spec"]
     assert job["parallelism"] == job["completions"] == 32
-    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [75]
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [75, 134]
     pod = job["template"]["spec"]
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-accelerator"] == "tpu-v5p-slice"
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4x8"
@@ -108,8 +108,10 @@ def test_the_jobset_restarts_on_preemption_alone_and_uses_a_public_image():
     assert "set REPOSITORY" in run("jobset", "--dry-run", REPOSITORY="", code=2)
 
 
-@pytest.mark.parametrize(("codes", "expected", "starts"), [((75, 75, 0), 0, 3), ((75, 2), 2, 2), ((75,) * 9, 75, 4)])
-def test_the_worker_starts_again_on_exit_code_75_only(tmp_path, codes, expected, starts):
+@pytest.mark.parametrize(
+    ("codes", "expected", "starts"), [((75, 75, 0), 0, 3), ((75, 2), 2, 2), ((75, 134, 0), 0, 3), ((75,) * 9, 75, 4)]
+)
+def test_the_worker_starts_again_on_exit_codes_75_and_134_only(tmp_path, codes, expected, starts):
     (tmp_path / "codes").write_text("\n".join(map(str, codes)))
     script = 'echo >>started; code=$(sed -n "$(wc -l <started)p" codes); exit "$code"'
     environment = {"PATH": os.environ["PATH"], "RESTARTS": "3", "RESTART_WAIT": "0"}

@@ -20,7 +20,7 @@ export RUN="${RUN:-stage3}"
 export CONFIG="${CONFIG:-configs/video_stage3.py}"
 export OVERRIDES="${OVERRIDES:-}"
 export WORKDIR="${WORKDIR:-$BUCKET/runs/$RUN}"
-export RESTARTS="${RESTARTS:-100}" # of a run that was preempted or lost a process (exit code 75)
+export RESTARTS="${RESTARTS:-100}" # of a run that was preempted or lost a process (exit code 75 or 134)
 
 # The code: this checkout on TPU VMs (setup.sh), a public repository for GKE (jobset.sh).
 export REPOSITORY="${REPOSITORY:-}"

@@ -36,7 +36,7 @@ spec:
                 onExitCodes:
                   containerName: train
                   operator: In
-                  values: [75]
+                  values: [75, 134]
               - action: FailJob
                 onPodConditions:
                   - type: DisruptionTarget

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Runs a command until it ends with something that a restart does not mend. Exit code 75 means "preempted, or a process
-# was lost; the checkpoint is written, start me again" (docs/operations.md); every other code is final.
+# was lost; the checkpoint is written, start me again" (docs/operations.md); 134 is JAX's own end when process 0 is lost.
+# Every other code is final.
 #
 #   RESTARTS=100 ./run_on_worker.sh COMMAND...
 set -uo pipefail
 for ((i = 0; i <= ${RESTARTS:-100}; i++)); do
   "$@"
   code=$?
-  [ "$code" = 75 ] || exit "$code"
+  [ "$code" = 75 ] || [ "$code" = 134 ] || exit "$code"
   echo "$(date -u +%FT%TZ) restart $((i + 1)) of ${RESTARTS:-100}" >&2
   sleep "${RESTART_WAIT:-10}"
 done
-exit 75
+exit "$code"

@@ -168,7 +168,7 @@ def frozen_weights(experiment: Experiment, abstract: Params) -> Params:
 def start_weights(experiment: Experiment, abstract: Params) -> Params:
     """What a new run begins with: the weights that the config names and, over them, what the run ``start`` trained.
 
-    Raises UserError when something is not there, or that run has none of this one's parameters.
+    Raises UserError when something is not there, or that run has none of this one's parameters or one of another shape.
     """
     loaded = frozen_weights(experiment, abstract)
     if not experiment.start:
@@ -177,7 +177,11 @@ def start_weights(experiment: Experiment, abstract: Params) -> Params:
     before = build.experiment(read_config(run))
     known, shapes = flat(abstract), jax.eval_shape(lambda key: unboxed(initial(before, key)), jax.random.key(0))
     trained = flat(partition(shapes, before.train.rules)[0])
-    here = {path for path, leaf in trained.items() if path in known and known[path].shape == leaf.shape}
+    here = trained.keys() & known.keys()
+    for path in sorted(here):
+        if trained[path].shape != known[path].shape:
+            shapes = f"{trained[path].shape} there and {known[path].shape} here"
+            raise UserError(f"{run}, the config's 'start': {path} has shape {shapes}")
     if not here:
         raise UserError(f"{run} trained nothing that this run has; it is the config's 'start'")
     wanted = nested({path: known[path] if path in here else leaf for path, leaf in trained.items()})
