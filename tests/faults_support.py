@@ -200,7 +200,7 @@ def become(folder, devices, options):
         sys.exit(75)
     except UserError as error:
         fill_disk(False)
-        print(error, flush=True)
+        print(str(error).replace("\n", "\\n"), flush=True)  # so that a message of two lines is seen to be one
         sys.exit(2)
     sys.exit(0)
 

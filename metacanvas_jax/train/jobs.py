@@ -180,8 +180,8 @@ def start_weights(experiment: Experiment, abstract: Params) -> Params:
     here = trained.keys() & known.keys()
     for path in sorted(here):
         if trained[path].shape != known[path].shape:
-            shapes = f"{trained[path].shape} there and {known[path].shape} here"
-            raise UserError(f"{run}, the config's 'start': {path} has shape {shapes}")
+            both = f"{trained[path].shape} there and {known[path].shape} here"
+            raise UserError(f"{run}, the config's 'start': {path} has shape {both}")
     if not here:
         raise UserError(f"{run} trained nothing that this run has; it is the config's 'start'")
     wanted = nested({path: known[path] if path in here else leaf for path, leaf in trained.items()})
