@@ -1,29 +1,51 @@
-"""The one linear attention of the project: ReLU feature map, sums in float32."""
+"""The one linear attention of the project: ReLU feature map, sums in float32.
+
+``implementation`` is one of ``IMPLEMENTATIONS``; "auto" is the Pallas kernel on TPU ("tpu"), XLA elsewhere.
+"""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metacanvas_jax.kernels.linear_attention_tpu import EPS, linear_attention, takes
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.kernels import linear_attention_gpu, linear_attention_tpu
+from metacanvas_jax.kernels.linear_attention_tpu import EPS
 from metacanvas_jax.kernels.masks import MaskSpec
 from metacanvas_jax.parallel.context import sharded
+
+IMPLEMENTATIONS = ("auto", "tpu", "triton", "xla")
 
 
 @jax.named_scope("linear_attend")
 def relu_linear_attention(
-    q: Float[Array, "b n h e"], k: Float[Array, "b m h e"], v: Float[Array, "b m h f"]
+    q: Float[Array, "b n h e"],
+    k: Float[Array, "b m h e"],
+    v: Float[Array, "b m h f"],
+    *,
+    implementation: str = "auto",
 ) -> Float[Array, "b n h f"]:
     """``sum_m v_m (relu k_m . relu q_n) / (sum_m relu k_m . relu q_n + 1e-15)``, of the dtype of q.
 
-    There is no ``e ** -0.5`` and no mask. Sums are float32; a query that meets only zeros gets zeros. On TPU a Pallas
-    kernel computes it, on a mesh per device (see ``parallel/context.py``). Source: diffusers
-    ``SanaLinearAttnProcessor2_0`` (which appends ones to v instead of summing k apart).
+    There is no ``e ** -0.5`` and no mask. Sums are float32; a query that meets only zeros gets zeros. Heads that a
+    kernel does not take (see its ``takes``) go to XLA; on a mesh each device computes its own samples and heads (see
+    ``parallel/context.py``). Source: diffusers ``SanaLinearAttnProcessor2_0`` (which appends ones to v instead of
+    summing k apart).
+
+    Raises:
+        UserError: an unknown implementation.
     """
-    if not takes(q, v):
+    if implementation not in IMPLEMENTATIONS:
+        raise UserError(f"linear attention: implementation is {implementation!r}, expected one of {IMPLEMENTATIONS}")
+    kernels = {"tpu": linear_attention_tpu, "triton": linear_attention_gpu}
+    wanted = ("tpu",) if implementation == "auto" else (implementation,)
+    taken = {name: kernels[name].linear_attention for name in wanted if name in kernels and kernels[name].takes(q, v)}
+    if not taken:
         return plain_linear_attention(q, k, v)
 
     def linear_attend(q: jax.Array, k: jax.Array, v: jax.Array, _: MaskSpec) -> jax.Array:
-        return jax.lax.platform_dependent(q, k, v, tpu=linear_attention, default=plain_linear_attention)
+        platforms = {"tpu": "tpu", "triton": "cuda"}
+        chosen = {platforms[name]: f for name, f in taken.items()}
+        return jax.lax.platform_dependent(q, k, v, **chosen, default=plain_linear_attention)
 
     return sharded(linear_attend, q, k, v, MaskSpec(), exchange=False)
 
