@@ -15,16 +15,19 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from metacanvas_jax import files
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.eval import charts
 
 TPU_SCRIPTS = ("create.sh", "setup.sh", "launch.sh")  # of tpu_scripts/, in this order, for every point
+GKE_SCRIPTS = ("jobset.sh",)
 LAST = 0.1  # share of a run at its end over which its losses are averaged
 
 
@@ -94,15 +97,19 @@ def run(points: Sequence[Point], workdir: Path, extra: Sequence[str] = ()) -> No
         raise UserError(f"{len(failed)} of {len(points)} points failed: {', '.join(failed)}")
 
 
-def tpu_jobs(points: Sequence[Point], sweep: str, extra: Sequence[str] = ()) -> list[tuple[dict[str, str], list[str]]]:
-    """For every point the variables of ``tpu_scripts/env.sh`` and the scripts to run with them: a slice of its own."""
+Job = tuple[Mapping[str, str], Sequence[str]]
+"""The variables of ``tpu_scripts/env.sh`` and the scripts to run with them, one after the other."""
+
+
+def tpu_jobs(points: Sequence[Point], sweep: str, extra: Sequence[str] = (), *, gke: bool = False) -> list[Job]:
+    """A slice of its own for every point: a queued resource, or a JobSet on GKE."""
     name = Path(sweep).stem
-    jobs = []
+    jobs: list[Job] = []
     for point in points:
         label = re.sub("[^a-z0-9-]", "-", f"{name}-{point.name}".lower())
         overrides = shlex.join([*point.overrides, *extra])
         variables = {"NAME": label, "RUN": f"{name}/{point.name}", "CONFIG": point.config, "OVERRIDES": overrides}
-        jobs.append((variables, [f"tpu_scripts/{script}" for script in TPU_SCRIPTS]))
+        jobs.append((variables, [f"tpu_scripts/{script}" for script in (GKE_SCRIPTS if gke else TPU_SCRIPTS)]))
     return jobs
 
 
@@ -112,12 +119,24 @@ def shell(variables: Mapping[str, str], scripts: Sequence[str]) -> str:
     return f"(export {settings}; {' && '.join(scripts)})"
 
 
-def launch(jobs: Sequence[tuple[Mapping[str, str], Sequence[str]]], root: Path) -> None:
-    """Runs the scripts of every job. Raises UserError naming the first script that fails."""
-    for variables, scripts in jobs:
+def launch(jobs: Sequence[Job], root: Path, *, dry_run: bool = False) -> None:
+    """Runs the scripts of all jobs side by side, as requests wait for machines; with ``dry_run`` they print commands.
+
+    A job that fails does not stop the others; raises UserError naming each one with the script that failed.
+    """
+    options = ["--dry-run"] if dry_run else []
+
+    def run_scripts(job: Job) -> str:
+        variables, scripts = job
         for script in scripts:
-            if subprocess.run([str(root / script)], env={**os.environ, **variables}, check=False).returncode:
-                raise UserError(f"{script} failed for {variables['NAME']}")
+            if subprocess.run([str(root / script), *options], env={**os.environ, **variables}, check=False).returncode:
+                return f"{variables['NAME']} ({script})"
+        return ""
+
+    with ThreadPoolExecutor(1 if dry_run else len(jobs)) as pool:
+        failed = list(filter(None, pool.map(run_scripts, jobs)))
+    if failed:
+        raise UserError(f"{len(failed)} of {len(jobs)} jobs failed to start: {', '.join(failed)}")
 
 
 def collect(points: Sequence[Point], workdir: Path) -> list[dict[str, Any]]:
@@ -205,9 +224,7 @@ def write(title: str, points: Sequence[Point], workdir: Path) -> list[Path]:
     texts = {"csv": as_csv(rows), "md": as_markdown(rows), "html": as_page(title, points, rows, workdir)}
     for kind, text in texts.items():
         path = workdir / f"sweep.{kind}"
-        draft = path.with_name(f"{path.name}.tmp")
-        draft.write_text(text)
-        os.replace(draft, path)
+        files.write(path, text)
         written.append(path)
     return written
 

@@ -188,6 +188,7 @@ def test_prepare_as_jpeg_is_smaller_and_close(tmp_path):
 
 @pytest.mark.miniature
 def test_prepare_stores_the_latents_of_target_source_and_references(tmp_path):
+    from miniature_support import arguments
     from miniature_support import config as small
 
     from metacanvas_jax import build
@@ -198,7 +199,7 @@ def test_prepare_stores_the_latents_of_target_source_and_references(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (40, 60, 60, 3), dtype=np.uint8)
     store.save_params(tmp_path / "vae", patch_pca.fit(pictures, setup.vae)[0], {})
     compute, identity = precompute.make_latents(setup, batch=2)
-    assert set(identity) == {"autoencoder"}
+    assert set(identity) == {"autoencoder", "dtype"} and identity["autoencoder"]["vae.patch"] == 15
     section = SourceSection(kind="animations", task="reference_to_video", count=3)
     out = sources.prepare(
         section, tmp_path / "out", Clip(frames=5), QUIET, setup.world, compute=compute, computed=identity
@@ -214,6 +215,14 @@ def test_prepare_stores_the_latents_of_target_source_and_references(tmp_path):
         assert sample.arrays["reference_latents"].shape == (len(sample.references), *expected.shape[1:])
     with pytest.raises(UserError, match="samples of one shape"):
         compute([records[0], dataclasses.replace(records[1], target=np.zeros((1, 48, 48, 3), np.uint8))])
+    name, overrides = arguments(tmp_path, "canvas", 2)
+    command = ["prepare", "--source", "edits", "--task", "image_editing", "--out", str(tmp_path / "cli")]
+    latents = ["--count", "2", "--latents", "--latents-dtype", "float16"]
+    assert main([*command, *latents, "--config", name, *overrides]) == 0
+    arrays = open_source(SourceSection("records", str(tmp_path / "cli"), "image_editing"))[1].arrays
+    assert {name: (x.dtype, x.shape) for name, x in arrays.items()} == dict.fromkeys(
+        ("latents", "source_latents"), (np.float16, (1, 4, 4, 64))
+    )
 
 
 def test_prepare_on_the_command_line(tmp_path, capsys):

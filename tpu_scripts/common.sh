@@ -55,6 +55,12 @@ if [ "$SLICES" -gt 1 ]; then
   for ((i = 0; i < SLICES; i++)); do NODES+=("$NAME-$i"); done
 fi
 
+# The run in the names of files and of Kubernetes objects; a sweep's run is SWEEP/POINT.
+LOG="${RUN//\//-}"
+OBJECT="$(tr '[:upper:]_./=+' '[:lower:]-----' <<<"$NAME-$LOG")"
+if [ "$OBJECT" = "$NAME-$NAME" ]; then OBJECT="$NAME"; fi
+export LOG OBJECT
+
 QUEUE=(gcloud compute tpus queued-resources)
 PLACE=(--project="$PROJECT" --zone="$ZONE")
 

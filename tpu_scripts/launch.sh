@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts the run of env.sh on all hosts, in the background; its output goes to RUN.log in each host's home folder.
+# Starts the run of env.sh on all hosts, in the background; its output goes to RUN.log (/ as -) in each host's home folder.
 # Starting a run whose WORKDIR holds checkpoints continues it.
 #
 #   ./launch.sh [--dry-run] [EXTRA ARGUMENTS OF metacanvas train]
@@ -11,5 +11,5 @@ cd metacanvas_jax
 export PATH=\$HOME/venv/bin:\$PATH RESTARTS=$RESTARTS
 LIBTPU_INIT_ARGS=\"\$($FLAGS)\"
 export LIBTPU_INIT_ARGS
-setsid nohup tpu_scripts/run_on_worker.sh $command >>\$HOME/$RUN.log 2>&1 </dev/null &
-echo \$! >\$HOME/$RUN.pid"
+setsid nohup tpu_scripts/run_on_worker.sh $command >>\$HOME/$LOG.log 2>&1 </dev/null &
+echo \$! >\$HOME/$LOG.pid"

@@ -3,4 +3,4 @@
 #
 #   ./logs.sh [--dry-run] [WORKER]
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-on_workers "tail -n 100 -F $RUN.log" "${ARGUMENTS[0]:-0}"
+on_workers "tail -n 100 -F $LOG.log" "${ARGUMENTS[0]:-0}"

@@ -4,7 +4,7 @@
 #   ./setup.sh [--dry-run]
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-archive="${TMPDIR:-/tmp}/metacanvas_jax.tar.gz"
+archive="${TMPDIR:-/tmp}/metacanvas_jax-$NAME.tar.gz" # of its own: slices are set up side by side
 run git -C "$ROOT" archive --format=tar.gz --prefix=metacanvas_jax/ --output="$archive" HEAD
 for node in "${NODES[@]}"; do
   run gcloud compute tpus tpu-vm scp "$archive" "$node:metacanvas_jax.tar.gz" "${PLACE[@]}" --worker=all

@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--per-shard", type=int, default=1024, help="samples in a shard")
     source.add_argument("--batch", type=int, default=16, help="samples that are encoded at once")
     source.add_argument("--latents", action="store_true", help="store the latents of the config's autoencoder too")
+    source.add_argument(
+        "--latents-dtype", choices=("float32", "float16"), default="float32", help="float16 takes half the space"
+    )
     source.add_argument("--process", metavar="I/N", help="this is process I (from 0) of N, on one file system")
     parser.add_argument("--verify", type=Path, metavar="FOLDER", help="compare every shard with the manifest")
 
@@ -90,7 +93,7 @@ def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
     world = SceneWorld() if setup is None else setup.world
     compute, identity = None, {}
     if arguments.latents:
-        compute, identity = precompute.make_latents(setup, arguments.batch)
+        compute, identity = precompute.make_latents(setup, arguments.batch, arguments.latents_dtype)
     written = sources.prepare(section, arguments.out, clip, config, world, compute=compute, computed=identity)
     if written is None:
         print(f"process {index} of {count} is done; shards of the others are missing, {arguments.out} is not complete")

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from metacanvas_jax.data.dataset import scene_of
 from metacanvas_jax.data.questions import Exchange, follow_up, picture_exchanges, plan, text_exchanges
-from metacanvas_jax.data.samples import Sample
+from metacanvas_jax.data.samples import LATENTS, Sample
 from metacanvas_jax.data.scenes import SceneWorld
 from metacanvas_jax.data.tasks import RECONSTRUCT, TASKS, Bucket, TaskName
 from metacanvas_jax.errors import UserError
@@ -75,13 +75,20 @@ class PaintExamples:
     """Samples of one bucket: pixels for the autoencoder, and the prompt with its media for the MLLM.
 
     ``prompter`` None leaves the MLLM one token of nothing; ``text`` is the DiT's own text encoder. A prompt that is too
-    long for the bucket loses its last words.
+    long for the bucket loses its last words. ``latents`` is the shape [t h w c] of a target's where samples bring their
+    latents, which then take the place of pixels; None where they are to be encoded.
     """
 
     def __init__(
-        self, prompter: Prompter | None, bucket: Bucket, *, text: TextRows | None = None, video_fps: float = 2.0
+        self,
+        prompter: Prompter | None,
+        bucket: Bucket,
+        *,
+        text: TextRows | None = None,
+        video_fps: float = 2.0,
+        latents: tuple[int, int, int, int] | None = None,
     ):
-        self.prompter, self.bucket, self.text, self.video_fps = prompter, bucket, text, video_fps
+        self.prompter, self.bucket, self.text, self.video_fps, self.latents = prompter, bucket, text, video_fps, latents
         self.task = TASKS[bucket.task]
         self.layout: Layout = () if prompter is None else media_layout(bucket, prompter.config.media, video_fps)
         self._written = functools.lru_cache(maxsize=65536)(self._write)
@@ -93,6 +100,8 @@ class PaintExamples:
         """
         del rng
         sample = self.fitted(sample)
+        if self.latents is not None:
+            return self.stored(sample, self.latents) | self.read(sample)
         example = {"pixels": sample.target}
         if self.task.vae == "source":
             example["source"] = sample.source
@@ -100,11 +109,30 @@ class PaintExamples:
             example["references"] = np.stack(sample.references)
         return example | self.read(sample)
 
+    def stored(self, sample: Sample, shape: tuple[int, int, int, int]) -> Example:
+        """The latents that a sample brings. Raises UserError for one that is missing or of another shape."""
+        wanted = {"pixels": shape}
+        if self.task.vae == "source":
+            wanted["source"] = shape
+        if self.task.vae == "references":
+            wanted["references"] = (self.bucket.references, *shape[1:])
+        example = {}
+        for part, expected in wanted.items():
+            name = LATENTS[part]
+            latents = sample.arrays.get(name)
+            if latents is not None and part == "references":  # repeated or left out as the pictures are
+                latents = latents[np.arange(self.bucket.references) % len(latents)]
+            if latents is None or latents.shape != expected:
+                found = "missing" if latents is None else f"{list(latents.shape)}"
+                raise UserError(f"{sample.name or sample.prompt!r}: {name} is {found}, expected {list(expected)}")
+            example[name] = latents
+        return example
+
     def fitted(self, sample: Sample) -> Sample:
         """The sample as the task wants it: references repeated to their number, the prompt of a reconstruction."""
         if self.bucket.task == "reconstruction":
             sample = dataclasses.replace(sample, prompt=RECONSTRUCT)
-        wanted = {"target": (sample.target, self.bucket.frames)}
+        wanted = {"target": (sample.target, self.bucket.frames if self.latents is None else 1)}
         if self.task.vae == "source":
             wanted["source"] = (sample.source, self.bucket.frames)
         if self.task.vae == "references":

@@ -1,6 +1,7 @@
 """From a row of any layout (names and encoded values) to a sample of a task."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -44,7 +45,7 @@ class Layout:
 
     ``task`` is what they serve for (None: what the row says, or text-to-image). ``columns`` names parts of a sample
     otherwise; "json.caption" is a key inside JSON. ``open`` turns a path that stands in a row into bytes (None: rows
-    hold the bytes themselves).
+    hold the bytes themselves). With ``first_frame`` no more than that of a target is decoded: its latents are stored.
     Raises ValueError for a column of no part of a sample.
     """
 
@@ -53,6 +54,7 @@ class Layout:
     clip: Clip = AS_FOUND
     limits: Limits = LIMITS
     open: Callable[[str], bytes] | None = None
+    first_frame: bool = False
 
     def __post_init__(self) -> None:
         for part in self.columns:
@@ -68,7 +70,7 @@ class Layout:
         """The sample of a row. Raises MediaError for what is missing, of another type or unreadable."""
         task = self.task or _text(self._get(row, "task"), "task") or "text_to_image"
         told = _rate(self._get(row, "fps"))
-        target, fps = self._frames(self._get(row, "target", True), told, task)
+        target, fps = self._target._frames(self._get(row, "target", True), told, task)
         source = self._get(row, "source", task in SOURCED)
         references = self._get(row, "references", task == "reference_to_video")
         empty = source is None or (isinstance(source, list | tuple | np.ndarray) and len(source) == 0)
@@ -84,8 +86,13 @@ class Layout:
             scene=_text(self._get(row, "scene"), "scene"),
             arrays=_arrays(self._get(row, "arrays")),
         )
-        check(sample)
+        check(sample, whole=not self.first_frame)
         return sample
+
+    @functools.cached_property
+    def _target(self) -> "Layout":
+        """How targets are read."""
+        return dataclasses.replace(self, clip=dataclasses.replace(self.clip, frames=1)) if self.first_frame else self
 
     def _get(self, row: Mapping[str, Any], part: str, required: bool = False) -> Any:
         """The value of a part of a sample, None where it is absent."""
@@ -139,17 +146,17 @@ class Layout:
         raise MediaError(f"wanted the bytes of a picture or video, found {type(value).__name__}")
 
 
-def check(sample: Sample) -> None:
-    """Raises MediaError when a sample lacks what its task needs."""
+def check(sample: Sample, whole: bool = True) -> None:
+    """Raises MediaError when a sample lacks what its task needs; ``whole`` False: its target is a first frame only."""
     if not sample.prompt.strip() and sample.task != "reconstruction":
         raise MediaError("an empty caption")
     if sample.task in SOURCED and sample.source is None:
         raise MediaError(f"no source, which {sample.task} needs")
-    if sample.task == "video_editing" and len(sample.source) != len(sample.target):
+    if whole and sample.task == "video_editing" and len(sample.source) != len(sample.target):
         raise MediaError(f"a source of {len(sample.source)} frames for a target of {len(sample.target)}")
     if sample.task == "reference_to_video" and not sample.references:
         raise MediaError("no reference pictures, which reference_to_video needs")
-    if sample.task in VIDEO and len(sample.target) < 2:
+    if whole and sample.task in VIDEO and len(sample.target) < 2:
         raise MediaError(f"one frame, {sample.task} needs a video")
 
 

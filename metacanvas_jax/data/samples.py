@@ -18,6 +18,9 @@ Task = Literal[
 ]
 TASKS: tuple[str, ...] = Task.__args__
 
+LATENTS = {"pixels": "latents", "source": "source_latents", "references": "reference_latents"}
+"""What the autoencoder reads of a batch, and what it is called in ``arrays`` and in batches once it is encoded."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:

@@ -38,6 +38,7 @@ class SourceSection:
     ``task`` is what the samples serve for, ``weight`` their share among the sources of that task. ``columns`` are
     (part of a sample, its name in the source) where the usual names do not apply. ``max_skips`` bad records are passed
     over before a run stops; ``limits`` bound what one medium may hold. ``count`` and ``seed`` are those of drawings.
+    ``latents`` trains on those that `metacanvas prepare --latents` stored beside the samples.
     """
 
     kind: Kind
@@ -52,6 +53,7 @@ class SourceSection:
     limits: Limits = LIMITS
     count: int = 10_000
     seed: int = 0
+    latents: bool = False
 
     def __post_init__(self) -> None:
         drawn = self.kind in DRAWN
@@ -63,6 +65,8 @@ class SourceSection:
             raise ValueError(f"{self.kind} serve for {', '.join(DRAWN[self.kind])}, not for {self.task}")
         if self.weight < 0 or self.max_skips < 0:
             raise ValueError(f"weight {self.weight} and max_skips {self.max_skips} must not be negative")
+        if self.latents and not (self.path and (drawn or self.kind == "records")):
+            raise ValueError(f"latents are in records of `metacanvas prepare`, not in a source of kind {self.kind!r}")
         if self.count < 1:
             raise ValueError(f"count is {self.count}, expected at least 1")
         for part, _ in self.columns:
@@ -81,9 +85,11 @@ DRAWN: dict[str, tuple[str, ...]] = {
 def open_source(section: SourceSection, clip: Clip = AS_FOUND, world: SceneWorld | None = None) -> Guarded:
     """The samples of a source in the shape of a clip; ``world`` is that of drawings.
 
+    Where a section wants stored latents, targets have their first frame only.
+
     Raises UserError when the source is not there, is damaged as a whole, or has no samples.
     """
-    layout = Layout(section.task, dict(section.columns), clip, section.limits)
+    layout = Layout(section.task, dict(section.columns), clip, section.limits, first_frame=section.latents)
     options = {"max_skips": section.max_skips, "in_memory": section.in_memory}
     if section.kind in DRAWN and not section.path:
         if world is None:

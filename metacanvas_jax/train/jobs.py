@@ -20,6 +20,7 @@ from metacanvas_jax.data.dataset import Records
 from metacanvas_jax.data.examples import PaintExamples, TextRows, UnderstandExamples, media_layout
 from metacanvas_jax.data.mixture import Mixture, Source, Stream
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
+from metacanvas_jax.data.samples import LATENTS
 from metacanvas_jax.data.sources import open_source
 from metacanvas_jax.data.tasks import Bucket, Given
 from metacanvas_jax.data.tokenizer import load_tokenizer
@@ -30,7 +31,7 @@ from metacanvas_jax.mllm.media import MediaConfig
 from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
 from metacanvas_jax.parallel.mesh import batch_part, make_mesh
 from metacanvas_jax.text.gemma2 import INSTRUCTION
-from metacanvas_jax.train import contexts, objectives, weights
+from metacanvas_jax.train import contexts, latents, objectives, weights
 from metacanvas_jax.train.loop import FitConfig, Job
 from metacanvas_jax.train.partition import flat, nested, partition
 from metacanvas_jax.types import Context, Grid, Media, MllmInputs, Params, Text
@@ -242,10 +243,12 @@ def text_rows(experiment: Experiment) -> TextRows | None:
     return TextRows(tokenizer, section.length, instruction=instruction, reads_prompt=section.reads_prompt)
 
 
-def paint_examples(experiment: Experiment, bucket: Bucket) -> PaintExamples:
-    """Samples of a bucket to arrays. Raises UserError for a missing tokenizer."""
+def paint_examples(experiment: Experiment, bucket: Bucket, *, stored: bool = False) -> PaintExamples:
+    """Samples of a bucket, which bring their latents if ``stored``, to arrays. Raises UserError for no tokenizer."""
     prompts = prompter(experiment) if experiment.uses_mllm else None
-    return PaintExamples(prompts, bucket, text=text_rows(experiment), video_fps=experiment.mllm.video_fps)
+    shape = (*latent_grid(experiment, bucket), autoencoder(experiment).channels) if stored else None
+    rate = experiment.mllm.video_fps
+    return PaintExamples(prompts, bucket, text=text_rows(experiment), video_fps=rate, latents=shape)
 
 
 def batch_shapes(experiment: Experiment, bucket: Bucket) -> dict[str, Any]:
@@ -267,6 +270,12 @@ def batch_shapes(experiment: Experiment, bucket: Bucket) -> dict[str, Any]:
         batch["source"] = batch["pixels"]
     if task.vae == "references":
         batch["references"] = array((b, bucket.references, rows, columns, 3), np.uint8)
+    if latents.stored(experiment, bucket):
+        grid, channels = latent_grid(experiment, bucket), autoencoder(experiment).channels
+        for part in LATENTS.keys() & batch.keys():
+            frames = bucket.references if part == "references" else grid[0]
+            batch.pop(part)
+            batch[LATENTS[part]] = array((b, frames, *grid[1:], channels), np.float32)
     if experiment.text is not None:
         text = experiment.text
         instructed = text.instruction and text.reads_prompt
@@ -289,23 +298,30 @@ def batches(experiment: Experiment) -> grain.DatasetIterator:
         return iter(_stream(experiment, _world_records(experiment)[:1], examples, experiment.train.batch))
     streams = []
     for number, bucket in enumerate(experiment.shapes):
-        examples, sources = paint_examples(experiment, bucket), sources_of(experiment, bucket)
+        stored = latents.stored(experiment, bucket)
+        examples = paint_examples(experiment, bucket, stored=stored)
+        sources = sources_of(experiment, bucket, stored=stored)
         batches = _stream(experiment, sources, examples, bucket.batch, seed=number)
         rows, columns = bucket.size
         streams.append(Stream(f"{bucket.task} {bucket.frames}x{rows}x{columns}", batches, bucket.weight))
     return iter(streams[0].batches) if len(streams) == 1 else Mixture(streams, experiment.seed)
 
 
-def sources_of(experiment: Experiment, bucket: Bucket) -> list[Source]:
-    """The sources of a bucket's task, in its shape. Raises UserError when there is none, or one is not there."""
+def sources_of(experiment: Experiment, bucket: Bucket, *, stored: bool = False) -> list[Source]:
+    """The sources of a bucket's task, in its shape; their pixels, unless the samples' latents are wanted (``stored``).
+
+    Raises UserError when there is none, one is not there, or its latents are not those of this experiment.
+    """
     if not experiment.sources:
         return _world_records(experiment)
     clip = Clip(bucket.size, bucket.frames, bucket.fps if bucket.frames > 1 else None)
-    opened = [
-        Source(open_source(section, clip, experiment.world), section.weight)
-        for section in experiment.sources
-        if section.task == bucket.task
-    ]
+    sections = [section for section in experiment.sources if section.task == bucket.task]
+    if stored:
+        for section in sections:
+            latents.check(experiment, section, clip)
+    else:
+        sections = [dataclasses.replace(section, latents=False) for section in sections]
+    opened = [Source(open_source(section, clip, experiment.world), section.weight) for section in sections]
     if not opened:
         raise UserError(f"config: no source has the task {bucket.task!r}, which a bucket draws")
     return opened
@@ -366,7 +382,7 @@ def _identity(experiment: Experiment) -> dict[str, Any]:
     for name in ("weights", "tokenizer"):
         (tree["text"] or {}).pop(name, None)
     for source in tree["sources"]:
-        for name in ("path", "cache", "in_memory"):
+        for name in ("path", "cache", "in_memory", "latents"):
             source.pop(name)
     # Checkpoints of before these keys existed were made with what is their default.
     defaults = {"mllm": {"image_tokens": None, "video_fps": 2.0}, "dit": {"lora": None}}

@@ -6,7 +6,8 @@ Batches are dicts of arrays with the samples first:
 videos; ``text_tokens`` [b n] and ``text_mask`` [b n] (optional) are for a DiT's own text encoder. The autoencoder reads
 uint8 ``pixels`` [b t h w 3], the target, and where the task gives them ``source`` [b t h w 3] and ``references``
 [b r h w 3]. ``task`` is a ``TaskName``. In place of what is read there may be the ``context`` it leads to
-(``train/contexts.py``). ``weights`` [b l] say which tokens the MLLM must predict.
+(``train/contexts.py``), and the latents of what the autoencoder reads: ``latents``, ``source_latents`` [b t h w c] and
+``reference_latents`` [b r h w c] (``train/latents.py``). ``weights`` [b l] say which tokens the MLLM must predict.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from metacanvas_jax.data import tasks
+from metacanvas_jax.data.samples import LATENTS
 from metacanvas_jax.data.tasks import TASKS, Given, TaskName
 from metacanvas_jax.diffusion.flow import TimeConfig, flow_loss, sample_time
 from metacanvas_jax.metacanvas import MetaCanvas
@@ -68,6 +70,16 @@ def encode(vae: nn.Module, params: Params, pixels: UInt8[Array, "b t h w 3"]) ->
     return vae.apply({"params": params}, to_signed(pixels), method="encode")
 
 
+def latents_of(vae: nn.Module, params: Params, batch: Batch, part: str) -> Float[Array, "b T H W c"]:
+    """The latents of ``pixels``, ``source`` or ``references`` [b r h w 3] of a batch: stored ones if it has them."""
+    if LATENTS[part] in batch:
+        return jnp.asarray(batch[LATENTS[part]]).astype(jnp.float32)
+    if part != "references":
+        return encode(vae, params, batch[part])
+    each = encode(vae, params, rearrange(batch[part], "b r h w c -> (b r) 1 h w c"))
+    return rearrange(each, "(b r) 1 h w c -> b r h w c", r=batch[part].shape[1])
+
+
 def given_latents(vae: nn.Module, params: Params, task: TaskName, batch: Batch) -> Given:
     """The latents of what a task gives to the DiT: its source, its references one by one, or its first frame.
 
@@ -75,10 +87,11 @@ def given_latents(vae: nn.Module, params: Params, task: TaskName, batch: Batch) 
     """
     medium = TASKS[task.name].vae
     if medium == "source":
-        return Given(source=encode(vae, params, batch["source"]))
+        return Given(source=latents_of(vae, params, batch, "source"))
     if medium == "references":
-        each = encode(vae, params, rearrange(batch["references"], "b r h w c -> (b r) 1 h w c"))
-        return Given(references=rearrange(each, "(b r) 1 h w c -> b r h w c", r=batch["references"].shape[1]))
+        return Given(references=latents_of(vae, params, batch, "references"))
+    if medium == "first frame" and LATENTS["pixels"] in batch:  # of a causal autoencoder, which codes it on its own
+        return Given(first=latents_of(vae, params, batch, "pixels")[:, :1])
     if medium == "first frame":
         return Given(first=encode(vae, params, (batch.get("source", batch.get("pixels")))[:, :1]))
     return Given()
@@ -99,7 +112,7 @@ def painting(
             context = samples_first(batch["context"])
         else:
             context = model.apply({"params": _model(frozen)}, mllm_inputs(batch), method="read")
-        latents = encode(vae, frozen["vae"], batch["pixels"])
+        latents = latents_of(vae, frozen["vae"], batch, "pixels")
         return Prepared(context, latents, given_latents(vae, frozen["vae"], task, batch), task)
 
     def loss(

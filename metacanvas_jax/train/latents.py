@@ -1,0 +1,76 @@
+"""Training on stored latents: what `metacanvas prepare --latents` wrote stands in for the pixels it was made of.
+
+A source with ``latents`` brings them with its samples, and a step then runs no autoencoder; neither are targets decoded
+that nobody looks at. Records remember what made their latents, and a run takes none that it would not make itself.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from metacanvas_jax.build import Experiment
+from metacanvas_jax.data.shards import read_recipe
+from metacanvas_jax.data.sources import SourceSection
+from metacanvas_jax.data.tasks import Bucket
+from metacanvas_jax.data.transforms import Clip
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.train import weights
+
+HOW = ("chunk",)  # of an autoencoder's config: how it computes, not what
+
+
+def stored(experiment: Experiment, bucket: Bucket) -> bool:
+    """Whether the samples of a bucket bring their latents. Raises UserError where only some of its sources do."""
+    flags = {section.latents for section in experiment.sources if section.task == bucket.task}
+    if len(flags) > 1:
+        raise UserError(
+            f"config: of the sources of {bucket.task} some have latents=True and some False; a batch needs one"
+        )
+    return flags == {True}
+
+
+def made_by(experiment: Experiment) -> dict[str, Any]:
+    """What latents of given pixels depend on, as JSON: the autoencoder's weights, their dtype, and its config.
+
+    Raises UserError when the config names no weights of an autoencoder, or they are not there.
+    """
+    source = weights.sources(experiment).get("vae")
+    if source is None:
+        raise UserError("config: vae_weights is empty; latents need the weights of an autoencoder")
+    config = {f"vae.{key}": value for key, value in dataclasses.asdict(experiment.vae).items() if key not in HOW}
+    found = {"weights": source.identity(), "dtype of weights": experiment.train.frozen_dtype, **config}
+    return json.loads(json.dumps(found))
+
+
+def check(experiment: Experiment, section: SourceSection, clip: Clip) -> None:
+    """Raises UserError unless the records of a source hold the latents that this run would make of such clips."""
+    recipe = read_recipe(section.path)
+    found = recipe.get("computed", {}).get("autoencoder")
+    if not isinstance(found, dict):
+        raise UserError(
+            f"{section.path} holds no latents: write them with `metacanvas prepare --latents --config FILE`"
+        )
+    for key, here in made_by(experiment).items():
+        if found.get(key) != here:
+            raise UserError(
+                f"{section.path}: its latents were made with {key} {_short(found.get(key))}, "
+                f"this run has {_short(here)}; prepare it with this config"
+            )
+    there = recipe.get("clip", {})
+    if _clip(there.get("size"), there.get("frames"), there.get("fps")) != _clip(clip.size, clip.frames, clip.fps):
+        raise UserError(f"{section.path}: its latents are those of {_said(there)}, the bucket has {_said(vars(clip))}")
+
+
+def _clip(size: Any, frames: int | None, fps: float | None) -> tuple[Any, ...]:
+    """What must agree: the size, and of videos the moments of their frames."""
+    return (list(size or ()), 1) if frames in (None, 1) else (list(size or ()), frames, fps)
+
+
+def _said(clip: Any) -> str:
+    size = "x".join(map(str, clip.get("size") or ("any size",)))
+    return f"{size}, {clip.get('frames') or 1} frames" + (f" at {clip['fps']:g}/s" if clip.get("fps") else "")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:36]}..."
