@@ -37,6 +37,7 @@ from metacanvas_jax.sampling import Recipe, Target, make_painter
 from metacanvas_jax.train import jobs, weights
 from metacanvas_jax.train.loop import check_workdir, fit
 from metacanvas_jax.train.partition import flat, merge, nested, partition
+from metacanvas_jax.train.profiling import Steps
 from metacanvas_jax.train.state import TrainState
 from metacanvas_jax.types import Params
 from metacanvas_jax.vae import patch_pca
@@ -70,10 +71,11 @@ def prepare(setup: Experiment) -> list[Path]:
     return places
 
 
-def train(config: ConfigDict, workdir: Path, *, progress: bool = True) -> Experiment:
+def train(config: ConfigDict, workdir: Path, *, progress: bool = True, profile: Steps | None = None) -> Experiment:
     """Trains a config in a folder, continuing what is there; an MLLM's weights are then saved in ``workdir/weights``.
 
-    The resolved config lies in ``workdir/config.json``, previews in ``workdir/previews``.
+    The resolved config lies in ``workdir/config.json``, previews in ``workdir/previews``, a trace of the steps
+    ``profile`` in ``workdir/profile``.
     """
     setup = experiment(config)
     if setup.sources and not any(source.path for source in setup.sources):
@@ -88,7 +90,8 @@ def train(config: ConfigDict, workdir: Path, *, progress: bool = True) -> Experi
         canvas = Canvas(setup)
         preview = functools.partial(_preview, canvas, workdir)
         evaluate = functools.partial(_evaluate, canvas)
-    state, frozen = fit(job, jobs.fit_config(setup), workdir, preview=preview, evaluate=evaluate, progress=progress)
+    hooks = {"preview": preview, "evaluate": evaluate}
+    state, frozen = fit(job, jobs.fit_config(setup), workdir, **hooks, progress=progress, profile=profile)
     if setup.objective == "understand":
         params = distributed.whole(_params(state, frozen))
         if chief:

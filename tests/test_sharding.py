@@ -13,10 +13,11 @@ from jax.sharding import PartitionSpec as P
 
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.nn.layers import Dense, RMSNorm
+from metacanvas_jax.nn.lora import Lora, LoraConfig
 from metacanvas_jax.parallel import mesh as mesh_module
 from metacanvas_jax.parallel.activations import check_notes, constrain, noting, part
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, mesh_array, mesh_sizes, on_mesh, put_batch
-from metacanvas_jax.parallel.rules import placed, resolve, rules_of, shardings, whole
+from metacanvas_jax.parallel.rules import check_whole, placed, resolve, rules_of, shardings, whole
 from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
 from metacanvas_jax.train.partition import flat, partition
 from metacanvas_jax.train.state import new_state
@@ -235,6 +236,17 @@ def test_large_parameters_left_whole_are_listed():
     tree = placed(abstract, shardings(abstract, mesh))
     assert whole(tree, 12) == {"b": (12,), "c": (3, 4)}
     assert tree["a"].sharding.spec == P("fsdp", None)
+    check_whole(tree, 13)
+    check_whole(placed(abstract, shardings(abstract, make_mesh(MeshConfig()))), 12)  # copies are what it is for
+    with pytest.raises(UserError, match=r"'fsdp': 8.* parameter b of shape \[12\] .* lies whole on every device"):
+        check_whole(tree, 12)
+
+
+def test_adapters_of_feed_forwards_are_split_along_their_rank():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    adapter = Lora(LoraConfig(8, 8.0), 16, ("mlp", "embed"), "float32")
+    layout = shardings(jax.eval_shape(adapter.init, jax.random.key(0), jnp.zeros((1, 32)))["params"], mesh)
+    assert (layout["a"].spec, layout["b"].spec) == (P("tensor", "fsdp"), P(None, "fsdp"))
 
 
 def test_bad_meshes_and_batches_are_named():

@@ -73,6 +73,7 @@ def test_launch_starts_every_slice_with_the_flags_of_its_generation():
         "RESTARTS=100",
     ):
         assert part in lines[0]
+    assert "--processes 32 --profile 20:24 " in run("launch", "--dry-run", "--profile", "20:24")
 
 
 def test_resume_asks_again_when_the_slices_were_taken_back():

@@ -21,6 +21,7 @@ from metacanvas_jax.train.loop import fit as fit_on
 from metacanvas_jax.train.metrics import read_metrics
 from metacanvas_jax.train.optimizer import OptimizerConfig
 from metacanvas_jax.train.partition import flat
+from metacanvas_jax.train.profiling import Profiler, Steps, parse_steps
 
 SMALL = FitConfig(steps=4, log_every=2, checkpoint_every=2)
 TIMING = {"steps_per_second", "samples_per_second"}
@@ -213,6 +214,49 @@ def test_bar_shows_loss_speed_and_utilisation(tmp_path, capsys):
     shown = capsys.readouterr().err
     assert "6/6" in shown
     assert all(f"{name}=" in shown for name in ("loss", "samples_per_second", "mfu"))
+
+
+def test_samples_that_several_processes_share_are_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("metacanvas_jax.train.loop.batch_part", lambda mesh, rules: (0, 3))  # of, say, 6 processes
+    fit(support.job(), SMALL, tmp_path)
+    row = read_metrics(tmp_path)[-1]
+    assert row["samples_per_second"] == pytest.approx(3 * support.BATCH * row["steps_per_second"])
+
+
+@pytest.mark.parametrize(("steps", "last"), [(Steps(2, 3), 3), (Steps(3, 9), 4)])
+def test_steps_asked_for_are_traced_under_their_numbers(tmp_path, steps, last):
+    fit(support.job(), SMALL, tmp_path, profile=steps)
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    planes = jax.profiler.ProfileData.from_file(str(trace)).planes
+    numbers = {
+        dict(event.stats).get("step_num")
+        for plane in planes
+        for line in plane.lines
+        for event in line.events
+        if event.name == "train"
+    }
+    assert numbers == set(range(steps.start, last + 1))
+    assert (tmp_path / "profile" / f"memory_after_{last}_process_0.prof").stat().st_size > 0
+
+
+def test_no_trace_is_left_open_or_begun_after_its_start(tmp_path):
+    with pytest.raises(RuntimeError, match="broken"), Profiler(tmp_path, Steps(1, 2)) as profiler:
+        profiler.begin(1)
+        raise RuntimeError("broken")
+    with Profiler(tmp_path, Steps(1, 2)) as profiler:  # a run continued at step 2
+        profiler.begin(2)
+        assert not profiler.ends(2)
+    with Profiler(tmp_path, Steps(1, 1)) as profiler:
+        profiler.begin(1)
+        assert profiler.ends(1)
+        profiler.end()
+    assert list(tmp_path.rglob("memory_after_*")) == [tmp_path / "profile" / "memory_after_1_process_0.prof"]
+
+
+@pytest.mark.parametrize("text", ["20", "0:3", "5:4", "a:b"])
+def test_steps_to_trace_that_are_none_are_named(text):
+    with pytest.raises(UserError, match=rf"--profile '?{text}'?: expected START:STOP"):
+        parse_steps(text)
 
 
 @pytest.mark.parametrize("fields", [{"steps": 0}, {"log_every": -1}, {"ema_decay": 1.0}, {"accumulate": 0}])

@@ -26,17 +26,17 @@ def test_meter_counts_neither_compilation_nor_pauses():
     clock = Clock()
     meter = Meter(clock)
     clock.now += 60  # compilation
-    meter.tick()
+    meter.tick(16)
     assert meter.read() is None
-    for _ in range(4):
+    for samples in (2, 2, 16, 8):  # batches of several buckets
         clock.now += 0.5
-        meter.tick()
+        meter.tick(samples)
     with meter.paused():
         clock.now += 30
-    assert meter.read() == pytest.approx(2.0)
+    assert meter.read() == pytest.approx((2.0, 14.0))
     clock.now += 5
-    meter.tick()
-    assert meter.read() == pytest.approx(0.2)
+    meter.tick(1)
+    assert meter.read() == pytest.approx((0.2, 0.2))
 
 
 def test_pause_during_compilation_is_not_counted_twice():
@@ -44,10 +44,10 @@ def test_pause_during_compilation_is_not_counted_twice():
     meter = Meter(clock)
     with meter.paused():
         clock.now += 10
-    meter.tick()
+    meter.tick(3)
     clock.now += 2
-    meter.tick()
-    assert meter.read() == pytest.approx(0.5)
+    meter.tick(3)
+    assert meter.read() == pytest.approx((0.5, 1.5))
 
 
 def test_utilisation_of_the_published_wan_step_is_29_6_percent():

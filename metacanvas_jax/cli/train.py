@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir", help="folder of the run, or gs://BUCKET/PATH; continued if it holds one (runs/NAME)"
     )
+    parser.add_argument(
+        "--profile", metavar="START:STOP", help="trace these steps into WORKDIR/profile, for TensorBoard's profiler"
+    )
     group = parser.add_argument_group("several processes")
     group.add_argument("--processes", type=int, help="how many to insist on; enough where the cluster tells the rest")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
@@ -26,9 +29,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Trains; an understanding MLLM is also saved as ``weights``, ready to be frozen."""
     from metacanvas_jax import runs
     from metacanvas_jax.parallel.distributed import together
+    from metacanvas_jax.train.profiling import parse_steps
 
+    profile = None if arguments.profile is None else parse_steps(arguments.profile)
     config = options.load_config(arguments.config, arguments.overrides)
     workdir = files.folder(arguments.workdir or Path("runs") / config.name)
     with together(arguments.processes, arguments.coordinator, arguments.process, arguments.timeout):
-        runs.train(config, workdir)
+        runs.train(config, workdir, profile=profile)
     print(workdir)

@@ -56,8 +56,8 @@ class Lora(nn.Module):
     def __call__(self, x: Float[Array, "*n i"], *, deterministic: bool = True) -> Float[Array, "*n o"]:
         """Drops inputs (as PEFT does) with the rng ``dropout`` unless ``deterministic``; computes in ``dtype``."""
         rank = self.config.rank
-        a = self.param("a", nn.with_logical_partitioning(down_init, (self.axes[0], None)), (x.shape[-1], rank))
-        b = self.param("b", nn.with_logical_partitioning(zeros_init, (None, self.axes[1])), (rank, self.features))
+        a = self.param("a", nn.with_logical_partitioning(down_init, (self.axes[0], "rank")), (x.shape[-1], rank))
+        b = self.param("b", nn.with_logical_partitioning(zeros_init, ("rank", self.axes[1])), (rank, self.features))
         x = nn.Dropout(self.config.dropout)(x.astype(self.dtype), deterministic=deterministic)
         return low_rank(x, a.astype(self.dtype), b.astype(self.dtype), self.config.alpha / rank)
 

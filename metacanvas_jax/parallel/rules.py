@@ -12,6 +12,7 @@ exchanged_heads       heads inside an exchange over heads (``parallel/context.py
 mlp                   hidden units of a feed-forward, of activations and of kernels
 vocab                 rows of the embedding table and columns of the output head
 embed                 the model width; sharded on parameters only, because on activations "batch" has taken the axis
+rank                  the short axis of a low-rank adapter
 layers                the axis that ``nn.scan`` runs along
 ====================  ==========================================================================================
 """
@@ -24,6 +25,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from metacanvas_jax.errors import UserError
 from metacanvas_jax.train.partition import flat
 from metacanvas_jax.types import Params
 
@@ -50,9 +52,14 @@ RULES: Rules = (
     # for parameters.
     ("embed", ("fsdp", "context")),
     ("embed", "fsdp"),
+    # An adapter beside a feed-forward has no other axis to be cut along: the model width is not one of its.
+    ("rank", "fsdp"),
     # The scan axis stays whole: each device runs every layer.
     ("layers", None),
 )
+
+LARGE = 2**26
+"""Elements of a parameter that may not lie whole on every device of a mesh that splits parameters: 256 MiB."""
 
 PART_RULES: dict[str, Rules] = {
     # The MLLM's prompts are short and causal: where there are enough samples, each device of the context axis takes
@@ -139,6 +146,27 @@ def whole(placed: Params, at_least: int) -> dict[str, tuple[int, ...]]:
         for path, leaf in flat(placed).items()
         if math.prod(leaf.shape) >= at_least and leaf.sharding.is_fully_replicated
     }
+
+
+def check_whole(placed: Params, at_least: int = LARGE) -> None:
+    """Refuses parameters of ``at_least`` elements of which every device would hold a full copy.
+
+    A mesh that only splits samples copies everything, which is what it is for.
+
+    Raises:
+        UserError: naming the largest of them, its shape and its size.
+    """
+    leaves = [leaf for leaf in flat(placed).values() if isinstance(leaf.sharding, NamedSharding)]
+    shape = dict(leaves[0].sharding.mesh.shape) if leaves else {}
+    large = whole(placed, at_least) if any(shape.get(axis, 1) > 1 for axis in ("fsdp", "context", "tensor")) else {}
+    if large:
+        path = max(large, key=lambda path: math.prod(large[path]))
+        size = math.prod(large[path])
+        raise UserError(
+            f"mesh {shape}: parameter {path} of shape {list(large[path])} ({size / 1e6:.0f} million) lies whole on "
+            f"every device; expected an axis with a name in parallel/rules.py that the mesh divides (parameters from "
+            f"{at_least / 1e6:.0f} million elements on must be split)"
+        )
 
 
 def _like(tree: Mapping[str, Any], leaves: Mapping[str, Any], prefix: str = "") -> Params:

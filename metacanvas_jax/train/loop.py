@@ -22,8 +22,8 @@ from metacanvas_jax.ckpt.hashes import paths
 from metacanvas_jax.ckpt.store import Store, check_same, describe
 from metacanvas_jax.errors import Preempted, UserError
 from metacanvas_jax.parallel.distributed import barrier, client
-from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh, put_batch
-from metacanvas_jax.parallel.rules import RULES, placed, shardings
+from metacanvas_jax.parallel.mesh import MeshConfig, batch_part, make_mesh, on_mesh, put_batch
+from metacanvas_jax.parallel.rules import RULES, check_whole, placed, shardings
 from metacanvas_jax.parallel.rules import Rules as ShardingRules
 from metacanvas_jax.parallel.watch import WAITS, Watch
 from metacanvas_jax.train.contexts import Enrich
@@ -31,6 +31,7 @@ from metacanvas_jax.train.metrics import Meter, Writer, model_flops_utilisation,
 from metacanvas_jax.train.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from metacanvas_jax.train.partition import Rules, flat, nested, partition
 from metacanvas_jax.train.preemption import Interrupted, Preemption
+from metacanvas_jax.train.profiling import Profiler, Steps
 from metacanvas_jax.train.spikes import Spikes
 from metacanvas_jax.train.state import TrainState, abstract_state, cast, new_state
 from metacanvas_jax.train.step import Loss, Prepare, make_step
@@ -125,12 +126,14 @@ def fit(
     peak: float | None = None,
     devices: Sequence[Any] | None = None,
     rules: ShardingRules = RULES,
+    profile: Steps | None = None,
 ) -> tuple[TrainState, Params]:
     """Trains to ``config.steps`` and returns the final state and the frozen parameters.
 
     ``workdir`` (local, or ``gs://`` and the like) gets ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``. If it
     holds complete checkpoints the newest one is continued, bit for bit as if nothing had happened. ``peak`` is the
     FLOP/s of one device for MFU, where the table does not know it; ``devices`` are those of the mesh, all by default.
+    Of the steps ``profile`` a trace is written into ``profile/``.
 
     Raises:
         NonFiniteError: loss or gradient were not finite, and no more batches may be skipped; ``nonfinite/`` then holds
@@ -150,6 +153,7 @@ def fit(
         watch.at(0, "loads")
         boxed = jax.eval_shape(job.init, init_key)
         abstract = placed(boxed, shardings(boxed, mesh, rules))
+        check_whole(abstract)
         abstract_trainable, abstract_frozen = partition(abstract, job.rules)
         target = abstract_state(abstract_trainable, optimizer, mesh, ema=config.ema_decay is not None)
         layout = jax.tree.map(lambda x: x.sharding, target)
@@ -184,7 +188,7 @@ def fit(
         )
         rate_of = jax.jit(lambda n: learning_rate(job.optimizer, n))
         peak = peak_flops(mesh.devices.flat[0]) if peak is None else peak
-        meter, samples = Meter(), 0
+        meter, parts = Meter(), batch_part(mesh, rules)[1]
         in_flight: collections.deque[tuple[int, dict[str, Array], dict[str, Any], Any]] = collections.deque()
 
         def settle(ahead: int) -> None:
@@ -206,14 +210,15 @@ def fit(
                 elif (usual := spikes.usual(loss)) is not None:
                     note(f"step {now}: loss {loss:.4g}, far above the usual {usual:.4g}; gradient norm {norm:.4g}")
                     log(now, {"spike": loss, "spike_above": usual, "spike_grad_norm": norm})
-                meter.tick()
+                meter.tick(jax.tree.leaves(batch)[0].shape[0] * parts)
                 bar.set_description("training", refresh=False)
                 bar.update()
                 if _due(now, config.log_every, config.steps):
                     scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                    speed = meter.read()
-                    if speed is not None:
-                        scalars |= {"steps_per_second": speed, "samples_per_second": speed * samples}
+                    rates = meter.read()
+                    if rates is not None:
+                        speed = rates[0]
+                        scalars |= {"steps_per_second": speed, "samples_per_second": rates[1]}
                         if job.flops_per_step is not None and peak is not None:
                             scalars["mfu"] = model_flops_utilisation(job.flops_per_step, 1 / speed, peak, mesh.size)
                     log(now, scalars | {"learning_rate": float(rate_of(now - 1 - skips))})
@@ -265,7 +270,7 @@ def fit(
         bar = tqdm(total=config.steps, initial=done, unit="step", file=sys.stderr, disable=not (progress and chief))
         bar.set_description("compiling")
         barrier("start of the training", config.barrier_s)
-        with _closing(store, bar, writer), on_mesh(mesh, rules):
+        with _closing(store, bar, writer), on_mesh(mesh, rules), Profiler(workdir, profile) as profiler:
             if saved is not None and saved["owed"]:  # stopped before the hooks of its last step were done
                 scored = any(row["step"] == done and config.best in row for row in read_metrics(workdir))
                 evaluating = _due(done, config.evaluate_every, config.steps) and not scored
@@ -275,13 +280,17 @@ def fit(
                 position = batches.get_state()
                 batch = _next(batches, now, config.steps)
                 fed = batch if job.enrich is None else job.enrich(frozen, batch, mesh, rules)
-                samples = jax.tree.leaves(batch)[0].shape[0] * jax.process_count()
                 watch.at(now, "starts the step")
-                state, metrics = step(state, frozen, put_batch(fed, mesh, rules), key)
+                with profiler.begin(now):
+                    state, metrics = step(state, frozen, put_batch(fed, mesh, rules), key)
                 in_flight.append((now, metrics, position, batch))
                 preemption.begin()
                 settle(AHEAD)
                 store.check()
+                if profiler.ends(now):
+                    settle(0)
+                    with meter.paused():
+                        profiler.end()
 
                 leaving = preemption.reached(now)
                 evaluating = _due(now, config.evaluate_every, config.steps)

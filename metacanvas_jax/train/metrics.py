@@ -66,19 +66,20 @@ def model_flops_utilisation(flops_per_step: float, seconds_per_step: float, peak
 
 
 class Meter:
-    """Steps per second between two readings, without compilation and without what happens inside ``paused``."""
+    """Steps and samples per second between two readings, without compilation and what happens inside ``paused``."""
 
     def __init__(self, clock=time.perf_counter):
         self._clock = clock
         self._start: float | None = None
-        self._steps = 0
+        self._steps = self._samples = 0
 
-    def tick(self) -> None:
-        """A step has been completed; the first one, which was compiled, only starts the clock."""
+    def tick(self, samples: int) -> None:
+        """A step on so many samples has been completed; the first one, which was compiled, only starts the clock."""
         if self._start is None:
             self._start = self._clock()
         else:
             self._steps += 1
+            self._samples += samples
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -90,14 +91,14 @@ class Meter:
             if self._start is not None:
                 self._start += self._clock() - begin
 
-    def read(self) -> float | None:
-        """Steps per second since the last reading, None if there was no step to measure."""
+    def read(self) -> tuple[float, float] | None:
+        """(steps, samples) per second since the last reading, None if there was no step to measure."""
         if self._start is None or self._steps == 0:
             return None
         now = self._clock()
-        rate = self._steps / (now - self._start)
-        self._start, self._steps = now, 0
-        return rate
+        rates = (self._steps / (now - self._start), self._samples / (now - self._start))
+        self._start, self._steps, self._samples = now, 0, 0
+        return rates
 
 
 class Writer:
