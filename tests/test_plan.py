@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 
@@ -15,7 +16,7 @@ from metacanvas_jax.plan import flops, hlo, hlo_cost, parts
 from metacanvas_jax.plan.compile import does_not_fit
 from metacanvas_jax.plan.hlo_cost import Machine
 from metacanvas_jax.plan.planning import parse_mesh
-from metacanvas_jax.plan.report import Part, Report
+from metacanvas_jax.plan.report import Part, Report, as_json
 from metacanvas_jax.plan.search import Candidate, Outcome, candidates, ranked
 from metacanvas_jax.plan.search import table as search_table
 from metacanvas_jax.plan.topology import CHIPS, Slice, find_slice
@@ -255,18 +256,28 @@ def test_the_miniature_is_planned(tmp_path, capsys, monkeypatch):
 @pytest.mark.slow
 def test_a_batch_too_large_fails_with_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("METACANVAS_PLAN_CACHE", str(tmp_path))
-    assert main([*MINIATURE, "--no-sampling", "--config.train.batch=4000000"]) == 1
+    assert main([*MINIATURE, "--no-sampling", "--config.train.batch=800000"]) == 1
     assert "FAIL: train text_to_image 1x60x60 does not fit v5e:2x2: it needs" in capsys.readouterr().out
 
 
 def outcome(seconds, *, collectives=0.0, passed=True, batch=16):
-    part = Part("DiT matmul", 1e12, 1e12, seconds - collectives, 0.0, 0.0, collectives)
+    part = Part("DiT matmul", 1e12, 1e12, 1e12, seconds - collectives, 0.0, 0.0, collectives)
     report = Report(
         config="c", program="p", topology="v5e:2x2", chip="v5e", devices=4, mesh={}, samples=batch, passed=passed,
         verdict="PASS" if passed else "FAIL: p does not fit", memory={}, needed=1.0, limit=2.0, parts=(part,),
-        model_flops=1e12, peak_flops=197e12,
+        peak_flops=197e12,
     )  # fmt: skip
     return Outcome(Candidate(MeshConfig(), "full", batch), report, "")
+
+
+def test_reports_survive_json_and_tell_what_latents_computed_ahead_would_save():
+    report = outcome(3.0).report
+    vae = Part("VAE", 9e14, 9e14, 9e14, 1.0, 0.0, 0.5, 0.0)
+    report = dataclasses.replace(report, parts=(*report.parts, vae))
+    assert Report.from_dict(json.loads(as_json([report]))[0]) == report
+    assert (report.seconds, report.without("VAE").seconds) == (4.5, 3.0)
+    assert report.mfu == pytest.approx((1e12 + 9e14) / (4 * 197e12 * 4.5))
+    assert report.without("VAE").mfu == pytest.approx(1e12 / (4 * 197e12 * 3.0))
 
 
 def test_search_ranks_by_time_per_sample_and_says_why_others_lose():

@@ -71,6 +71,9 @@ def _section(report: Report) -> str:
             f"{report.peak_flops / 1e12:.0f} TFLOP/s × {report.seconds:.3f} s)</small></p>",
             _table(heads, rows),
         ]
+        if report.runs_vae:
+            rest = report.without(parts.VAE)
+            out.append(f"<p>Without VAE: {rest.seconds:.3f} s, MFU {rest.mfu:.1%}.</p>")
         if any(part.name in parts.CANVAS_PARTS for part in report.parts):
             seconds, work = report.canvas_share(), report.canvas_share("flops")
             out.append(f"<p>The canvas adds {seconds:.2%} of the seconds and {work:.2%} of the FLOPs.</p>")

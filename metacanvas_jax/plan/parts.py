@@ -2,6 +2,7 @@
 
 import re
 
+VAE = "VAE"
 VAES = "DcAe|Kl|WanVae|PatchPca"
 CANVAS_WRITE, CANVAS_CONNECTOR = "canvas write", "canvas connector"
 CANVAS_PARTS = (CANVAS_WRITE, CANVAS_CONNECTOR)
@@ -9,7 +10,7 @@ CANVAS_PARTS = (CANVAS_WRITE, CANVAS_CONNECTOR)
 
 PARTS = (
     ("optimizer", re.compile(r"\b(optimizer|ema)\b")),
-    ("VAE", re.compile(rf"\b({VAES})\b")),
+    (VAE, re.compile(rf"\b({VAES})\b")),
     ("text encoder", re.compile(r"\btext\.(encode|__call__)|/text/")),
     (CANVAS_WRITE, re.compile(r"mllm\.write|MetaCanvas\.write|/canvas/")),
     (CANVAS_CONNECTOR, re.compile(r"canvas_connector")),

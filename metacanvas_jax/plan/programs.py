@@ -11,21 +11,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from metacanvas_jax.build import Experiment, autoencoder, network
-from metacanvas_jax.data.tasks import TASKS, Bucket, TaskName
+from metacanvas_jax.data.tasks import Bucket
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.mllm.media import sample_frames, target_size
 from metacanvas_jax.parallel.mesh import on_mesh, replicated
-from metacanvas_jax.parallel.rules import RULES, Rules, placed, resolve, shardings
+from metacanvas_jax.parallel.rules import RULES, Rules, check_whole, placed, resolve, shardings
 from metacanvas_jax.sampling import Recipe, Target, make_painter
 from metacanvas_jax.train import jobs, objectives
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.partition import flat, nested, partition
 from metacanvas_jax.train.state import abstract_state
 from metacanvas_jax.train.step import make_step
-from metacanvas_jax.types import Grid, Media, MllmInputs, Params, Text
+from metacanvas_jax.types import MllmInputs, Params, Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,63 +122,30 @@ def described(bucket: Bucket) -> str:
     return f"{bucket.task} {bucket.frames}x{bucket.size[0]}x{bucket.size[1]}"
 
 
-def abstract_params(experiment: Experiment, mesh: Mesh, rules: Rules = RULES) -> tuple[Params, Params]:
-    """(trainable, frozen) with their shardings; what is frozen has the dtype it is kept in."""
-    boxed = _boxed(experiment)
-    trainable, frozen = partition(placed(boxed, shardings(boxed, mesh, rules)), experiment.train.rules)
+def abstract_params(experiment: Experiment, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> tuple[Params, Params]:
+    """(trainable, frozen) with their shardings; what is frozen has the dtype it is kept in.
+
+    Raises:
+        UserError: a large parameter would lie whole on every device.
+    """
+    params = boxed(experiment)
+    params = placed(params, shardings(params, mesh, rules))
+    check_whole(params)
+    trainable, frozen = partition(params, experiment.train.rules)
     dtype = experiment.train.frozen_dtype
     return trainable, nested({path: _like(leaf, dtype) for path, leaf in flat(frozen).items()})
 
 
 @functools.lru_cache(maxsize=4)
-def _boxed(experiment: Experiment) -> Params:
+def boxed(experiment: Experiment) -> Params:
+    """All parameters as shapes with their logical axes."""
     return jax.eval_shape(lambda key: jobs.initial(experiment, key), jax.random.key(0))
 
 
 def abstract_batch(experiment: Experiment, bucket: Bucket, mesh: Mesh, rules: Rules = RULES) -> dict[str, Any]:
-    """A batch of a bucket, as ``train/objectives.py`` describes it."""
-    b, n = bucket.batch, bucket.length
-    picture = (*bucket.size, 3)
-    shapes = {
-        "tokens": ((b, n), jnp.int32),
-        "positions": ((b, 3, n), jnp.int32),
-        "mask": ((b, n), jnp.bool_),
-        "pixels": ((b, bucket.frames, *picture), jnp.uint8),
-    }
-    if experiment.text is not None:
-        shapes["text_tokens"] = ((b, experiment.text.length), jnp.int32)
-        shapes["text_mask"] = ((b, experiment.text.length), jnp.bool_)
-    given = TASKS[bucket.task].vae
-    if given == "source":
-        shapes["source"] = ((b, bucket.frames, *picture), jnp.uint8)
-    elif given == "references":
-        shapes["references"] = ((b, bucket.references, *picture), jnp.uint8)
-    batch: dict[str, Any] = {name: spread(shape, dtype, mesh, rules) for name, (shape, dtype) in shapes.items()}
-    batch["task"] = TaskName(bucket.task)
-    media = _media(experiment, bucket)
-    if media is not None:
-        values, slots, grid = media
-        spread_media = Media(spread(values, jnp.float32, mesh, rules), spread(slots, jnp.int32, mesh, rules), grid)
-        batch["media"] = (spread_media,)
-    return batch
-
-
-def _media(experiment: Experiment, bucket: Bucket) -> tuple[tuple[int, ...], tuple[int, ...], Grid] | None:
-    """Shapes of the patches and slots of what the MLLM sees, and its grid; None where it sees nothing."""
-    seen = TASKS[bucket.task].mllm
-    if seen == "nothing" or not experiment.uses_mllm:
-        return None
-    config = jobs.media_config(experiment)
-    count = bucket.references if seen == "references" else 1
-    video = bucket.frames > 1 and seen in ("source", "target")
-    grids = 1
-    if video:
-        frames, _ = sample_frames(bucket.frames, bucket.fps, target=experiment.mllm.video_fps)
-        grids = len(frames) // config.temporal_patch
-    height, width = target_size(*bucket.size, config, video=video)
-    grid = (grids, height // config.patch, width // config.patch)
-    patches = math.prod(grid)
-    return (bucket.batch, count, patches, config.values), (bucket.batch, count, patches // config.merge**2), grid
+    """A batch of a bucket, as ``train/objectives.py`` describes it, with its shardings."""
+    shapes = jobs.batch_shapes(experiment, bucket)
+    return jax.tree.map(lambda x: spread(x.shape, x.dtype, mesh, rules), shapes)
 
 
 def device_bytes(tree: Any) -> float:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from metacanvas_jax.plan import flops, parts
@@ -17,17 +18,23 @@ ASSUMPTIONS = (
     "kernels by their static schedule, collectives by bytes over two links of the torus",
     "MFU = model FLOPs / (devices x peak FLOP/s x step seconds); model FLOPs are forward plus the backward passes that "
     "training needs (frozen networks once, attention three times its forward), without anything computed again",
+    '"without VAE" leaves the autoencoder\'s FLOPs and seconds out, as if latents had been computed ahead',
     "activations are the peak minus what is held; gaps between buffers add up to a tenth, and what compiles fits",
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One part of a step: FLOPs over all devices, seconds on one device."""
+    """One part of a step: FLOPs over all devices, seconds on one device.
+
+    ``flops`` are those of the compiled program, ``traced_flops`` of the program as written, ``model_flops`` what the
+    model needs, without anything computed again.
+    """
 
     name: str
     flops: float
     traced_flops: float
+    model_flops: float
     products: float
     kernels: float
     memory: float
@@ -71,7 +78,6 @@ class Report:
     parts: tuple[Part, ...] = ()
     collectives: tuple[Collective, ...] = ()
     worst: tuple[str, ...] = ()
-    model_flops: float = 0.0
     peak_flops: float = 0.0
     host_bytes: float = 0.0
     compile_seconds: float = 0.0
@@ -82,9 +88,23 @@ class Report:
         return sum(part.seconds for part in self.parts)
 
     @property
+    def model_flops(self) -> float:
+        """Of one step, without anything computed again."""
+        return sum(part.model_flops for part in self.parts)
+
+    @property
     def mfu(self) -> float:
         """Share of the slice's peak that the model's FLOPs take."""
         return self.model_flops / (self.devices * self.peak_flops * self.seconds) if self.seconds else 0.0
+
+    def without(self, *names: str) -> "Report":
+        """The same step without some parts: what it were if those had been computed ahead."""
+        return dataclasses.replace(self, parts=tuple(part for part in self.parts if part.name not in names))
+
+    @property
+    def runs_vae(self) -> bool:
+        """Whether the autoencoder is part of the program."""
+        return any(part.name == parts.VAE for part in self.parts)
 
     @property
     def flops_ratio(self) -> float:
@@ -102,13 +122,23 @@ class Report:
         """Plain data, with the derived figures."""
         derived = {
             "seconds": self.seconds,
+            "model_flops": self.model_flops,
             "mfu": self.mfu,
+            "mfu_without_vae": self.without(parts.VAE).mfu,
             "flops_ratio": self.flops_ratio,
             "canvas_seconds_share": self.canvas_share(),
             "canvas_flops_share": self.canvas_share("flops"),
             "assumptions": ASSUMPTIONS,
         }
         return dataclasses.asdict(self) | derived
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> "Report":
+        """The reverse of ``to_dict``."""
+        fields = {field.name: tree[field.name] for field in dataclasses.fields(cls)}
+        fields["parts"] = tuple(Part(**part) for part in fields["parts"])
+        fields["collectives"] = tuple(Collective(**row) for row in fields["collectives"])
+        return cls(**fields | {"worst": tuple(fields["worst"])})
 
 
 def make_report(
@@ -133,7 +163,6 @@ def make_report(
         parts=_parts(costs, counts, where.size),
         collectives=_collectives(costs),
         worst=tuple(worst(costs, where.chip.flops)),
-        model_flops=flops.model_flops(counts),
         peak_flops=where.chip.flops,
         host_bytes=compiled.host,
         compile_seconds=compiled.seconds,
@@ -167,7 +196,9 @@ def _parts(costs: list[Item], counts: list[Count], devices: int) -> tuple[Part, 
         row["flops"] += item.flops * devices
         row[columns[item.sort]] += item.exposed
     for count in counts:
-        sums[parts.part_of(count.scope, "kernel" if count.kernel else "product")]["traced_flops"] += count.flops
+        row = sums[parts.part_of(count.scope, "kernel" if count.kernel else "product")]
+        row["traced_flops"] += count.flops
+        row["model_flops"] += flops.model_flops([count])
     names = [field.name for field in dataclasses.fields(Part) if field.name != "name"]
     rows = [Part(name, **{key: row[key] for key in names}) for name, row in sums.items()]
     return tuple(sorted(rows, key=lambda part: -part.seconds))
@@ -249,6 +280,9 @@ def table(report: Report) -> str:
         f"MFU {report.mfu:.1%} = {report.model_flops / 1e15:.3f} PFLOP of the model / ({report.devices} devices x "
         f"{report.peak_flops / 1e12:.0f} TFLOP/s x {report.seconds:.3f} s)",
     ]
+    if report.runs_vae:
+        rest = report.without(parts.VAE)
+        lines.append(f"without VAE: {rest.seconds:.3f} s, MFU {rest.mfu:.1%} of {rest.model_flops / 1e15:.3f} PFLOP")
     if any(part.name in parts.CANVAS_PARTS for part in report.parts):
         lines.append(
             f"canvas: +{report.canvas_share():.2%} of the seconds and +{report.canvas_share('flops'):.2%} of the FLOPs "

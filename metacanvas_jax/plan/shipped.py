@@ -1,7 +1,7 @@
 """The full-size configs and the slices they are made for: what ``make plan-all`` and the slow tests compile."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from metacanvas_jax import build
 from metacanvas_jax.cli.options import load_config
@@ -43,12 +43,13 @@ JOBS = (
 )
 
 
-def run_job(job: Job, say: Callable[[str], None] = lambda line: None) -> list[Report]:
-    """Reports of the training step on the bucket asked for (by default the dearest) and of sampling."""
+def run_job(job: Job, say: Callable[[str], None] = lambda line: None, *, sampling: bool = True) -> Iterator[Report]:
+    """Reports of the training step on the bucket asked for (by default the dearest) and of sampling, as they come."""
     experiment = build.experiment(load_config(job.config, list(job.overrides)))
     where = find_slice(job.topology)
     mesh = make_mesh(experiment.mesh if job.mesh is None else parse_mesh(job.mesh), where.devices)
     buckets = choose(experiment.shapes, job.bucket)
-    made = [programs.train_program(experiment, mesh, bucket) for bucket in buckets]
-    made.append(programs.sample_program(experiment, mesh, buckets[0]))
-    return [study(job.config, program, where, say) for program in made]
+    for bucket in buckets:
+        yield study(job.config, programs.train_program(experiment, mesh, bucket), where, say)
+    if sampling:
+        yield study(job.config, programs.sample_program(experiment, mesh, buckets[0]), where, say)

@@ -1,0 +1,93 @@
+"""docs/performance.md: reports that were kept as JSON, as one page."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from metacanvas_jax.plan import parts
+from metacanvas_jax.plan.published import Measured
+from metacanvas_jax.plan.report import ASSUMPTIONS, Report, as_json, table
+from metacanvas_jax.plan.shipped import Job
+from metacanvas_jax.plan.topology import GIB
+
+HEADS = (
+    *("config", "program", "slice", "mesh", "samples", "fits", "peak GiB", "s per step", "MFU", "MFU without VAE"),
+    *("FLOPs / written", "canvas: seconds", "FLOPs"),
+)
+
+
+def keep(folder: Path, name: str, reports: Sequence[Report]) -> None:
+    """Writes ``folder/name.json``, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".{name}.tmp"
+    draft.write_text(as_json(list(reports)))
+    os.replace(draft, folder / f"{name}.json")
+
+
+def kept(folder: Path, name: str) -> list[Report]:
+    """The reports of ``folder/name.json``; none without that file."""
+    path = folder / f"{name}.json"
+    return [Report.from_dict(tree) for tree in json.loads(path.read_text())] if path.exists() else []
+
+
+def name_of(job: Job | Measured) -> str:
+    """``video_stage3.v5p_4x4x8``: the file of a job's reports."""
+    config = Path(job.config).stem if isinstance(job, Job) else job.name.partition(" ")[0]
+    return f"{config}.{job.topology}".replace(":", "_").replace("*", "_slices")
+
+
+def page(folder: Path, jobs: Sequence[Job], published: Sequence[Measured]) -> str:
+    """The page of what is kept in a folder, in the order of the jobs."""
+    reports = [report for job in jobs for report in kept(folder, name_of(job))]
+    truths = [(truth, report) for truth in published for report in kept(folder, name_of(truth))]
+    lines = [
+        "# Performance, as far as it can be known without a TPU",
+        "",
+        "Written by `make plan-all` (`benchmarks/plan_all.py`): full-size configs are compiled ahead of time for their",
+        "TPU slices and reckoned from the compiled program. `metacanvas plan --config C --topology T` prints the same",
+        "for one config. What was not compiled is not here.",
+        "",
+        *(f"- {note}." for note in ASSUMPTIONS),
+        "",
+        "## Configs",
+        "",
+        _row(HEADS),
+        "|---" * len(HEADS) + "|",
+        *(_row(_cells(report)) for report in reports),
+    ]
+    if truths:
+        lines += [
+            "",
+            "## Jobs that others measured",
+            "",
+            _row(("job", "published", "estimate", "estimate / published", "assumptions")),
+            "|---" * 5 + "|",
+        ]
+        for truth, report in truths:
+            published_time = f"{truth.seconds:.3f} s ({truth.source})"
+            ratio = f"{report.seconds / truth.seconds:.2f}" if report.passed else "-"
+            estimate = f"{report.seconds:.3f} s" if report.passed else report.verdict
+            lines.append(_row((truth.name, published_time, estimate, ratio, truth.assumptions)))
+    lines += ["", "## In detail"]
+    for report in [*reports, *(report for _, report in truths)]:
+        name = f"{report.config}: {report.program}, {report.topology}"
+        lines += ["", f"<details><summary>{name}</summary>", "", "```", table(report).rstrip(), "```", "", "</details>"]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(report: Report) -> list[str]:
+    mesh = " ".join(f"{axis} {size}" for axis, size in report.mesh.items() if size > 1) or "-"
+    cells = [report.config, report.program, report.topology, mesh, str(report.samples)]
+    cells += ["PASS" if report.passed else "FAIL", f"{report.needed / GIB:.1f} of {report.limit / GIB:.1f}"]
+    if not report.passed:
+        return cells + ["-"] * (len(HEADS) - len(cells))
+    cells += [f"{report.seconds:.3f}", f"{report.mfu:.1%}"]
+    cells.append(f"{report.without(parts.VAE).mfu:.1%}" if report.runs_vae else "-")
+    cells.append(f"{report.flops_ratio:.3f}")
+    canvas = any(part.name in parts.CANVAS_PARTS for part in report.parts)
+    return cells + ([f"+{report.canvas_share(what):.2%}" for what in ("seconds", "flops")] if canvas else ["-", "-"])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
