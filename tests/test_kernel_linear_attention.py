@@ -9,8 +9,12 @@ import pytest
 from kernel_support import draw, errors
 from vae_support import FAST_COMPILE
 
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.kernels import linear_attention_gpu, linear_attention_tpu
 from metacanvas_jax.kernels.linear_attention import relu_linear_attention
-from metacanvas_jax.kernels.linear_attention_tpu import linear_attention
+from metacanvas_jax.parallel.mesh import AXES
+
+KERNELS = {"tpu": linear_attention_tpu.linear_attention, "triton": linear_attention_gpu.linear_attention}
 
 
 def by_pairs(q, k, v, dout):
@@ -28,10 +32,12 @@ def by_pairs(q, k, v, dout):
     return out, dq, dk, np.einsum("bhnm,bnhf->bmhf", weights, dout)
 
 
-def kernel(q, k, v, dout, block=None):
+def kernel(name, q, k, v, dout, block=None):
+    options = {} if block is None else {"block": block}
+
     @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
     def both(q, k, v, dout):
-        out, pull = jax.vjp(lambda *x: linear_attention(*x, block, True), q, k, v)
+        out, pull = jax.vjp(lambda *x: KERNELS[name](*x, **options, interpret=True), q, k, v)
         return out, *pull(dout)
 
     return both(q, k, v, dout)
@@ -39,27 +45,58 @@ def kernel(q, k, v, dout, block=None):
 
 # Frames of the connector in one launch; a number of channels that 128 does not divide; one head per group; cross
 # lengths in several blocks with tails.
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize(
     ("b", "n", "m", "h", "e", "block"),
     [(3, 20, 20, 4, 32, None), (2, 70, 70, 20, 32, None), (1, 40, 40, 1, 128, None), (1, 50, 75, 5, 64, 32)],
 )
-def test_values_and_gradients_are_those_of_float64(b, n, m, h, e, block):
+def test_values_and_gradients_are_those_of_float64(name, b, n, m, h, e, block):
     q, k, v, dout = (draw(b, s, h, e, seed=i) for i, s in enumerate((n, m, m, n)))
-    found = errors(kernel(q, k, v, dout, block), by_pairs(q, k, v, dout))
+    found = errors(kernel(name, q, k, v, dout, block), by_pairs(q, k, v, dout))
     assert found[0] <= 2e-6 and max(found[1:]) <= 1e-5, found
 
 
-def test_queries_and_keys_that_are_all_negative_give_zeros():
+@pytest.mark.parametrize("name", KERNELS)
+def test_queries_and_keys_that_are_all_negative_give_zeros(name):
     x = jnp.ones((1, 20, 1, 32))
     for q, k in ((x, -x), (-x, x)):
-        for y in kernel(q, k, x, x):
+        for y in kernel(name, q, k, x, x):
             assert not np.any(y)
 
 
-def test_bfloat16_is_no_worse_than_xla():
+@pytest.mark.parametrize("name", KERNELS)
+def test_bfloat16_is_no_worse_than_xla(name):
     q, k, v, dout = (draw(1, 200, 4, 32, seed=i, dtype=jnp.bfloat16) for i in range(4))
     exact = by_pairs(q, k, v, dout)
     out, pull = jax.vjp(relu_linear_attention, q, k, v)
-    for ours, theirs, truth in zip(kernel(q, k, v, dout), (out, *pull(dout)), exact, strict=True):
+    for ours, theirs, truth in zip(kernel(name, q, k, v, dout), (out, *pull(dout)), exact, strict=True):
         ours, theirs = (np.sqrt(np.mean((np.asarray(x, np.float64) - truth) ** 2)) for x in (ours, theirs))
         assert ours <= 1.2 * theirs
+
+
+def test_a_gpu_gets_one_launch_per_pass_when_asked_for_it():
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((1,) * len(AXES), AXES, abstract_device=device)
+    x = jax.ShapeDtypeStruct((31, 88, 7, 32), jnp.bfloat16)
+
+    def both(implementation, q, k, v, dout):
+        out, pull = jax.vjp(functools.partial(relu_linear_attention, implementation=implementation), q, k, v)
+        return out, *pull(dout)
+
+    def lowered(implementation, x):
+        with jax.sharding.use_abstract_mesh(mesh), jax.default_matmul_precision("default"):
+            traced = jax.jit(functools.partial(both, implementation)).trace(x, x, x, x)
+            return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+    text = lowered("triton", x)
+    assert text.count("custom_call @__gpu$xla.gpu.triton") == 2
+    for direction in ("forward", "backward"):
+        assert f'name = "linear_attention_{direction}"' in text
+    other = jax.ShapeDtypeStruct((31, 88, 7, 24), jnp.bfloat16)  # no power of two
+    assert "triton" not in lowered("triton", other) and "triton" not in lowered("xla", x)
+
+
+def test_an_unknown_implementation_is_named():
+    x = jnp.ones((1, 4, 1, 32))
+    with pytest.raises(UserError, match="implementation is 'cuda', expected one of"):
+        relu_linear_attention(x, x, x, implementation="cuda")
