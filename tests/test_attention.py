@@ -9,7 +9,14 @@ import pytest
 from vae_support import FAST_COMPILE
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.kernels.attention import CHUNK, MaskSpec, attention, chunked_attention
+from metacanvas_jax.kernels.attention import (
+    CHUNK,
+    MaskSpec,
+    attention,
+    causal_padded_attention,
+    chunked_attention,
+    cudnn_attention,
+)
 
 B, N, M = 2, 10, 14
 
@@ -48,6 +55,42 @@ def test_chunks_give_the_values_and_gradients_of_the_whole(name):
     np.testing.assert_allclose(chunked, whole, atol=2e-6)
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=5e-6)
+
+
+# What is handed to cuDNN, handed to XLA: lengths for padding, wherever it stands; a condition on where it stands for
+# causal; a dense mask for the rest. A sample without any key is left out: its values have no meaning.
+PADDINGS = {
+    "right": jnp.arange(M)[None] < jnp.array([[14], [9]]),
+    "left": jnp.arange(M)[None] >= jnp.array([[0], [3]]),
+    "in_the_middle": (jnp.arange(M)[None] < 5) | (jnp.arange(M)[None] >= jnp.array([[5], [8]])),
+    "of_one_for_all": jnp.arange(M)[None] != 2,
+}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("place", PADDINGS)
+def test_padding_given_as_lengths_hides_the_same_keys(place, causal):
+    mask = MaskSpec(causal=causal, keys=PADDINGS[place])
+    q, k, v, w = draw(B, M, 4, 8, seed=0), draw(B, M, 2, 8, seed=1), draw(B, M, 2, 8, seed=2), draw(B, M, 4, 8, seed=3)
+    seen = np.broadcast_to(np.asarray(mask.keys)[:, None], (B, M, M)) & (np.tri(M, dtype=bool) | (not causal))
+    w = w * jnp.asarray(np.any(seen, axis=-1)[..., None, None], w.dtype)  # no keys, no meaning
+    by_lengths = causal_padded_attention if causal else cudnn_attention
+
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=FAST_COMPILE)
+    def both(f, q, k, v):
+        out, pull = jax.vjp(lambda *x: f(*x, mask=mask, scale=0.5), q, k, v)
+        return jnp.where(w == 0, 0.0, out), *pull(w)
+
+    actual = both(functools.partial(by_lengths, library="xla"), q, k, v)
+    for a, b in zip(actual, both(functools.partial(chunked_attention, chunk=4), q, k, v), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6)
+
+
+def test_samples_without_any_key_stay_finite():
+    q, k, v = draw(B, N, 4, 8, seed=0), draw(B, N, 2, 8, seed=1), draw(B, N, 2, 8, seed=2)
+    keys = jnp.arange(N)[None] < jnp.array([[0], [7]])
+    for f, causal in ((cudnn_attention, False), (causal_padded_attention, True)):
+        assert np.all(np.isfinite(f(q, k, v, mask=MaskSpec(causal=causal, keys=keys), library="xla")))
 
 
 def test_long_sequences_are_chunked_on_a_cpu_and_keep_their_dtype():

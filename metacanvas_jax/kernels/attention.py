@@ -2,7 +2,7 @@
 
 ==========  =====================================================================================================
 tpu         the Pallas kernels of ``flash_fixed_max.py``
-cuda        cuDNN by name where it takes the call (16 bits, no mask or a plain causal one), else chunks
+cuda        cuDNN by name where it takes the call (16 bits; no mask, padding, causal, causal with padding), else chunks
 cpu, other  chunks of queries, their scores computed again in the backward pass
 any         short sequences: XLA's own fusion of the plain formula
 ==========  =====================================================================================================
@@ -10,12 +10,14 @@ any         short sequences: XLA's own fusion of the plain formula
 
 import functools
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.kernels.flash_common import HIDDEN
@@ -68,7 +70,7 @@ def _attend(
     n, m = q.shape[1], k.shape[1]
     if n <= CHUNK and m <= 4 * CHUNK:
         return plain_attention(q, k, v, mask=mask, scale=scale)
-    on_cuda = cudnn_attention if cudnn_takes(q, k, mask) else chunked_attention
+    on_cuda = _on_cuda(q, k, mask)
     names = {"tpu": flash_attention, "gpu": on_cuda}
     platform = "tpu" if device_kind().startswith("TPU") else jax.default_backend()
     _say(f"attention on {platform}: {names.get(platform, chunked_attention).__name__}")
@@ -109,14 +111,25 @@ def plain_attention(
     return checkpoint_name(out, "attention_out")
 
 
-def cudnn_takes(q: jax.Array, k: jax.Array, mask: MaskSpec) -> bool:
-    """Whether cuDNN computes this call: a GPU is at hand, 16-bit inputs, heads up to 128, no mask but a plain causal
-    one (padding and segments would have to be given to it as a dense array).
-    """
-    plain = mask.keys is None and mask.query_segments is None
-    causal = not mask.causal or (mask.offset == 0 and q.shape[1] == k.shape[1])
-    fits = q.dtype.itemsize == 2 and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
-    return jax.default_backend() == "gpu" and plain and causal and fits
+def _on_cuda(q: jax.Array, k: jax.Array, mask: MaskSpec) -> Callable:
+    """What computes this call on a CUDA device; cuDNN is traced only where it runs (tracing asks for its version)."""
+    if not (_cudnn_runs() and q.dtype.itemsize == 2 and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0):
+        return chunked_attention
+    if mask.query_segments is not None or mask.causal != _plain_causal(q, k, mask):
+        return chunked_attention
+    return causal_padded_attention if mask.causal and mask.keys is not None else cudnn_attention
+
+
+@functools.cache
+def _cudnn_runs() -> bool:
+    if jax.default_backend() != "gpu":
+        return False
+    device = jax.local_devices()[0]
+    return "cuda" in device.client.platform_version and float(device.compute_capability) >= 8.0
+
+
+def _plain_causal(q: jax.Array, k: jax.Array, mask: MaskSpec) -> bool:
+    return mask.causal and mask.offset == 0 and q.shape[1] == k.shape[1]
 
 
 def cudnn_attention(
@@ -126,24 +139,73 @@ def cudnn_attention(
     *,
     mask: MaskSpec,
     scale: float | None = None,
+    library: str = "cudnn",
 ) -> Float[Array, "b n h e"]:
-    """cuDNN's fused attention, forward and backward. Padding and segments become a dense mask.
+    """cuDNN's fused attention, forward and backward.
+
+    Padding becomes a number of keys, after ``keys_first``. Padding together with causal, segments and a causal mask
+    with an offset become a dense mask. ``library`` is the ``implementation`` that ``jax.nn`` is asked for.
 
     Raises:
         UserError: that mask would take more than ``LARGEST_SCORES`` bytes.
     """
-    causal = mask.causal and mask.offset == 0 and q.shape[1] == k.shape[1]
-    dense = None
-    if mask.keys is not None or mask.query_segments is not None or mask.causal != causal:
+    causal, dense, lengths = _plain_causal(q, k, mask), None, None
+    if mask.query_segments is not None or mask.causal != causal or (causal and mask.keys is not None):
         size = 2 * q.shape[0] * q.shape[1] * k.shape[1]
         if size > LARGEST_SCORES:
             raise UserError(
                 f"attention: cuDNN would need a mask of {size / 2**30:.1f} GiB for q {tuple(q.shape)} and "
-                f'k {tuple(k.shape)}; use implementation "chunked", or no padding and no segments'
+                f'k {tuple(k.shape)}; use implementation "chunked", or no segments and no causal mask over padding'
             )
         dense, causal = dense_mask(mask, q.shape[1], k.shape[1]), False
+    elif mask.keys is not None:
+        k, v, lengths = keys_first(k, v, mask.keys)
+    return _library_attention(library, q, k, v, mask=dense, is_causal=causal, lengths=lengths, scale=scale)
+
+
+def causal_padded_attention(
+    q: Float[Array, "b n h e"],
+    k: Float[Array, "b n g e"],
+    v: Float[Array, "b n g e"],
+    *,
+    mask: MaskSpec,
+    scale: float | None = None,
+    library: str = "cudnn",
+) -> Float[Array, "b n h e"]:
+    """Causal attention over padding: cuDNN if all of it stands on the right, which is seen at run time, else chunks."""
+    keys = jnp.broadcast_to(mask.keys, k.shape[:2])
+    lengths = jnp.sum(keys, axis=1, dtype=jnp.int32)
+    on_the_right = jnp.all(keys == (jnp.arange(k.shape[1], dtype=jnp.int32)[None] < lengths[:, None]))
+
+    def by_length(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        at_least_one = jnp.maximum(lengths, 1)
+        return _library_attention(library, q, k, v, is_causal=True, lengths=at_least_one, scale=scale)
+
+    def by_chunks(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return chunked_attention(q, k, v, mask=mask, scale=scale)
+
+    return checkpoint_name(jax.lax.cond(on_the_right, by_length, by_chunks, q, k, v), "attention_out")
+
+
+def keys_first(
+    k: Float[Array, "b m g e"], v: Float[Array, "b m g e"], keys: Bool[Array, "#b m"]
+) -> tuple[Float[Array, "b m g e"], Float[Array, "b m g e"], Int[Array, " b"]]:
+    """Keys and values with padding moved behind the rest, and how many come before it (at least one).
+
+    Without a causal mask their order is free, so a number says all that ``keys`` does.
+    """
+    keys = jnp.broadcast_to(keys, k.shape[:2])
+    order = jnp.argsort(~keys, axis=1, stable=True)
+    sample = jnp.arange(k.shape[0])[:, None]
+    k, v = (x.at[sample, order].get(mode="promise_in_bounds", unique_indices=True) for x in (k, v))
+    return k, v, jnp.maximum(jnp.sum(keys, axis=1, dtype=jnp.int32), 1)
+
+
+def _library_attention(
+    library: str, q: jax.Array, k: jax.Array, v: jax.Array, *, lengths: jax.Array | None, **options: Any
+) -> jax.Array:
     with jax.numpy_dtype_promotion("standard"):  # jax's own code mixes bfloat16 and float32
-        out = jax.nn.dot_product_attention(q, k, v, mask=dense, scale=scale, is_causal=causal, implementation="cudnn")
+        out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation=library, **options)
     return checkpoint_name(out, "attention_out")
 
 
