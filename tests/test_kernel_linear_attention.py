@@ -45,10 +45,16 @@ def kernel(name, q, k, v, dout, block=None):
 
 # Frames of the connector in one launch; a number of channels that 128 does not divide; one head per group; cross
 # lengths in several blocks with tails.
-@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize(
-    ("b", "n", "m", "h", "e", "block"),
-    [(3, 20, 20, 4, 32, None), (2, 70, 70, 20, 32, None), (1, 40, 40, 1, 128, None), (1, 50, 75, 5, 64, 32)],
+    ("name", "b", "n", "m", "h", "e", "block"),
+    [
+        ("tpu", 3, 20, 20, 4, 32, None),
+        ("tpu", 2, 70, 70, 20, 32, None),
+        ("tpu", 1, 40, 40, 1, 128, None),
+        ("tpu", 1, 50, 75, 5, 64, 32),
+        ("triton", 3, 20, 20, 4, 32, None),
+        ("triton", 1, 50, 75, 5, 16, 32),
+    ],
 )
 def test_values_and_gradients_are_those_of_float64(name, b, n, m, h, e, block):
     q, k, v, dout = (draw(b, s, h, e, seed=i) for i, s in enumerate((n, m, m, n)))

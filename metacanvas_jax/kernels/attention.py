@@ -178,8 +178,7 @@ def causal_padded_attention(
     on_the_right = jnp.all(keys == (jnp.arange(k.shape[1], dtype=jnp.int32)[None] < lengths[:, None]))
 
     def by_length(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        at_least_one = jnp.maximum(lengths, 1)
-        return _library_attention(library, q, k, v, is_causal=True, lengths=at_least_one, scale=scale)
+        return _library_attention(library, q, k, v, is_causal=True, lengths=at_least_one(lengths), scale=scale)
 
     def by_chunks(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return chunked_attention(q, k, v, mask=mask, scale=scale)
@@ -198,7 +197,12 @@ def keys_first(
     order = jnp.argsort(~keys, axis=1, stable=True)
     sample = jnp.arange(k.shape[0])[:, None]
     k, v = (x.at[sample, order].get(mode="promise_in_bounds", unique_indices=True) for x in (k, v))
-    return k, v, jnp.maximum(jnp.sum(keys, axis=1, dtype=jnp.int32), 1)
+    return k, v, at_least_one(jnp.sum(keys, axis=1, dtype=jnp.int32))
+
+
+def at_least_one(lengths: Int[Array, " b"]) -> Int[Array, " b"]:
+    """A sample without any key sees one all the same: softmax over nothing would not be finite."""
+    return jnp.maximum(lengths, 1)
 
 
 def _library_attention(

@@ -20,7 +20,7 @@ EPS = 1e-15
 BLOCK = 64  # tokens that are loaded at once
 WARPS = 4
 STAGES = 3  # blocks that are being copied while one is computed
-WIDTHS = (16, 32, 64, 128)  # of a head: powers of two (Triton's shapes), from the matrix unit's least on
+WIDTHS = (16, 32)  # of a head: powers of two (Triton's shapes) whose sums fit the registers, from a product's least on
 F32 = jnp.float32
 
 
