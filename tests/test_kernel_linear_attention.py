@@ -80,7 +80,8 @@ def test_bfloat16_is_no_worse_than_xla(name):
         assert ours <= 1.2 * theirs
 
 
-def test_a_gpu_gets_one_launch_per_pass_when_asked_for_it():
+@pytest.mark.parametrize("asked", ["triton", "auto"])
+def test_a_gpu_gets_one_launch_per_pass(asked):
     device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
     mesh = jax.sharding.AbstractMesh((1,) * len(AXES), AXES, abstract_device=device)
     x = jax.ShapeDtypeStruct((31, 88, 7, 32), jnp.bfloat16)
@@ -94,12 +95,12 @@ def test_a_gpu_gets_one_launch_per_pass_when_asked_for_it():
             traced = jax.jit(functools.partial(both, implementation)).trace(x, x, x, x)
             return traced.lower(lowering_platforms=("cuda",)).as_text()
 
-    text = lowered("triton", x)
+    text = lowered(asked, x)
     assert text.count("custom_call @__gpu$xla.gpu.triton") == 2
     for direction in ("forward", "backward"):
         assert f'name = "linear_attention_{direction}"' in text
     other = jax.ShapeDtypeStruct((31, 88, 7, 24), jnp.bfloat16)  # no power of two
-    assert "triton" not in lowered("triton", other) and "triton" not in lowered("xla", x)
+    assert "triton" not in lowered(asked, other) and "triton" not in lowered("xla", x)
 
 
 def test_an_unknown_implementation_is_named():

@@ -1,6 +1,7 @@
 """The one linear attention of the project: ReLU feature map, sums in float32.
 
-``implementation`` is one of ``IMPLEMENTATIONS``; "auto" is the Pallas kernel on TPU ("tpu"), XLA elsewhere.
+``implementation`` is one of ``IMPLEMENTATIONS``; "auto" is the Pallas kernel on TPU ("tpu") and on NVIDIA GPUs
+("triton"), XLA elsewhere.
 """
 
 import jax
@@ -37,7 +38,7 @@ def relu_linear_attention(
     if implementation not in IMPLEMENTATIONS:
         raise UserError(f"linear attention: implementation is {implementation!r}, expected one of {IMPLEMENTATIONS}")
     kernels = {"tpu": linear_attention_tpu, "triton": linear_attention_gpu}
-    wanted = ("tpu",) if implementation == "auto" else (implementation,)
+    wanted = tuple(kernels) if implementation == "auto" else (implementation,)
     taken = {name: kernels[name].linear_attention for name in wanted if name in kernels and kernels[name].takes(q, v)}
     if not taken:
         return plain_linear_attention(q, k, v)
