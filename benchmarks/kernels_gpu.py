@@ -92,9 +92,9 @@ def seconds_per_call(f: Callable, sets: list[tuple]) -> tuple[float, float]:
     start = time.perf_counter()
     jax.block_until_ready(f(*sets[0]))
     once = time.perf_counter() - start
-    calls = max(1, round(0.03 / once))
+    calls = max(1, round(0.02 / once))
     samples, turn = [], 0
-    for _ in range(min(11, max(3, int(1.0 / (once * calls))))):
+    for _ in range(min(11, max(3, int(0.5 / (once * calls))))):
         start = time.perf_counter()
         for _ in range(calls):
             result = f(*sets[turn % len(sets)])
@@ -344,17 +344,27 @@ def reference_of(job: Job) -> Any:
         return error
 
 
-def measure(job: Job, program: Any, expected: Any, known: dict[str, Any]) -> None:
+def drawing(draw: Callable) -> Any:
+    """The compiled program that draws inputs, or what went wrong."""
+    try:
+        return jax.jit(draw).lower(jax.random.key(0)).compile()
+    except Exception as error:  # likewise
+        return error
+
+
+def measure(job: Job, program: Any, draw: Any, expected: Any, known: dict) -> None:
+    """``known`` holds the inputs and the expected values of the jobs before: one group at a time, they are large."""
     row = job.row
     try:
-        for result in (program, expected):
+        for result in (program, draw, expected):
             if isinstance(result, Exception):
                 raise result
-        draw = jax.jit(job.draw)
-        sets = [draw(jax.random.key(seed)) for seed in range(SETS if job.timed else 1)]
+        if job.draw not in known:
+            known.clear()
+            known[job.draw] = [draw(jax.random.key(seed)) for seed in range(SETS if job.timed else 1)]
+        sets = known[job.draw]
         if job.expected is not None:
             if job.group not in known:
-                known.clear()  # one at a time: they are large
                 known[job.group] = expected(*sets[0])
             row.error = relative_error(program(*sets[0]), known[job.group])
         if job.timed:
@@ -366,17 +376,19 @@ def measure(job: Job, program: Any, expected: Any, known: dict[str, Any]) -> Non
 
 def run(jobs: list[Job], pool: concurrent.futures.ThreadPoolExecutor, limit: float) -> None:
     """Compiles all of them at once, then compares and times one after the other, unless ``limit`` (s) has passed."""
-    programs, expected = [], {}
+    programs, draws, expected = [], {}, {}
     if not (late := time.perf_counter() - START > limit):
         references = {job.group: pool.submit(reference_of, job) for job in jobs if job.expected is not None}
+        draws = {job.draw: pool.submit(drawing, job.draw) for job in jobs}
         programs = list(pool.map(built, jobs))
+        draws = {draw: future.result() for draw, future in draws.items()}
         expected = {group: future.result() for group, future in references.items()}
-    known: dict[str, Any] = {}
+    known: dict[Any, Any] = {}
     for i, job in enumerate(jobs):
         if late or time.perf_counter() - START > limit:
             job.row.failed = f"not begun within {limit:.0f} s"
         else:
-            measure(job, programs[i], expected.get(job.group), known)
+            measure(job, programs[i], draws[job.draw], expected.get(job.group), known)
 
 
 def table(rows: list[Row]) -> str:
