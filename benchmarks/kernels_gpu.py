@@ -414,7 +414,8 @@ def table(rows: list[Row]) -> str:
             cells += [f"{row.ms:.3f}" if row.ms else "", f"{row.spread:.0%}" if row.spread is not None else ""]
             cells += [f"{rate:.1f}{share(rate, peak)}" if rate else ""]
             cells += [f"{speed:.0f}{share(speed, bandwidth)}" if speed else ""]
-            cells += [f"{row.counted / row.size:.2f}" if row.counted and row.size else ""]
+            whole = row.part != "attention"  # of a loop XLA counts one turn
+            cells += [f"{row.counted / row.size:.2f}" if whole and row.counted and row.size else ""]
             cells += [f"{row.temporary / 2**20:.0f}" if row.temporary is not None else ""]
             beyond = "" if row.passed else f" BEYOND {row.allowed:.0e}"
             cells += [f"{row.error:.1e}{beyond}" if row.error is not None else ""]
@@ -438,7 +439,12 @@ def main() -> None:
     for part in options.part or parts:
         jobs += parts[part](options.tiny)
     jobs = [job for job in jobs if options.only in job.row.case or job.row.part == "ceiling"]
-    about = {"device": device.device_kind, "jax": jax.__version__, "tiny": options.tiny}
+    about = {
+        "device": device.device_kind,
+        "jax": jax.__version__,
+        "runtime": device.client.platform_version,
+        "tiny": options.tiny,
+    }
     print(about, f"{len(jobs)} programs", flush=True)
     done: list[Row] = []
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
