@@ -1,18 +1,23 @@
 """What the frozen networks of a config make of samples, computed once and stored: latents, and contexts."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
+from tqdm import tqdm
 
 from metacanvas_jax.build import Experiment, autoencoder
 from metacanvas_jax.data.samples import LATENTS, Sample
 from metacanvas_jax.data.shards import Compute
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh, replicated
+from metacanvas_jax.parallel.rules import RULES, placed, shardings
 from metacanvas_jax.train import jobs, latents, objectives, weights
+from metacanvas_jax.train.partition import partition
 
 Stored = Literal["float32", "float16"]
 
@@ -28,14 +33,11 @@ def make_latents(setup: Experiment, batch: int, dtype: Stored = "float32") -> tu
     identity = latents.made_by(setup)
     vae, size = autoencoder(setup), setup.shapes[0].size
     abstract = jax.eval_shape(lambda key: vae.init(key, jnp.zeros((1, 1, *size, 3), jnp.float32)), jax.random.key(0))
-    mesh = Mesh(np.asarray(jax.local_devices()), ("data",))
+    mesh = make_mesh(MeshConfig(), jax.local_devices())
     batch += -batch % mesh.size
-    everywhere = NamedSharding(mesh, PartitionSpec())
-
-    def as_in_training(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, setup.train.frozen_dtype, sharding=everywhere)
-
-    params = weights.sources(setup)["vae"].load(jax.tree.map(as_in_training, jobs.unboxed(abstract["params"])))
+    shapes = jobs.unboxed(abstract["params"])
+    copies = jax.tree.map(lambda _: replicated(mesh), shapes)
+    params = weights.load_frozen(setup, "vae", placed(shapes, copies))
     spread = NamedSharding(mesh, PartitionSpec("data"))
     encode = jax.jit(lambda params, pixels: objectives.encode(vae, params, pixels))
 
@@ -62,3 +64,43 @@ def make_latents(setup: Experiment, batch: int, dtype: Stored = "float32") -> tu
         return found
 
     return compute, {"autoencoder": identity, "dtype": dtype}
+
+
+def fill_contexts(
+    setup: Experiment, batch: int, *, process_index: int = 0, process_count: int = 1, progress: bool = True
+) -> int:
+    """Stores what the frozen MLLM makes of every prompt of a config's sources, in the folder ``mllm.context_cache``.
+
+    Prompts are read ``batch`` at a time on the config's mesh of this process's devices, and without words as well where
+    captions are dropped in training. Of ``process_count`` processes each takes its share of the samples; what is stored
+    is not computed again. Returns the number of samples. Raises UserError when the config names no such folder.
+    """
+    enrich = jobs.context_reader(setup)
+    if enrich is None:
+        raise UserError("config: mllm.context_cache is empty; name the folder that contexts are to be kept in")
+    mesh = make_mesh(setup.mesh, jax.local_devices())
+    batch += -batch % (mesh.shape["data"] * mesh.shape["fsdp"])
+    boxed = jax.eval_shape(lambda key: jobs.initial(setup, key), jax.random.key(0))
+    frozen = partition(placed(boxed, shardings(boxed, mesh)), setup.train.rules)[1]
+    parts = [part for part in ("mllm", "text") if part in weights.sources(setup)]
+    params = {part: weights.load_frozen(setup, part, frozen[part]) for part in parts}
+    rng, done = np.random.default_rng(0), 0
+    for bucket in setup.shapes:
+        stored = latents.stored(setup, bucket)
+        examples = jobs.paint_examples(setup, bucket, stored=stored)
+        for source in jobs.sources_of(setup, bucket, stored=stored):
+            numbers = range(process_index, len(source.records), process_count)
+            with (
+                tqdm(total=len(numbers), desc=bucket.task, unit=" samples", disable=not progress) as bar,
+                on_mesh(mesh),
+            ):
+                for start in range(0, len(numbers), batch):
+                    samples = [source.records[i] for i in numbers[start : start + batch]]
+                    full = samples + samples[-1:] * (batch - len(samples))
+                    enrich(params, examples.collate([examples(sample, rng) for sample in full]), mesh, RULES)
+                    if setup.data.caption_dropout and (examples.layout or not start):  # without media all are one
+                        full = [dataclasses.replace(sample, prompt="") for sample in full]
+                        enrich(params, examples.collate([examples(sample, rng) for sample in full]), mesh, RULES)
+                    bar.update(len(samples))
+            done += len(numbers)
+    return done

@@ -1,17 +1,19 @@
 """The shipped experiments, and one training step of any of them without a file."""
 
 import dataclasses
+import functools
 import importlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from metacanvas_jax.build import Experiment, experiment
 from metacanvas_jax.cli.options import load_config
 from metacanvas_jax.data.tasks import Bucket
 from metacanvas_jax.train import jobs
-from metacanvas_jax.train.optimizer import make_optimizer
+from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
 from metacanvas_jax.train.partition import partition
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.train.step import make_step
@@ -53,25 +55,50 @@ def batch(setup: Experiment, bucket: Bucket):
     return zeros
 
 
-def step(setup: Experiment, bucket: Bucket, *, traced: bool = False):
-    """(state before, state after, metrics) of one step; abstract if ``traced``."""
+def shapes_of_a_step(setup: Experiment, bucket: Bucket):
+    """(state before, state after, metrics) of the step as it is compiled for training, as shapes."""
     job = jobs.make_job(setup)
     optimizer = make_optimizer(job.optimizer)
-    one = make_step(job.prepare, job.loss, optimizer)
     key = jax.random.key(0)
+    trainable, frozen = partition(jax.eval_shape(lambda key: jobs.unboxed(job.init(key)), key), job.rules)
+    state = jax.eval_shape(lambda params: new_state(params, optimizer), trainable)
+    one = make_step(job.prepare, job.loss, optimizer)
+    return state, *jax.eval_shape(one, state, frozen, jobs.batch_shapes(setup, bucket), key)
+
+
+def take_step(setup: Experiment, bucket: Bucket):
+    """(loss, gradients, parameters before, parameters after) of one step.
+
+    The optimizer gets all parameters as one array, which it treats alike: compiled leaf by leaf together with the
+    gradients, as ``make_step`` does (test_train_step.py), it takes as long as they do, for every learning rate anew.
+    """
+    loss, grads, before = _gradients(dataclasses.replace(setup, name="", optimizer=ANY), bucket)
+    optimizer = make_optimizer(setup.optimizer)
+    flat, tree = jax.tree.flatten(before)
+    grad, param = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(side)]) for side in (grads, before))
+    moved = jax.jit(lambda g, p: optax.apply_updates(p, optimizer.update(g, optimizer.init(p), p)[0]))(grad, param)
+    parts = np.split(np.asarray(moved), np.cumsum([x.size for x in flat])[:-1])
+    after = [part.reshape(x.shape) for part, x in zip(parts, flat, strict=True)]
+    return loss, grads, before, jax.tree.unflatten(tree, after)
+
+
+ANY = OptimizerConfig(1.0)
+
+
+@functools.cache
+def _gradients(setup: Experiment, bucket: Bucket):
+    job, key = jobs.make_job(setup), jax.random.key(0)
     shapes = jax.eval_shape(lambda key: jobs.unboxed(job.init(key)), key)
-    if traced:
-        trainable, frozen = partition(shapes, job.rules)
-        state = jax.eval_shape(lambda params: new_state(params, optimizer), trainable)
-        inputs = jobs.batch_shapes(setup, bucket)
-        return state, *jax.eval_shape(one, state, frozen, inputs, key)
     # Random numbers also where a run starts with zeros: every parameter then has a gradient, and nothing is compiled.
     rng = np.random.default_rng(0)
     trainable, frozen = partition(
         jax.tree.map(lambda x: 0.02 * rng.normal(size=x.shape).astype(x.dtype), shapes), job.rules
     )
-    before = jax.tree.map(jnp.asarray, trainable)
-    state = new_state(jax.tree.map(jnp.copy, before), optimizer)  # the step takes the state for itself
-    inputs = batch(setup, bucket)
-    after, metrics = one.lower(state, frozen, inputs, key).compile(compiler_options=FAST)(state, frozen, inputs, key)
-    return before, after, metrics
+
+    def gradients(trainable, frozen, batch, key):
+        prepared = job.prepare(frozen, batch, key)
+        return jax.value_and_grad(job.loss, has_aux=True)(trainable, frozen, prepared, key)
+
+    inputs = trainable, frozen, batch(setup, bucket), key
+    (loss, _), grads = jax.jit(gradients).lower(*inputs).compile(compiler_options=FAST)(*inputs)
+    return float(loss), jax.device_get(grads), trainable

@@ -1,16 +1,20 @@
 """Every experiment of the paper is a config: it builds, trains what the paper trains, takes a step in miniature."""
 
+import dataclasses
 import re
 
 import jax
 import numpy as np
 import pytest
-from experiments_support import FILES, build, miniature, step, variants
+from experiments_support import FILES, build, miniature, shapes_of_a_step, take_step, variants
 
-from metacanvas_jax.build import parameter_count
-from metacanvas_jax.cli.options import load_config
+from metacanvas_jax import sweeps
+from metacanvas_jax.build import experiment, parameter_count
+from metacanvas_jax.cli.options import ROOT, load_config
+from metacanvas_jax.data.tasks import TASKS
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.train import jobs
+from metacanvas_jax.train.optimizer import learning_rate
 from metacanvas_jax.train.partition import flat, partition
 
 ALL = [(file, variant) for file in FILES for variant in variants(file)]
@@ -78,6 +82,20 @@ def test_the_numbers_of_the_paper():
         15_000,
         10_000,
     ]
+    optimizers = [setup.optimizer for setup in (scratch, editing, one, two, three)]
+    warm = [(optimizer.warmup_steps, optimizer.warmup_from) for optimizer in optimizers]
+    assert warm == [(300, 1e-5), (0, 0.0), (100, 0.0), (100, 0.0), (100, 0.0)]
+    assert {(o.schedule, o.weight_decay, o.clip, o.b1, o.eps) for o in optimizers} == {
+        ("constant", 0.0, 1.0, 0.9, 1e-8)
+    }
+    assert [optimizer.b2 for optimizer in optimizers] == [0.999, 0.99, 0.999, 0.999, 0.999]
+    assert [(one.shapes[0].size, one.shapes[0].batch), (two.shapes[2].size, two.shapes[2].batch)] == [
+        ((480, 832), 32 * 128),
+        ((704, 1280), 3 * 128),
+    ]
+    assert [bucket.weight for bucket in (*one.shapes, *two.shapes)] == [0.8, 0.2, 0.16, 0.04, 0.8]
+    assert {(b.frames, b.fps) for setup in (two, three) for b in setup.shapes if b.frames > 1} == {(121, 24.0)}
+    assert {setup.mllm.image_tokens for setup in (editing, one, two, three)} == {144}
     assert [setup.canvas.shape for setup in (scratch, editing, three)] == [(1, 16, 16), (1, 32, 32), (3, 11, 20)]
     assert (scratch.train.batch, editing.train.batch) == (320, 64)
     shares = {bucket.task: (bucket.weight, bucket.batch // 128) for bucket in three.shapes}
@@ -94,6 +112,23 @@ def test_the_numbers_of_the_paper():
     assert build("t2i_lora").dit.lora.rank == 32 and not build("t2i_lora", "no_rope").canvas.rope
 
 
+def test_the_page_of_experiments_names_all_of_the_paper_and_only_what_there_is():
+    """Tables and figures with results or settings, every config file with its variants, every sweep."""
+    page = (ROOT / "docs" / "experiments.md").read_text()
+    first = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| "))
+    tables, figures = (
+        set(re.findall(r"\d+", " ".join(re.findall(rf"{kind} ([\d, ]+)", first)))) for kind in ("Table", "Fig.")
+    )
+    assert tables == {"3", "4", "5", "6", "7", "8", "9", "10", "13", "16"}
+    assert figures == {"2", "3", "4", "5", "9", "10", "12", "16", "17"}
+    named = re.findall(r"`(\w+)\.py:(\w+)`", page)
+    assert named and all(variant in variants(file) for file, variant in named)
+    assert set(FILES) <= set(re.findall(r"`(\w+)\.py", page))
+    said = set(re.findall(r"[`:](\w+)`", page)) | {f"keyframes{number}" for number in re.findall(r"`(_\d+)`", page)}
+    assert {variant for _, variant in ALL} - said <= {"full"}
+    assert {path.stem for path in (ROOT / "configs" / "sweeps").glob("*.py")} <= set(re.findall(r"`(\w+)\.py`", page))
+
+
 @pytest.mark.parametrize(("file", "variant"), TRAINED)
 def test_what_trains_is_what_the_paper_trains(file, variant):
     trained = flat(sides(miniature(file, variant))[0])
@@ -104,34 +139,61 @@ def test_what_trains_is_what_the_paper_trains(file, variant):
         assert [path for path in trained if not re.fullmatch(WITHIN[file], path)] == []
 
 
-def test_a_step_of_every_task_has_the_shapes_of_its_batch():
+def test_a_step_has_the_shapes_of_its_batch():
     setup = miniature("video_stage3")
-    for bucket in setup.shapes:
-        state, after, metrics = step(setup, bucket, traced=True)
+    for bucket in (b for b in setup.shapes if b.task in ("image_to_video", "reference_to_video")):
+        state, after, metrics = shapes_of_a_step(setup, bucket)
         assert jax.tree.map(lambda x: x.shape, after.params) == jax.tree.map(lambda x: x.shape, state.params)
         assert metrics["loss"].shape == ()
 
 
 def takes_a_step(setup, bucket):
-    before, after, metrics = step(setup, bucket)
-    assert np.isfinite(float(metrics["loss"])) and float(metrics["finite"]) == 1.0
-    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), before, after.params)
-    assert max(jax.tree.leaves(moved)) > 0
+    """Every parameter that trains has a gradient, and the largest move of the first step of AdamW is its rate."""
+    loss, grads, before, after = take_step(setup, bucket)
+    assert np.isfinite(loss) and loss > 0
+    still = {path for path, grad in flat(grads).items() if not np.abs(grad).max() > 0}
+    if TASKS[bucket.task].vae == "nothing":  # nothing is given, so the input channels for it are zeros
+        still -= {path for path in still if path.startswith("dit/extra_in/")}
+    assert not still and all(np.isfinite(grad).all() for grad in flat(grads).values())
+    moved = max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+    np.testing.assert_allclose(moved, float(learning_rate(setup.optimizer, 0)), rtol=0.01)
 
 
-@pytest.mark.slow  # the networks of a family compile for minutes
-@pytest.mark.parametrize("file", ["t2i_scratch", "image_editing", "video_stage1"])
-def test_one_step_of_each_family(file):
-    setup = miniature(file)
+@pytest.mark.parametrize(
+    ("file", "variant"), [("t2i_scratch", "text"), ("image_editing", "no_canvas"), ("video_stage1", "full")]
+)
+def test_one_step_of_each_family(file, variant):
+    setup = miniature(file, variant)
     takes_a_step(setup, setup.shapes[0])
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a program to compile for each, 10 to 30 s
 @pytest.mark.parametrize(("file", "variant"), ALL)
-def test_one_step_of_every_task_of_every_config(file, variant):
+def test_one_step_of_every_config(file, variant):
+    """Of every task for the first variant of a file, of the last task for the others."""
     setup = miniature(file, variant)
-    for bucket in setup.shapes:
+    for bucket in setup.shapes if variant == variants(file)[0] else setup.shapes[-1:]:
         takes_a_step(setup, bucket)
+
+
+@pytest.mark.slow  # programs to compile
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("connector", "connector_ablation"),
+        ("conditioning", "t2i_scratch"),
+        ("adapters", "t2i_lora"),
+        ("keyframes", "video_stage3"),
+        ("positions", "t2i_lora"),
+        ("learning_rate", "t2i_scratch"),
+    ],
+)
+def test_one_step_of_every_point_of_every_sweep(name, config):
+    """Points that differ in values of the optimizer, or not at all from a config's variant, share its program."""
+    words = "text.miniature" if name == "learning_rate" else "miniature"
+    for point in sweeps.read(ROOT / "configs" / "sweeps" / f"{name}.py", f"configs/{config}.py:{words}"):
+        setup = dataclasses.replace(experiment(load_config(point.config, point.overrides)), vae_weights="")
+        takes_a_step(setup, setup.shapes[-1])
 
 
 @pytest.mark.slow

@@ -71,14 +71,28 @@ def test_the_mllm_reads_the_media_of_the_task_before_the_prompt(prompts, task):
     assert batch["tokens"].shape == (2, 512)
 
 
-def test_positions_of_a_first_frame_and_of_the_words_after_it(prompts):
-    batch = batch_of(prompts, "image_to_video")
-    slots = batch["media"][0].slots[0, 0]
-    start = int(slots[0])
-    positions = batch["positions"][0]
-    rows, columns = np.divmod(np.arange(MERGED), 18)
-    np.testing.assert_array_equal(positions[:, slots], start + np.stack([0 * rows, rows, columns]))
-    np.testing.assert_array_equal(positions[:, slots[-1] + 1], [start + 18] * 3)
+# Four frames stand for 9/8 s; a grid of two for 0.5625 s, which at two positions a second is 1.125, rounded down.
+TIMES = {IMAGE: [0], VIDEO: [0, 1]}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_positions_of_every_token_of_a_task(prompts, task):
+    batch = batch_of(prompts, task)
+    grid, media, _ = READS[task]
+    tokens, mask = batch["tokens"][0], batch["mask"][0]
+    pads = [prompts.ids["<|image_pad|>"], prompts.ids["<|video_pad|>"]]
+    place, free, blocks = 0, 0, 0
+    while mask[place]:
+        found = batch["positions"][0][:, place:]
+        if tokens[place] not in pads:  # a word, or the sign before or after a medium: all three axes move together
+            np.testing.assert_array_equal(found[:, 0], [free] * 3)
+            place, free = place + 1, free + 1
+            continue
+        block = [(time, row, column) for time in TIMES[grid] for row in range(8) for column in range(18)]
+        np.testing.assert_array_equal(found[:, : len(block)], free + np.transpose(block))
+        place, free, blocks = place + len(block), free + 18, blocks + 1
+    assert blocks == media and not mask[place:].any()
+    assert not batch["positions"][0][:, place:].any()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from metacanvas_jax.errors import UserError
 
 EXAMPLE = """metacanvas prepare --config configs/miniature.py --config.data.path=/data/scenes --config.data.count=50000
          metacanvas prepare --source webdataset --path 'shards/*.tar' --out data/pictures --size 512x512
+         metacanvas prepare --config configs/t2i_lora.py --config.mllm.context_cache=data/contexts --contexts
          metacanvas prepare --verify data/pictures"""
 
 
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--latents-dtype", choices=("float32", "float16"), default="float32", help="float16 takes half the space"
     )
     source.add_argument("--process", metavar="I/N", help="this is process I (from 0) of N, on one file system")
+    parser.add_argument("--contexts", action="store_true", help="store what the config's MLLM makes of every prompt")
     parser.add_argument("--verify", type=Path, metavar="FOLDER", help="compare every shard with the manifest")
 
 
@@ -53,6 +55,9 @@ def run(arguments: argparse.Namespace) -> None:
         from metacanvas_jax import build
 
         setup = build.experiment(options.load_config(arguments.config, arguments.overrides))
+    if arguments.contexts:
+        _write_contexts(arguments, setup)
+        return
     if arguments.source is None:
         if setup is None:
             raise UserError("name --config FILE, or --source KIND with --path and --out")
@@ -62,6 +67,16 @@ def run(arguments: argparse.Namespace) -> None:
             print(path)
         return
     _write_source(arguments, setup)
+
+
+def _write_contexts(arguments: argparse.Namespace, setup: Any) -> None:
+    from metacanvas_jax import precompute
+
+    if setup is None or arguments.source is not None:
+        raise UserError("--contexts needs --config, whose own sources are read, and no --source")
+    index, count = _process(arguments.process)
+    done = precompute.fill_contexts(setup, arguments.batch, process_index=index, process_count=count)
+    print(f"{setup.mllm.context_cache}: the contexts of {done} samples")
 
 
 def _write_source(arguments: argparse.Namespace, setup: Any) -> None:

@@ -62,15 +62,18 @@ def make_job(experiment: Experiment) -> Job:
         batches=lambda: batches(experiment),
         optimizer=experiment.optimizer,
         config=_identity(experiment),
-        enrich=_contexts(experiment, model),
+        enrich=context_reader(experiment),
         load=lambda abstract: start_weights(experiment, abstract),
         frozen=frozen,
     )
 
 
-def _contexts(experiment: Experiment, model: nn.Module) -> contexts.Enrich | None:
-    """Batches with contexts from the folder ``mllm.context_cache``, None where the config names none."""
-    section = experiment.mllm
+def context_reader(experiment: Experiment) -> contexts.Enrich | None:
+    """Batches with contexts from the folder ``mllm.context_cache``, None where the config names none.
+
+    Raises UserError when the networks that contexts come from train, or have no weights.
+    """
+    section, model = experiment.mllm, network(experiment)
     if not section.context_cache or experiment.objective != "paint":
         return None
     sources = {part: source for part, source in weights.sources(experiment).items() if part in ("mllm", "text")}

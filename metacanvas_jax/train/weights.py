@@ -49,6 +49,12 @@ def load(experiment: Experiment, abstract: Params) -> Params:
     return {part: source.load(wanted[part]) for part, source in sources(experiment).items() if part in wanted}
 
 
+def load_frozen(experiment: Experiment, part: str, abstract: Mapping[str, Any]) -> Params:
+    """The parameters of one part of the model that its folder holds, as a training holds what it freezes."""
+    dtype = experiment.train.frozen_dtype
+    return sources(experiment)[part].load(jax.tree.map(lambda leaf: _as(leaf, dtype), abstract))
+
+
 def _dtypes(experiment: Experiment, abstract: Mapping[str, Any]) -> Params:
     trainable, frozen = (flat(tree) for tree in partition(abstract, experiment.train.rules))
     leaves = {path: _as(leaf, "float32") for path, leaf in trainable.items()}

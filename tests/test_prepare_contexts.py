@@ -1,0 +1,67 @@
+"""Contexts computed ahead: a training then finds every one of its prompts."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from miniature_support import config
+
+from metacanvas_jax import build, precompute, runs
+from metacanvas_jax.ckpt import store
+from metacanvas_jax.cli.main import main
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.parallel.mesh import make_mesh
+from metacanvas_jax.parallel.rules import RULES
+from metacanvas_jax.train import jobs
+from metacanvas_jax.train.partition import partition
+
+pytestmark = pytest.mark.miniature
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("contexts")
+    setup = build.experiment(config(folder, "canvas"))
+    setup = dataclasses.replace(
+        setup,
+        data=dataclasses.replace(setup.data, count=24, caption_dropout=0.5),
+        mllm=dataclasses.replace(setup.mllm, context_cache=str(folder / "cache"), buckets=(24,)),
+    )
+    runs.prepare(setup)
+    shapes = jax.eval_shape(lambda key: jobs.unboxed(jobs.initial(setup, key)), jax.random.key(0))
+    rng = np.random.default_rng(0)
+    random = jax.tree.map(lambda x: 0.1 * rng.normal(size=x.shape).astype(x.dtype), shapes["mllm"])
+    store.save_params(folder / "mllm" / "weights", random, {})
+    return setup
+
+
+def stored(setup):
+    return {path.name: path.stat().st_mtime_ns for path in Path(setup.mllm.context_cache).rglob("*.safetensors")}
+
+
+def test_prepare_contexts_are_those_that_a_training_reads(setup):
+    assert precompute.fill_contexts(setup, 8, progress=False) == 24
+    before = stored(setup)
+    assert 2 < len(before) <= 25  # some prompts come twice; one is the empty one
+    job, mesh = jobs.make_job(setup), make_mesh(setup.mesh)
+    shapes = jax.eval_shape(lambda key: jobs.unboxed(job.init(key)), jax.random.key(0))
+    frozen = partition(shapes, job.rules)[1]  # no weights at all: whatever is missing cannot be computed
+    stream, empty = job.batches(), 0
+    for _ in range(4):
+        batch = job.enrich(frozen, next(stream), mesh, RULES)
+        assert "tokens" not in batch and np.isfinite(batch["context"].hidden).all()
+        empty += int((batch["context"].mask.sum(axis=1) == min(batch["context"].mask.sum(axis=1))).any())
+    stream.close()
+    assert stored(setup) == before and empty
+    share = precompute.fill_contexts(setup, 8, process_index=1, process_count=5, progress=False)
+    assert share == 5 and stored(setup) == before
+
+
+def test_prepare_contexts_needs_a_folder_and_a_config(setup, capsys):
+    nowhere = dataclasses.replace(setup, mllm=dataclasses.replace(setup.mllm, context_cache=""))
+    with pytest.raises(UserError, match=r"mllm\.context_cache is empty"):
+        precompute.fill_contexts(nowhere, 8)
+    assert main(["prepare", "--contexts"]) == 2
+    assert "--contexts needs --config" in capsys.readouterr().err
