@@ -34,13 +34,15 @@ def say(line: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="jobs whose config and slice contain this text")
+    parser.add_argument(
+        "--only", default="", help="jobs whose 'config slice', then ' stored' (latents) or ' pixels', contains this"
+    )
     parser.add_argument("--no-sampling", action="store_true", help="training steps only")
     parser.add_argument("--page-only", action="store_true", help="compile nothing, write the page of what is kept")
     parser.add_argument("--out", type=Path, default=Path("docs/performance.md"))
     arguments = parser.parse_args()
     for job in () if arguments.page_only else JOBS:
-        if arguments.only in f"{job.config} {job.topology}":
+        if arguments.only in f"{job.config} {job.topology} {'stored' if job.latents else 'pixels'}":
             name, reports = document.name_of(job), []
             others = [x for x in document.kept(PLANS, name) if x.program.startswith("sample")]
             try:
@@ -49,7 +51,7 @@ def main() -> None:
                     document.keep(PLANS, name, [*reports, *(others if arguments.no_sampling else [])])
                     print(table(report), flush=True)
             except UserError as error:
-                say(f"{job.config} on {job.topology}: {error}")
+                say(f"{job.title} on {job.topology}: {error}")
     for truth in () if arguments.page_only else PUBLISHED:
         if arguments.only in f"{truth.name} {truth.topology}":
             where = find_slice(truth.topology)

@@ -27,6 +27,8 @@ from metacanvas_jax.train.optimizer import OptimizerConfig
 WEIGHTS = "weights"  # folder of the published weights, each under its name on Hugging Face
 DATA = "data"  # folder of the data sets
 LARGE = {"dtype": "bfloat16", "remat": "full"}  # how networks of published size are computed
+# The same for a DiT on videos: what attention gave is kept, 5 GB for 121 frames, so that half of it is not run twice.
+VIDEO = {"dtype": "bfloat16", "remat": "attention"}
 
 
 def section(defaults, **changes) -> ConfigDict:

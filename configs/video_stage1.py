@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     _, miniature = base.choose("configs/video_stage1.py", VARIANTS, variant)
     config = base.get_config()
     config.name = "video_stage1"
-    dit = wan2_2_ti2v_5b(mask_context=True, **base.LARGE)
+    dit = wan2_2_ti2v_5b(mask_context=True, **base.VIDEO)
     config.dit = base.section(dit, kind="wan")
     config.dit_weights = f"{FOLDER}/transformer"
     config.vae = base.section(WAN22_VAE, kind="wan", dtype="bfloat16")

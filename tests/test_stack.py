@@ -70,7 +70,7 @@ def test_policies_keep_what_they_say():
     host = f"float32<host>[{LAYERS},2,{WIDTH}]"
     assert kept("full") == [one]
     assert kept("attention") == [one, one]
-    assert len(kept("dots")) == 3
+    assert len(kept("dots")) == 4  # its input, two products, and what stands for attention
     assert kept("offload") == [host]
     assert kept("offload_attention") == sorted([one, host])
     assert len(kept("none")) > 3

@@ -4,7 +4,8 @@ What a network keeps for its backward pass is one field of its config, ``remat``
 
 =================  ===============================================================================================
 none               every intermediate result
-dots               the products with weights; the rest is recomputed, which costs memory bandwidth but few FLOPs
+dots               the products with weights and what "attention" keeps; the rest is recomputed, which costs memory
+                   bandwidth but few FLOPs
 attention          block inputs, results of attention and their softmax sums: the forward attention is not repeated
 full               block inputs only; the forward pass is repeated
 offload_attention  as ``attention``, with those results in the host's memory
@@ -39,7 +40,9 @@ def _to_host(*names: str) -> Any:
 
 
 REMAT_POLICIES = {
-    "dots": _policies.dots_with_no_batch_dims_saveable,
+    "dots": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(*ATTENTION)
+    ),
     "attention": _policies.save_only_these_names(*ATTENTION),
     "full": None,
     "offload_attention": _to_host(*ATTENTION),

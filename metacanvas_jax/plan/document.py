@@ -32,9 +32,10 @@ def kept(folder: Path, name: str) -> list[Report]:
 
 
 def name_of(job: Job | Measured) -> str:
-    """``video_stage3.v5p_4x4x8``: the file of a job's reports."""
+    """``video_stage3.v5p_4x4x8.latents``: the file of a job's reports."""
     config = Path(job.config).stem if isinstance(job, Job) else job.name.partition(" ")[0]
-    return f"{config}.{job.topology}".replace(":", "_").replace("*", "_slices")
+    stored = ".latents" if isinstance(job, Job) and job.latents else ""
+    return f"{config}.{job.topology}{stored}".replace(":", "_").replace("*", "_slices")
 
 
 def page(folder: Path, jobs: Sequence[Job], published: Sequence[Measured]) -> str:

@@ -104,7 +104,7 @@ def sample_program(experiment: Experiment, mesh: Mesh, bucket: Bucket, rules: Ru
     samples = mesh.shape["data"] * mesh.shape["fsdp"]
     prompts = dataclasses.replace(bucket, task="text_to_video" if bucket.frames > 1 else "text_to_image", references=0)
     batch = abstract_batch(experiment, dataclasses.replace(prompts, batch=samples), mesh, rules)
-    batch = {name: leaf for name, leaf in batch.items() if name not in ("pixels", "task")}
+    batch = {name: leaf for name, leaf in batch.items() if name not in ("pixels", "latents", "task")}
     target = Target(grid, prompts.task, experiment.given_channels, experiment.dit_guidance)
     painter = make_painter(model, vae, recipe, target)
     tokens = batch["tokens"]
