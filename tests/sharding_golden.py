@@ -1,0 +1,66 @@
+"""How parameters of shipped configs lie on their meshes, as text. ``python tests/sharding_golden.py`` writes it anew.
+
+``tests/golden/sharding`` holds one file per config and mesh, with a line per parameter. ``-`` is an axis that every
+device has whole.
+"""
+
+import functools
+import math
+import sys
+from pathlib import Path
+
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from metacanvas_jax import build
+from metacanvas_jax.cli.options import load_config
+from metacanvas_jax.parallel.mesh import AXES, mesh_sizes
+from metacanvas_jax.plan import programs
+from metacanvas_jax.plan.planning import parse_mesh
+from metacanvas_jax.plan.shipped import JOBS, Job
+from metacanvas_jax.train.partition import flat
+
+FOLDER = Path(__file__).parent / "golden" / "sharding"
+experiment = functools.cache(lambda config: build.experiment(load_config(config, [])))  # whose shapes are made once
+
+
+def mesh_of(job: Job) -> AbstractMesh:
+    """The mesh of a job, without its devices."""
+    devices = math.prod(int(side) for side in job.topology.partition(":")[2].split("x"))
+    config = experiment(job.config).mesh if job.mesh is None else parse_mesh(job.mesh)
+    return AbstractMesh(mesh_sizes(config, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def name_of(job: Job) -> str:
+    """The same for jobs whose shardings are."""
+    sizes = "_".join(f"{axis}{size}" for axis, size in mesh_of(job).shape.items() if size > 1)
+    return f"{Path(job.config).stem}.{sizes}"
+
+
+CASES = {name_of(job): job for job in JOBS if not job.latents}
+
+
+def written(spec: PartitionSpec, rank: int) -> str:
+    """``fsdp, -, tensor+context``."""
+    entries = tuple(spec) + (None,) * (rank - len(spec))
+    return ", ".join("-" if x is None else x if isinstance(x, str) else "+".join(x) for x in entries) or "-"
+
+
+def parameters(job: Job) -> list[str]:
+    """``trained dit/blocks/up/kernel float32[30,3072,14336]: -, fsdp, -``, sorted by path."""
+    lines = []
+    for kind, tree in zip(
+        ("trained", "frozen"), programs.abstract_params(experiment(job.config), mesh_of(job)), strict=True
+    ):
+        for path, leaf in flat(tree).items():
+            shape = ",".join(map(str, leaf.shape))
+            lines.append((path, f"{kind} {path} {leaf.dtype}[{shape}]: {written(leaf.sharding.spec, len(leaf.shape))}"))
+    return [line for _, line in sorted(lines)]
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for stale in FOLDER.glob("*.txt"):
+        stale.unlink()
+    for case, job in CASES.items():
+        (FOLDER / f"{case}.txt").write_text("\n".join(parameters(job)) + "\n")
+        print(case, file=sys.stderr)
