@@ -25,6 +25,7 @@ from metacanvas_jax.mllm.language import LanguageConfig
 from metacanvas_jax.mllm.vision import VisionConfig
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.train import jobs
+from metacanvas_jax.train.loop import fingerprint
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.partition import flat, nested, partition
 from metacanvas_jax.train.state import new_state
@@ -141,7 +142,8 @@ def save_run(run: Path, config: ConfigDict, leaves: dict[str, np.ndarray], *, st
     state = new_state(raw, make_optimizer(setup.optimizer))
     state = dataclasses.replace(state, ema=average, step=jnp.asarray(step, jnp.int32))
     with store.Store(run / "checkpoints") as checkpoints:
-        checkpoints.save(state, None, store.describe(jobs._identity(setup), {"mllm": "0"}))
+        about = fingerprint(jobs.make_job(setup), jobs.fit_config(setup))
+        checkpoints.save(state, None, store.describe(about, {"mllm": "0"}))
 
 
 def trained_leaves(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:

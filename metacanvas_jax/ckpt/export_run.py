@@ -87,8 +87,10 @@ def export_run(run: Path, to: Path, options: Options = Options()) -> Path:
     with store.Store(run / "checkpoints", writable=False) as checkpoints:
         step = checkpoints.steps()[-1] if options.step is None and checkpoints.steps() else options.step
         meta = checkpoints.meta(step)
-        now = store.describe(jobs._identity(setup))
-        store.check_same(meta, dict(meta) | {"config": now["config"]}, str(run / "checkpoints" / str(step)))
+        now = store.describe(jobs.identity(setup))["config"]
+        # Of what a training must agree on, an export asks for the networks alone.
+        saved = meta | {"config": {key: value for key, value in meta["config"].items() if key in now}}
+        store.check_same(saved, meta | {"config": now}, str(run / "checkpoints" / str(step)))
         found = layout.parts(setup, list(flat(trainable)))
         leaves = flat(lazy_params(checkpoints, trainable, ema=ema, step=step))
         leaves |= _frozen_leaves(setup, frozen, found, leaves)

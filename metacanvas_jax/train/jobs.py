@@ -61,7 +61,7 @@ def make_job(experiment: Experiment) -> Job:
         rules=experiment.train.rules,
         batches=lambda: batches(experiment),
         optimizer=experiment.optimizer,
-        config=_identity(experiment),
+        config=identity(experiment),
         enrich=context_reader(experiment),
         load=lambda abstract: start_weights(experiment, abstract),
         frozen=frozen,
@@ -365,7 +365,7 @@ def encode_prompts(prompts: Prompter, texts: list[str], length: int) -> MllmInpu
     return jax.tree.map(jnp.asarray, prompts.batch(prompts.texts(texts), length=length))
 
 
-def _identity(experiment: Experiment) -> dict[str, Any]:
+def identity(experiment: Experiment) -> dict[str, Any]:
     """What a resumed run must agree on: everything but how often it writes and where its files lie."""
     tree = dataclasses.asdict(experiment)
     for name in ("optimizer", "eval", "sampler", "name", "mesh"):
