@@ -7,6 +7,7 @@ the train state decides later what is kept in bfloat16. ``dtype`` is the dtype c
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jaxtyping import Array, Float
 
 Dtype = str  # a dtype by name, so that configs stay plain data
@@ -19,38 +20,49 @@ ones_init = nn.initializers.ones_init()
 def linear(
     x: Float[Array, "*n i"], kernel: Float[Array, "i o"], bias: Float[Array, " o"] | None = None
 ) -> Float[Array, "*n o"]:
-    """``x @ kernel + bias`` over the last axis."""
-    y = jax.lax.platform_dependent(x, kernel, cpu=_flat_matmul, default=_matmul)
+    """``x @ kernel + bias`` over the last axis.
+
+    Its derivative keeps the kernel only where the input has a gradient, and the input only where the kernel has one:
+    a frozen layer that a gradient passes leaves nothing of its own behind.
+    """
+    y = _product(x, kernel)
     return y if bias is None else y + jnp.expand_dims(bias, range(y.ndim - 1))
 
 
-def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.einsum("...i,io->...o", x, kernel)
 
 
-def _flat_matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    # XLA:CPU transposes its operands for the gradient of a product with several leading axes, a quarter of a small
-    # model's step. Elsewhere the axes stay apart, because merging them would cut across their shardings.
-    return _matrix_product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+def _product_forward(x: CustomVJPPrimal, kernel: CustomVJPPrimal):
+    saved = (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
+    return jnp.einsum("...i,io->...o", x.value, kernel.value), saved  # in sight of what ``remat="dots"`` looks for
 
 
-@jax.custom_vjp
-def _matrix_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return x @ kernel
-
-
-def _product_forward(x: jax.Array, kernel: jax.Array):
-    return x @ kernel, (x, kernel)
-
-
-def _product_backward(saved, dy: jax.Array):
+def _product_backward(saved, dy: jax.Array | SymbolicZero):
     x, kernel = saved
-    # Without the barrier XLA:CPU computes what the two products read inside each of them, a fifth of a small step.
+    if isinstance(dy, SymbolicZero):
+        return None, None
+    return jax.lax.platform_dependent(x, kernel, dy, cpu=_flat_gradients, default=_gradients)
+
+
+_product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
+
+
+def _gradients(x: jax.Array | None, kernel: jax.Array | None, dy: jax.Array):
+    dx = None if kernel is None else jnp.einsum("...o,io->...i", dy, kernel)
+    leading = tuple(range(dy.ndim - 1))
+    return dx, None if x is None else jax.lax.dot_general(x, dy, ((leading, leading), ((), ())))
+
+
+def _flat_gradients(x: jax.Array | None, kernel: jax.Array | None, dy: jax.Array):
+    # XLA:CPU transposes its operands for the gradient of a product with several leading axes, a quarter of a small
+    # model's step. Elsewhere the axes stay apart, because merging them would cut across their shardings. Without the
+    # barrier it computes what the two products read inside each of them, a fifth of a small step.
     x, dy = jax.lax.optimization_barrier((x, dy))
-    return dy @ kernel.T, x.T @ dy
-
-
-_matrix_product.defvjp(_product_forward, _product_backward)
+    flat = dy.reshape(-1, dy.shape[-1])
+    dx = None if kernel is None else (flat @ kernel.T).reshape(*dy.shape[:-1], kernel.shape[0])
+    return dx, None if x is None else x.reshape(-1, x.shape[-1]).T @ flat
 
 
 def rms_norm(x: Float[Array, "*n d"], scale: Float[Array, " d"] | None, eps: float) -> Float[Array, "*n d"]:

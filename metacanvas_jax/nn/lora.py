@@ -8,10 +8,9 @@ some of the tokens is a matter of which tokens are passed in. Parameters lie bes
 import dataclasses
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metacanvas_jax.nn.layers import Dense, Dtype, zeros_init
+from metacanvas_jax.nn.layers import Dense, Dtype, linear, zeros_init
 
 down_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # the uniform initialisation of PEFT
 
@@ -41,7 +40,7 @@ def low_rank(
     x: Float[Array, "*n i"], a: Float[Array, "i r"], b: Float[Array, "r o"], scale: float
 ) -> Float[Array, "*n o"]:
     """``scale * x @ a @ b``."""
-    return jnp.einsum("...r,ro->...o", jnp.einsum("...i,ir->...r", x, a), b) * scale
+    return linear(linear(x, a), b) * scale
 
 
 class Lora(nn.Module):

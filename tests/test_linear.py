@@ -1,0 +1,51 @@
+"""The linear layer's derivative: that of the product, and what it keeps until then."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metacanvas_jax.nn import layers
+
+KEYS = jax.random.split(jax.random.key(0), 3)
+X = jax.random.normal(KEYS[0], (3, 4, 8))
+KERNEL = jax.random.normal(KEYS[1], (8, 5))
+BIAS = jax.random.normal(KEYS[2], (5,))
+
+
+@pytest.mark.parametrize("which", [(0,), (1,), (2,), (0, 1), (0, 1, 2)])
+@pytest.mark.parametrize("gradients", ["_gradients", "_flat_gradients"])
+def test_gradients_are_those_of_the_product(which, gradients, monkeypatch):
+    monkeypatch.setattr(layers, "_flat_gradients", getattr(layers, gradients))
+    ours = jax.grad(lambda x, w, b: jnp.sum(jnp.sin(layers.linear(x, w, b))), which)(X, KERNEL, BIAS)
+    plain = jax.grad(lambda x, w, b: jnp.sum(jnp.sin(jnp.einsum("...i,io->...o", x, w) + b[None, None])), which)
+    for found, wanted in zip(ours, plain(X, KERNEL, BIAS), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_what_has_no_gradient_has_nothing_to_do():
+    assert not jnp.any(jax.grad(lambda w: jnp.sum(jax.lax.stop_gradient(layers.linear(X, w))))(KERNEL))
+
+
+@pytest.mark.parametrize(
+    ("of", "kept"),
+    [
+        (lambda: jax.vjp(lambda x: layers.linear(x, KERNEL), X), [KERNEL.shape]),
+        (lambda: jax.vjp(lambda w: layers.linear(X, w), KERNEL), [X.shape]),
+        (lambda: jax.vjp(layers.linear, X, KERNEL), [X.shape, KERNEL.shape]),
+    ],
+    ids=["frozen kernel", "no gradient beyond", "both"],
+)
+def test_only_what_the_gradient_needs_is_kept(of, kept):
+    _, pull = of()
+    assert sorted(leaf.shape for leaf in jax.tree.leaves(pull)) == sorted(kept)
+
+
+def test_a_stack_of_frozen_layers_keeps_no_copy_of_its_kernels():
+    kernels = jax.random.normal(KEYS[1], (6, 8, 8))
+
+    def run(x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(layers.linear(x, w)), None), x, kernels)[0]
+
+    made = [out.aval.shape for eqn in jax.make_jaxpr(lambda x: jax.vjp(run, x)[0])(X).eqns for out in eqn.outvars]
+    assert kernels.shape not in made
