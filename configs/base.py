@@ -8,8 +8,10 @@ those of the first variant.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, get_args, get_type_hints
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from metacanvas_jax import build
 from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
@@ -33,7 +35,22 @@ VIDEO = {"dtype": "bfloat16", "remat": "attention"}
 
 def section(defaults, **changes) -> ConfigDict:
     """A dataclass as a section of a config, with every field in sight, and ``changes`` on top."""
-    return ConfigDict(dataclasses.asdict(defaults) | changes)
+    return ConfigDict(_fields(defaults) | changes)
+
+
+def _fields(defaults) -> dict[str, Any]:
+    """Fields by name. An unset number or word stays one that the command line can set."""
+    values = {}
+    for name, hint in get_type_hints(type(defaults)).items():
+        value = getattr(defaults, name)
+        kinds = [kind for kind in get_args(hint) if kind in (bool, int, float, str)]
+        if dataclasses.is_dataclass(value):
+            values[name] = _fields(value)
+        elif value is None and kinds:
+            values[name] = placeholder(kinds[0])
+        else:
+            values[name] = value
+    return values
 
 
 def get_config() -> ConfigDict:

@@ -26,8 +26,15 @@ def test_overrides_reach_the_dataclasses():
     assert built.canvas.shape == (3, 4, 4)
 
 
-def test_config_survives_json():
-    config = load_config("configs/miniature.py", [])
+def test_a_number_that_is_unset_can_be_set():
+    assert experiment(load_config("configs/miniature.py", [])).train.keep_every is None
+    config = load_config("configs/miniature.py", ["--config.train.keep_every=5"])
+    assert experiment(config).train.keep_every == 5
+
+
+@pytest.mark.parametrize("overrides", [[], ["--config.train.keep_every=3"]])
+def test_config_survives_json(overrides):
+    config = load_config("configs/miniature.py", overrides)
     again = ConfigDict(json.loads(config.to_json_best_effort()))
     assert experiment(again) == experiment(config)
 
