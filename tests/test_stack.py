@@ -24,8 +24,8 @@ class Block(nn.Module):
         return x + jnp.tanh(Dense(WIDTH, ("heads", "embed"), "float32", name="two")(y)), None
 
 
-def gradient(remat):
-    net = stack(Block, LAYERS, remat=remat, inputs=0)()
+def gradient(remat, unroll=1):
+    net = stack(Block, LAYERS, remat=remat, inputs=0, unroll=unroll)()
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, WIDTH)).astype(np.float32))
     params = net.init(jax.random.key(0), x)
 
@@ -44,6 +44,13 @@ def expected():
 @pytest.mark.parametrize("remat", [choice for choice in REMAT_CHOICES if choice != "none"])
 def test_every_policy_has_the_same_gradients(expected, remat):
     loss, params = gradient(remat)
+    for a, b in zip(jax.tree.leaves(jax.jit(jax.grad(loss))(params)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("unroll", [2, LAYERS])
+def test_unrolled_layers_are_the_same_layers(expected, unroll):
+    loss, params = gradient("none", unroll)
     for a, b in zip(jax.tree.leaves(jax.jit(jax.grad(loss))(params)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 

@@ -40,6 +40,7 @@ class SanaConfig:
     0.01). ``zero_init_out`` starts the last projection and those of the cross-attentions at zero (DiT practice for
     training from scratch). ``time_scale`` turns noise levels in [0, 1] into the network's timesteps. ``lora`` puts
     adapters, without dropout, beside the layers of the blocks whose names it targets (of ``PROJECTIONS``).
+    ``unroll`` blocks are compiled apart from each other (``nn/stack.py``).
     """
 
     latent_channels: int
@@ -59,6 +60,7 @@ class SanaConfig:
     zero_init_out: bool = False
     lora: LoraConfig | None = None
     remat: str = "none"
+    unroll: int = 1
     dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
@@ -241,7 +243,7 @@ class Sana(nn.Module):
         self.caption_fc1 = Dense(c.width, ("embed", "mlp"), c.dtype)
         self.caption_fc2 = Dense(c.width, ("mlp", "embed"), c.dtype)
         self.caption_norm = RMSNorm(NORM_EPS, scale_init=nn.initializers.constant(c.caption_norm_init))
-        blocks = stack(SanaBlock, c.layers, remat=c.remat, inputs=3)
+        blocks = stack(SanaBlock, c.layers, remat=c.remat, inputs=3, unroll=c.unroll)
         self.blocks = blocks(c.heads, c.hidden, c.dtype, c.cross_heads, c.qk_norm is not None, c.eps, out_init, c.lora)
         self.table = self.param("table", nn.with_logical_partitioning(table_init, (None, "embed")), (2, c.width))
         self.out = Dense(c.patch**2 * c.latent_channels, ("embed", None), c.dtype, kernel_init=out_init)

@@ -49,6 +49,7 @@ class LanguageConfig:
     head_width: int | None = None  # width // heads unless given
     lora: LoraConfig | None = None
     remat: str = "none"
+    unroll: int = 1  # layers that are compiled apart from each other, see ``nn/stack.py``
     dtype: Dtype = "float32"
 
     def __post_init__(self):
@@ -165,7 +166,7 @@ class Language(nn.Module):
         """Parameters."""
         c = self.config
         self.embedding = Embedding(c.vocab, c.width, c.dtype)
-        self.layers = stack(Layer, c.layers, remat=c.remat, inputs=2, scanned=1)(c)
+        self.layers = stack(Layer, c.layers, remat=c.remat, inputs=2, scanned=1, unroll=c.unroll)(c)
         self.norm = RMSNorm(c.norm_eps)
         if not c.tied:
             self.head = Dense(c.vocab, ("embed", "vocab"), c.dtype, use_bias=False)

@@ -61,12 +61,16 @@ def recomputed(block: type[nn.Module], remat: str) -> type[nn.Module]:
     return block if remat == "none" else nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[remat])
 
 
-def stack(block: type[nn.Module], length: int, *, remat: str, inputs: int, scanned: int = 0) -> type[nn.Module]:
+def stack(
+    block: type[nn.Module], length: int, *, remat: str, inputs: int, scanned: int = 0, unroll: int = 1
+) -> type[nn.Module]:
     """``length`` layers of ``block`` whose parameters are stacked along a first axis named ``layers``.
 
     ``block`` maps ``(carry, *inputs)`` to ``(carry, output)``, and outputs are stacked. Of its ``inputs`` the first
     ``scanned`` are stacked too, so that each layer gets its own; the rest are the same for all. ``remat`` is one of
-    ``REMAT_CHOICES``. Construct the result with the block's own fields and a name.
+    ``REMAT_CHOICES``. ``unroll`` layers stand in the program one after the other: more to compile, less to keep in
+    stacks, which is worth a tenth of the step of a small model on a CPU. Construct the result with the block's own
+    fields and a name.
     """
     return nn.scan(
         recomputed(block, remat),
@@ -74,5 +78,6 @@ def stack(block: type[nn.Module], length: int, *, remat: str, inputs: int, scann
         split_rngs={"params": True, "dropout": True},
         in_axes=(0,) * scanned + (nn.broadcast,) * (inputs - scanned),
         length=length,
+        unroll=unroll,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
