@@ -45,6 +45,7 @@ def get_config(variant: str = "canvas") -> ConfigDict:
         rope_sections=(4, 6, 6),
         rope_theta=1e4,
         tied=True,
+        unroll=4,
         lora=LoraConfig(rank=8, alpha=8.0) if variant == "canvas" else None,
     )
     vision = VisionConfig(
@@ -64,14 +65,14 @@ def get_config(variant: str = "canvas") -> ConfigDict:
 def understanding(config: ConfigDict) -> ConfigDict:
     """Captions and questions about layout, counts and colours, from the picture and from the words alone."""
     config.objective = "understand"
-    config.recall = 3
-    steps = 500
+    config.recall = 4
+    steps = 1000
     config.optimizer = base.section(
         OptimizerConfig(learning_rate=3e-3, warmup_steps=40, schedule="cosine", total_steps=steps, b2=0.99)
     )
     config.train = base.section(
         build.TrainSection(steps=steps, batch=48, rules=((".*", "train"),), ema=None, frozen_dtype="float32"),
-        checkpoint_every=250,
+        checkpoint_every=500,
     )
     config.mllm.buckets = (56,)
     return config
@@ -80,12 +81,12 @@ def understanding(config: ConfigDict) -> ConfigDict:
 def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
     """SANA from scratch under a frozen MLLM."""
     width = 128
-    steps = 1500
+    steps = 2000
     adapters = (("mllm/.*_lora/.*", "train"),) if canvas else ()  # no adapter without a canvas to act on
     if canvas:
         config.canvas = base.section(CanvasConfig(rows=4, columns=4))
         config.canvas_connector = base.section(CanvasConnectorConfig(width=width, vanilla_ratio=2.0, mlp_ratio=1.5))
-    config.context_connector = base.section(ContextConnectorConfig(out_width=width))
+    config.context_connector = base.section(ContextConnectorConfig(out_width=width, expansion=2, dropout=0.0))
     config.dit = base.section(
         SanaConfig(
             latent_channels=64,
@@ -97,6 +98,9 @@ def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
             context_width=width,
             caption_norm_init=1.0,
             zero_init_out=True,
+            unroll=4,
+            interpolation_scale=1.0,
+            sample_size=4,
         ),
         kind="sana",
     )
@@ -105,7 +109,7 @@ def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
     config.time = base.section(TimeConfig(mean=0.6, std=1.1))
     config.optimizer = base.section(
         OptimizerConfig(
-            learning_rate=2e-3, warmup_steps=40, schedule="cosine", total_steps=steps, final_fraction=0.02, b2=0.99
+            learning_rate=3e-3, warmup_steps=40, schedule="cosine", total_steps=steps, final_fraction=0.02, b2=0.99
         )
     )
     config.train = base.section(

@@ -24,8 +24,8 @@ def states(tell):
 
 
 def test_states_that_tell_the_tokens_before_them_lose_nothing():
-    assert recall_loss(head, states((1, 2)), TOKENS, MASK, BACK) < 1e-6
-    assert recall_loss(head, states((2, 1)), TOKENS, MASK, BACK) > 1.0
+    assert recall_loss(head, states((0, 1)), TOKENS, MASK, BACK) < 1e-6
+    assert recall_loss(head, states((1, 0)), TOKENS, MASK, BACK) > 1.0
 
 
 def test_states_that_tell_nothing_lose_what_guessing_loses():
@@ -36,7 +36,7 @@ def test_states_that_tell_nothing_lose_what_guessing_loses():
 
 @pytest.mark.parametrize("changed", ["hidden", "tokens"])
 def test_padding_is_nothing_to_recall(changed):
-    hidden, tokens = states((1, 2)), TOKENS
+    hidden, tokens = states((0, 1)), TOKENS
     if changed == "hidden":
         hidden = jnp.where(MASK[..., None], hidden, -hidden)
     else:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from metacanvas_jax.data.dataset import scene_of
 from metacanvas_jax.data.questions import Exchange, follow_up, picture_exchanges, plan, text_exchanges
 from metacanvas_jax.data.samples import LATENTS, Sample
-from metacanvas_jax.data.scenes import SceneWorld
+from metacanvas_jax.data.scenes import SceneWorld, sample_words
 from metacanvas_jax.data.tasks import RECONSTRUCT, TASKS, Bucket, TaskName
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.media import MediaConfig, Patches, read_image, read_video, sample_frames, target_size
@@ -220,7 +220,8 @@ class UnderstandExamples:
     those begin with everything that the prompt wants drawn, which is the one answer that needs all of it. ``prompter``
     opens the assistant's turn; the answer and the end of the turn follow it. The words of answers weigh 1, all others
     ``context_weight``. By default that is 0: a model that learns to foretell prompts learns which combinations are
-    never asked for, and its hidden states then make those look impossible.
+    never asked for, and its hidden states then make those look impossible. For the same reason prompts are of any
+    combination, as a large model has read of everything; pictures are of the trained ones alone.
     """
 
     def __init__(
@@ -247,15 +248,15 @@ class UnderstandExamples:
 
         An exchange that is too long is passed over; raises UserError when none of the scene's is short enough.
         """
-        scene = scene_of(sample)
         about_picture = rng.random() < self.picture_share
         if about_picture:
-            exchanges = picture_exchanges(rng, self.world, scene)
+            exchanges, everything = picture_exchanges(rng, self.world, scene_of(sample)), None
         else:
-            exchanges = text_exchanges(rng, self.world, scene.request, scene.prompt)
+            request, prompt = sample_words(rng, self.world)
+            exchanges, everything = text_exchanges(rng, self.world, request, prompt), plan(request)
         order = [exchanges[i] for i in rng.permutation(len(exchanges))]
         if not about_picture and rng.random() < self.plan_share:
-            order.sort(key=lambda exchange: exchange.answer != plan(scene.request))
+            order.sort(key=lambda exchange: exchange.answer != everything)
         chosen, used = [], 0
         for exchange in order:
             cost = self.cost(exchange, about_picture, follows=bool(chosen))

@@ -283,9 +283,7 @@ def sample_scene(
     rng: np.random.Generator, world: SceneWorld, category: str | None = None, split: str = "train"
 ) -> Scene:
     """A scene of one split; without a category, one drawn from the world's mixture."""
-    if category is None:
-        weights = np.asarray([weight for _, weight in world.mixture])
-        category = world.mixture[rng.choice(len(weights), p=weights / weights.sum())][0]
+    category = category or _category(rng, world)
     for _ in range(_TRIES):
         request = sample_request(rng, world, category)
         if split_of(world, request) != split or not (items := place_request(rng, world, request)):
@@ -294,6 +292,21 @@ def sample_scene(
         if split == "held_out" or not is_held_out(world, scene):
             return scene
     raise UserError(f"the world has no {split!r} scene of category {category!r}")
+
+
+def sample_words(rng: np.random.Generator, world: SceneWorld) -> tuple[Request, str]:
+    """A request of the world's mixture and its words, held-out combinations among them, but no text of "seen"."""
+    category = _category(rng, world)
+    for _ in range(_TRIES):
+        request = sample_request(rng, world, category)
+        if split_of(world, request) != "seen":
+            return request, request.prompt(plain=rng.random() >= world.rewording)
+    raise UserError(f"the world reserves every text of category {category!r}")
+
+
+def _category(rng: np.random.Generator, world: SceneWorld) -> str:
+    weights = np.asarray([weight for _, weight in world.mixture])
+    return world.mixture[rng.choice(len(weights), p=weights / weights.sum())][0]
 
 
 def training_scene(world: SceneWorld, seed: int, index: int) -> Scene:

@@ -139,9 +139,9 @@ def painting(
 def understanding(model: Qwen25VL, recall: int = 0) -> tuple[Prepare, Loss]:
     """Next-token prediction on the tokens whose ``weights`` are positive; logs how many of them are guessed right.
 
-    With ``recall`` every state must also tell that many tokens before its own (``recall_loss``). A large model's states
-    hold what its words belong to; those of a small one hold little more than the next word, and a DiT that reads them
-    cannot tell which of two drawings is the red one.
+    With ``recall`` every state must also tell that many tokens, up to its own (``recall_loss``). A large model's states
+    hold what its words are and what they belong to; those of a small one hold little more than the next word, and a
+    DiT that reads them learns neither what to draw nor which of two drawings is the red one.
     """
 
     def prepare(frozen: Params, batch: Batch, key: Key[Array, ""]) -> Batch:
@@ -174,17 +174,17 @@ def recall_loss(
     mask: Bool[Array, "b l"],
     count: int,
 ) -> Float[Array, ""]:
-    """Mean cross-entropy of the ``count`` tokens before each one, told by its state.
+    """Mean cross-entropy of each token and the ``count - 1`` before it, told by its state.
 
-    The head that tells the next token tells the one k places back when it reads the state's channels k parts of
+    The head that tells the next token tells the one k places back when it reads the state's channels k + 1 parts of
     ``count + 1`` further on, so nothing has to be learned, or thrown away, beside the model.
     """
-    losses = []
-    for back in range(1, count + 1):
-        turned = jnp.roll(hidden[:, back:], -(back * hidden.shape[-1] // (count + 1)), axis=-1)
+    length, width, losses = *hidden.shape[1:], []
+    for back in range(count):
+        turned = jnp.roll(hidden[:, back:], -((back + 1) * width // (count + 1)), axis=-1)
         telling = jax.nn.log_softmax(logits(turned))
-        picked = jnp.take_along_axis(telling, tokens[:, :-back, None], axis=-1)[..., 0]
-        both = (mask[:, back:] & mask[:, :-back]).astype(jnp.float32)
+        picked = jnp.take_along_axis(telling, tokens[:, : length - back, None], axis=-1)[..., 0]
+        both = (mask[:, back:] & mask[:, : length - back]).astype(jnp.float32)
         losses.append(-jnp.sum(picked * both) / jnp.maximum(jnp.sum(both), 1.0))
     return jnp.mean(jnp.stack(losses))
 
