@@ -19,6 +19,7 @@ ITEM_BYTES = {
     **dict.fromkeys(("s4", "u4"), 0.5),
 }
 ARRAY = re.compile(r"\b(" + "|".join(ITEM_BYTES) + r")\[([\d,]*)\](\{[^}]*\})?")
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 ELSEWHERE = re.compile(r"S\([1-9]\)")  # on-chip memory, or the host's
 ON_HOST = re.compile(r"S\(5\)")
 HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
@@ -269,7 +270,8 @@ def valid_positions(
 def traffic(module: Module, computation: Computation, op: Op) -> float:
     """HBM bytes that an operation reads and writes.
 
-    A fused operand that is only sliced counts as the slice, one that is only updated in place as the update.
+    A fused operand that is only sliced counts as the slice, one that is only updated in place as the update. What a
+    fusion hands through for a collective in flight is that collective's: its bytes are those on the wire.
     """
     written = hbm_bytes(op.type)
     if op.kind in ("dynamic-slice", "slice", "gather"):
@@ -280,23 +282,56 @@ def traffic(module: Module, computation: Computation, op: Op) -> float:
         return written + operand_bytes(computation, op)
     inner = module.callee(op)
     parameters = {int(x.arguments): x for x in inner.values() if x.kind == "parameter"}
+    in_flight = _in_flight(inner)
+    if in_flight:
+        root = next(x for x in inner.values() if x.is_root)
+        results = root.operands if root.kind == "tuple" else (root.name,)
+        written = sum(hbm_bytes(inner[name].type) for name in results if name not in in_flight)
     read = 0.0
     for number, name in enumerate(op.operands):
         if name not in computation or number not in parameters:
             continue
         whole = hbm_bytes(computation[name].type)
-        if not whole:
-            continue
         parameter = parameters[number].name
+        if not whole or parameter in in_flight:
+            continue
         users = [x for x in inner.values() if parameter in x.operands]
-        if users and all(x.kind == "dynamic-slice" for x in users):
-            read += sum(total_bytes(x.type) for x in users)
-        elif users and all(x.kind == "dynamic-update-slice" and x.operands[0] == parameter for x in users):
+        if users and all(x.kind == "dynamic-update-slice" and x.operands[0] == parameter for x in users):
             written -= whole
             read += sum(total_bytes(inner[x.operands[1]].type) for x in users if x.operands[1] in inner)
         else:
-            read += whole
+            read += _read(module, inner, parameter, whole)
     return read + max(written, 0.0)
+
+
+def _read(module: Module, fused: Computation, parameter: str, whole: float) -> float:
+    """Bytes of a fusion's parameter that are read: all, unless every user, in fusions inside as well, slices it."""
+    total = 0.0
+    for user in (x for x in fused.values() if parameter in x.operands):
+        if user.kind == "dynamic-slice" and parameter not in user.operands[1:]:
+            total += total_bytes(user.type)
+        elif user.kind == "fusion":
+            inside = module.callee(user)
+            at = user.operands.index(parameter)
+            name = next(x.name for x in inside.values() if x.kind == "parameter" and int(x.arguments) == at)
+            total += _read(module, inside, name, whole)
+        elif user.kind not in ("bitcast", "tuple"):
+            return whole
+        else:
+            total += whole
+    return min(total, whole) if total else whole
+
+
+def _in_flight(fused: Computation) -> set[str]:
+    """The collectives of a fusion, and what it only hands to them and on."""
+    found = {x.name for x in fused.values() if x.kind.removesuffix("-start") in COLLECTIVES}
+    if found:
+        found |= {x.name for x in fused.values() if x.kind == "custom-call" and found & set(x.operands)}
+        for parameter in (x.name for x in fused.values() if x.kind == "parameter"):
+            users = [x for x in fused.values() if parameter in x.operands]
+            if all(x.name in found or x.is_root for x in users):
+                found.add(parameter)
+    return found
 
 
 def operand_bytes(computation: Computation, op: Op) -> float:

@@ -20,10 +20,9 @@ import re
 from collections.abc import Callable, Iterable
 
 from metacanvas_jax.plan import hlo
-from metacanvas_jax.plan.hlo import Computation, Module, Op
+from metacanvas_jax.plan.hlo import COLLECTIVES, Computation, Module, Op
 from metacanvas_jax.plan.topology import Chip
 
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 FREE = {
     *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id"),
     *("iota", "opt-barrier", "custom-call", "infeed", "outfeed", "domain", "add-dependency", "get-dimension-size"),
