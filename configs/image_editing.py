@@ -42,6 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.vae_weights = f"{FOLDER}/vae"
     config.mllm = base.qwen("7B", LoraConfig(rank=64, alpha=64.0, dropout=0.05) if canvas else None)
     if canvas:
+        config.mllm.language.remat = "none"  # what 1,024 canvas tokens leave in the MLLM has room
         config.canvas = base.section(CanvasConfig(rows=32, columns=32))
         config.canvas_connector = base.canvas_connector(dit.width)
     # The sizes of UniWorld-V1's connector, which the paper starts from.
@@ -57,5 +58,7 @@ def get_config(variant: str = "") -> ConfigDict:
     adapters = (("mllm/.*_lora/.*", "train"),) if canvas else ()
     rules = (*adapters, ("dit/(double/image|pool)/.*", "train"), ("(mllm|dit|vae)/.*", "freeze"), (".*", "train"))
     config.train = base.training(90_000, 64, rules)
-    config.mesh = base.section(MeshConfig(fsdp=-1, data=1))
+    # Over all 64 chips the compiler gathers weights by adding them up, at twice the bytes. Half of a chip's memory and
+    # more is left for a whole MLLM.
+    config.mesh = base.section(MeshConfig(fsdp=16, whole=("mllm",)))
     return tiny.shrink(config) if miniature else config

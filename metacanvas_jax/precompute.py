@@ -81,7 +81,7 @@ def fill_contexts(
     mesh = make_mesh(setup.mesh, jax.local_devices())
     batch += -batch % (mesh.shape["data"] * mesh.shape["fsdp"])
     boxed = jax.eval_shape(lambda key: jobs.initial(setup, key), jax.random.key(0))
-    frozen = partition(placed(boxed, shardings(boxed, mesh)), setup.train.rules)[1]
+    frozen = partition(placed(boxed, shardings(boxed, mesh, whole=setup.mesh.whole)), setup.train.rules)[1]
     parts = [part for part in ("mllm", "text") if part in weights.sources(setup)]
     params = {part: weights.load_frozen(setup, part, frozen[part]) for part in parts}
     rng, done = np.random.default_rng(0), 0

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from metacanvas_jax import build
-from metacanvas_jax.cli.options import load_config
 from metacanvas_jax.parallel.mesh import AXES, mesh_sizes
 from metacanvas_jax.plan import programs
 from metacanvas_jax.plan.planning import parse_mesh
@@ -20,13 +18,13 @@ from metacanvas_jax.plan.shipped import JOBS, Job
 from metacanvas_jax.train.partition import flat
 
 FOLDER = Path(__file__).parent / "golden" / "sharding"
-experiment = functools.cache(lambda config: build.experiment(load_config(config, [])))  # whose shapes are made once
+experiment = functools.cache(Job.experiment)  # whose shapes are made once
 
 
 def mesh_of(job: Job) -> AbstractMesh:
     """The mesh of a job, without its devices."""
     devices = math.prod(int(side) for side in job.topology.partition(":")[2].split("x"))
-    config = experiment(job.config).mesh if job.mesh is None else parse_mesh(job.mesh)
+    config = experiment(job).mesh if job.mesh is None else parse_mesh(job.mesh)
     return AbstractMesh(mesh_sizes(config, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -36,7 +34,7 @@ def name_of(job: Job) -> str:
     return f"{Path(job.config).stem}.{sizes}"
 
 
-CASES = {name_of(job): job for job in JOBS if not job.latents}
+CASES = {name_of(job): job for job in JOBS if not job.pixels}
 
 
 def written(spec: PartitionSpec, rank: int) -> str:
@@ -48,9 +46,7 @@ def written(spec: PartitionSpec, rank: int) -> str:
 def parameters(job: Job) -> list[str]:
     """``trained dit/blocks/up/kernel float32[30,3072,14336]: -, fsdp, -``, sorted by path."""
     lines = []
-    for kind, tree in zip(
-        ("trained", "frozen"), programs.abstract_params(experiment(job.config), mesh_of(job)), strict=True
-    ):
+    for kind, tree in zip(("trained", "frozen"), programs.abstract_params(experiment(job), mesh_of(job)), strict=True):
         for path, leaf in flat(tree).items():
             shape = ",".join(map(str, leaf.shape))
             lines.append((path, f"{kind} {path} {leaf.dtype}[{shape}]: {written(leaf.sharding.spec, len(leaf.shape))}"))

@@ -249,6 +249,21 @@ def test_adapters_of_feed_forwards_are_split_along_their_rank():
     assert (layout["a"].spec, layout["b"].spec) == (P("tensor", "fsdp"), P(None, "fsdp"))
 
 
+def test_parts_meant_to_be_whole_are_copied_but_for_their_adapters():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8, whole=("mllm",)))
+    kernel = nn.LogicallyPartitioned(jax.ShapeDtypeStruct((16, 8), jnp.float32), ("embed", "mlp"))
+    adapter = nn.LogicallyPartitioned(jax.ShapeDtypeStruct((16, 8), jnp.float32), ("embed", "rank"))
+    tree = {"mllm": {"up": kernel, "up_lora": adapter}, "dit": {"up": kernel}}
+    layout = shardings(tree, mesh, whole=("mllm",))
+    assert layout["mllm"]["up"].is_fully_replicated
+    assert layout["mllm"]["up_lora"].spec == layout["dit"]["up"].spec == P("fsdp", None)
+    check_whole(placed(tree, layout), 128, meant=("mllm",))
+    with pytest.raises(UserError, match=r"parameter mllm/up of shape \[16, 8\]"):
+        check_whole(placed(tree, layout), 128)
+    with pytest.raises(UserError, match=r"mesh.whole names 'dit', expected some of mllm, vae, text"):
+        MeshConfig(whole=("dit",))
+
+
 def test_bad_meshes_and_batches_are_named():
     with pytest.raises(UserError, match="data 2 x fsdp 3 x context 1 x tensor 1 = 6 does not fit 8 devices"):
         make_mesh(MeshConfig(data=-1, fsdp=3))

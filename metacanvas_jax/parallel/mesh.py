@@ -18,6 +18,7 @@ from metacanvas_jax.parallel.activations import using
 from metacanvas_jax.parallel.rules import RULES, Rules, resolve
 
 AXES = ("data", "fsdp", "context", "tensor")
+FROZEN_PARTS = ("mllm", "vae", "text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,10 @@ class MeshConfig:
     Several TPU slices are joined by the data centre's network, which is slower than the links inside a slice by an
     order of magnitude. Only the axis ``across_slices`` reaches over it, and its size is a multiple of the number of
     slices: "data" exchanges gradients once per step there, "fsdp" parameters in every layer.
+
+    ``whole`` names parts of the model ("mllm", "vae", "text") of which every device holds all that is not an adapter.
+    It is for frozen parts where memory is left: slices of them are gathered in every pass, and a canvas makes few
+    tokens of a large MLLM's gathers.
     """
 
     data: int = -1
@@ -37,6 +42,7 @@ class MeshConfig:
     context: int = 1
     tensor: int = 1
     across_slices: Literal["data", "fsdp"] = "data"
+    whole: tuple[str, ...] = ()
 
     def __post_init__(self):
         sizes = [getattr(self, axis) for axis in AXES]
@@ -44,6 +50,8 @@ class MeshConfig:
             raise UserError(f"mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, at most one is -1")
         if self.across_slices not in ("data", "fsdp"):
             raise UserError(f"mesh.across_slices is {self.across_slices!r}, expected 'data' or 'fsdp'")
+        if unknown := set(self.whole) - set(FROZEN_PARTS):
+            raise UserError(f"mesh.whole names {min(unknown)!r}, expected some of {', '.join(FROZEN_PARTS)}")
 
 
 PRESETS: dict[str, MeshConfig] = {

@@ -111,21 +111,23 @@ def resolve(
     return PartitionSpec(*(axes[0] if len(axes) == 1 else axes or None for axes in parts))
 
 
-def shardings(abstract: Params, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> Params:
+def shardings(abstract: Params, mesh: Mesh | AbstractMesh, rules: Rules = RULES, whole: Sequence[str] = ()) -> Params:
     """A NamedSharding for every parameter of a tree as Linen's ``init`` makes it, abstract or not.
 
     Each part of the model (first component of the path) has its own rules. Parameters without logical names are copied
     to every device, and so is what has only the model width for an axis (gains, biases of the residual stream): slices
-    of it would be too small to be worth a gather per layer. The result has no boxes.
+    of it would be too small to be worth a gather per layer. Parts in ``whole`` (``MeshConfig``) are copied too, but for
+    their adapters, which have the axis "rank". The result has no boxes.
     """
     leaves = flat(abstract)
     out = {}
     for path, leaf in leaves.items():
         names = leaf.get_partition_spec() if isinstance(leaf, nn.Partitioned) else ()
         shape = nn.meta.unbox(leaf).shape
-        if [name for name in names if name != "layers"] == ["embed"]:
+        part = path.partition("/")[0]
+        if [name for name in names if name != "layers"] == ["embed"] or (part in whole and "rank" not in names):
             names = (None,) * len(names)
-        own = rules_of(path.partition("/")[0], rules)
+        own = rules_of(part, rules)
         out[path] = NamedSharding(mesh, resolve(names, shape[: len(names)], mesh, own))
     return _like(abstract, out)
 
@@ -148,10 +150,11 @@ def whole(placed: Params, at_least: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def check_whole(placed: Params, at_least: int = LARGE) -> None:
+def check_whole(placed: Params, at_least: int = LARGE, meant: Sequence[str] = ()) -> None:
     """Refuses parameters of ``at_least`` elements of which every device would hold a full copy.
 
-    A mesh that only splits samples copies everything, which is what it is for.
+    A mesh that only splits samples copies everything, which is what it is for, and so are parts that are ``meant`` to
+    be whole.
 
     Raises:
         UserError: naming the largest of them, its shape and its size.
@@ -159,6 +162,7 @@ def check_whole(placed: Params, at_least: int = LARGE) -> None:
     leaves = [leaf for leaf in flat(placed).values() if isinstance(leaf.sharding, NamedSharding)]
     shape = dict(leaves[0].sharding.mesh.shape) if leaves else {}
     large = whole(placed, at_least) if any(shape.get(axis, 1) > 1 for axis in ("fsdp", "context", "tensor")) else {}
+    large = {path: size for path, size in large.items() if path.partition("/")[0] not in meant}
     if large:
         path = max(large, key=lambda path: math.prod(large[path]))
         size = math.prod(large[path])

@@ -52,6 +52,12 @@ class Program:
             return self.traced.lower()
 
 
+def with_latents(experiment: Experiment) -> Experiment:
+    """The experiment on sources that bring stored latents; a drawn world's pictures are encoded as before."""
+    sources = tuple(dataclasses.replace(source, kind="records", latents=True) for source in experiment.sources)
+    return dataclasses.replace(experiment, sources=sources)
+
+
 def train_program(experiment: Experiment, mesh: Mesh, bucket: Bucket, rules: Rules = RULES) -> Program:
     """The whole step of ``train.loop.fit`` on a bucket: frozen work, loss, gradient, update and average.
 
@@ -129,8 +135,8 @@ def abstract_params(experiment: Experiment, mesh: Mesh | AbstractMesh, rules: Ru
         UserError: a large parameter would lie whole on every device.
     """
     params = boxed(experiment)
-    params = placed(params, shardings(params, mesh, rules))
-    check_whole(params)
+    params = placed(params, shardings(params, mesh, rules, experiment.mesh.whole))
+    check_whole(params, meant=experiment.mesh.whole)
     trainable, frozen = partition(params, experiment.train.rules)
     dtype = experiment.train.frozen_dtype
     return trainable, nested({path: _like(leaf, dtype) for path, leaf in flat(frozen).items()})

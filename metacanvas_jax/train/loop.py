@@ -152,8 +152,8 @@ def fit(
         # What there is to train, where it lives, and from where it goes on
         watch.at(0, "loads")
         boxed = jax.eval_shape(job.init, init_key)
-        abstract = placed(boxed, shardings(boxed, mesh, rules))
-        check_whole(abstract)
+        abstract = placed(boxed, shardings(boxed, mesh, rules, config.mesh.whole))
+        check_whole(abstract, meant=config.mesh.whole)
         abstract_trainable, abstract_frozen = partition(abstract, job.rules)
         target = abstract_state(abstract_trainable, optimizer, mesh, ema=config.ema_decay is not None)
         layout = jax.tree.map(lambda x: x.sharding, target)
