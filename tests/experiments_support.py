@@ -13,6 +13,7 @@ from metacanvas_jax.build import Experiment, experiment
 from metacanvas_jax.cli.options import load_config
 from metacanvas_jax.data.tasks import Bucket
 from metacanvas_jax.train import jobs
+from metacanvas_jax.train.loop import Job
 from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
 from metacanvas_jax.train.partition import partition
 from metacanvas_jax.train.state import new_state
@@ -85,15 +86,17 @@ def take_step(setup: Experiment, bucket: Bucket):
 ANY = OptimizerConfig(1.0)
 
 
+def random_parameters(job: Job):
+    """Random numbers also where a run starts with zeros: all parameters then have a gradient, and none is compiled."""
+    shapes = jax.eval_shape(lambda key: jobs.unboxed(job.init(key)), jax.random.key(0))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: 0.02 * rng.normal(size=x.shape).astype(x.dtype), shapes)
+
+
 @functools.cache
 def _gradients(setup: Experiment, bucket: Bucket):
     job, key = jobs.make_job(setup), jax.random.key(0)
-    shapes = jax.eval_shape(lambda key: jobs.unboxed(job.init(key)), key)
-    # Random numbers also where a run starts with zeros: every parameter then has a gradient, and nothing is compiled.
-    rng = np.random.default_rng(0)
-    trainable, frozen = partition(
-        jax.tree.map(lambda x: 0.02 * rng.normal(size=x.shape).astype(x.dtype), shapes), job.rules
-    )
+    trainable, frozen = partition(random_parameters(job), job.rules)
 
     def gradients(trainable, frozen, batch, key):
         prepared = job.prepare(frozen, batch, key)
