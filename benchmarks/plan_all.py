@@ -1,6 +1,6 @@
 """Plans every full-size config on its TPU slices and two jobs that others measured; writes docs/performance.md.
 
-    python benchmarks/plan_all.py [--only TEXT] [--no-sampling] [--page-only] [--out docs/performance.md]
+    python benchmarks/plan_all.py [--only TEXT] [--sampling] [--page-only] [--out docs/performance.md]
 
 Compilations are remembered (``metacanvas_jax/plan/compile.py``), so a second run takes what changed. The reports are
 kept in ``benchmarks/plans``, and the page shows all that are there: with ``--only`` the others stay as they were. Needs
@@ -35,20 +35,20 @@ def say(line: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", default="", help="jobs whose 'config slice', then ' stored' (latents) or ' pixels', contains this"
+        "--only", default="", help="jobs whose 'config slice', then ' latents' or ' pixels', contains this"
     )
-    parser.add_argument("--no-sampling", action="store_true", help="training steps only")
+    parser.add_argument("--sampling", action="store_true", help="sampling as well")
     parser.add_argument("--page-only", action="store_true", help="compile nothing, write the page of what is kept")
     parser.add_argument("--out", type=Path, default=Path("docs/performance.md"))
     arguments = parser.parse_args()
     for job in () if arguments.page_only else JOBS:
-        if arguments.only in f"{job.config} {job.topology} {'stored' if job.latents else 'pixels'}":
+        if arguments.only in f"{job.config} {job.topology} {'pixels' if job.pixels else 'latents'}":
             name, reports = document.name_of(job), []
             others = [x for x in document.kept(PLANS, name) if x.program.startswith("sample")]
             try:
-                for report in run_job(job, say, sampling=not arguments.no_sampling):
+                for report in run_job(job, say, sampling=arguments.sampling):
                     reports.append(report)
-                    document.keep(PLANS, name, [*reports, *(others if arguments.no_sampling else [])])
+                    document.keep(PLANS, name, [*reports, *([] if arguments.sampling else others)])
                     print(table(report), flush=True)
             except UserError as error:
                 say(f"{job.title} on {job.topology}: {error}")

@@ -103,6 +103,43 @@ def test_collectives_between_slices_go_over_the_network():
     assert gather.exposed == pytest.approx(gather.bytes / CHIPS["v5p"].network)
 
 
+IN_FLIGHT = """HloModule jit_step, is_scheduled=true
+
+%async_collective_fusion (p0: bf16[32,256], p1: bf16[128,256], p2: f32[64]) -> (f32[64], bf16[32,256], bf16[128,256]) {
+  %p0 = bf16[32,256]{1,0} parameter(0)
+  %p1 = bf16[128,256]{1,0} parameter(1)
+  %p2 = f32[64]{0} parameter(2)
+  %all = bf16[128,256]{1,0} all-gather(%p0), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+  %negated = f32[64]{0} negate(%p2)
+  ROOT %t = (f32[64]{0}, bf16[32,256]{1,0}, bf16[128,256]{1,0}) tuple(%negated, %p0, %all)
+}
+
+%done (p0: bf16[32,256], p1: bf16[128,256]) -> bf16[128,256] {
+  %p0 = bf16[32,256]{1,0} parameter(0)
+  %p1 = bf16[128,256]{1,0} parameter(1)
+  %all = bf16[128,256]{1,0} all-gather(%p0), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %arrived = bf16[128,256]{1,0} custom-call(%p0, %p1, %all), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (w: bf16[32,256], buffer: bf16[128,256], x: f32[64]) -> bf16[128,256] {
+  %w = bf16[32,256]{1,0} parameter(0)
+  %buffer = bf16[128,256]{1,0} parameter(1)
+  %x = f32[64]{0} parameter(2)
+  %y = (f32[64]{0}, bf16[32,256]{1,0}, bf16[128,256]{1,0}) fusion(%w, %buffer, %x), kind=kLoop, calls=%async_collective_fusion
+  %part = bf16[32,256]{1,0} get-tuple-element(%y), index=1
+  %whole = bf16[128,256]{1,0} get-tuple-element(%y), index=2
+  ROOT %end = bf16[128,256]{1,0} fusion(%part, %whole), kind=kCustom, calls=%done
+}
+"""  # noqa: E501
+
+
+def test_what_a_collective_carries_through_a_fusion_is_not_read_and_written_again():
+    plain, gather = costs_of(IN_FLIGHT)
+    assert (plain.name, plain.bytes) == ("y", 2 * 64 * 4)
+    assert (gather.kind, gather.bytes) == ("all-gather", 3 * 32 * 256 * 2)
+    assert gather.exposed == pytest.approx(gather.seconds - plain.seconds)
+
+
 @pytest.mark.parametrize(
     ("text", "first", "count"),
     [
@@ -237,7 +274,7 @@ MINIATURE = ("plan", "--config", "configs/miniature.py:canvas", "--topology", "v
 @needs_libtpu
 def test_the_miniature_is_planned(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("METACANVAS_PLAN_CACHE", str(tmp_path / "cache"))
-    assert main([*MINIATURE, "--no-sampling", "--out", str(tmp_path)]) == 0
+    assert main([*MINIATURE, "--out", str(tmp_path)]) == 0
     assert "PASS" in capsys.readouterr().out
     assert (tmp_path / "plan.html").read_text().startswith("<!doctype html>")
     (report,) = json.loads((tmp_path / "plan.json").read_text())
@@ -256,7 +293,7 @@ def test_the_miniature_is_planned(tmp_path, capsys, monkeypatch):
 @pytest.mark.slow
 def test_a_batch_too_large_fails_with_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("METACANVAS_PLAN_CACHE", str(tmp_path))
-    assert main([*MINIATURE, "--no-sampling", "--config.train.batch=800000"]) == 1
+    assert main([*MINIATURE, "--config.train.batch=800000"]) == 1
     assert "FAIL: train text_to_image 1x60x60 does not fit v5e:2x2: it needs" in capsys.readouterr().out
 
 

@@ -5,11 +5,12 @@ import pytest
 
 pytest.importorskip("libtpu")
 
+from metacanvas_jax.plan import document
 from metacanvas_jax.plan.shipped import JOBS, run_job
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", JOBS, ids=lambda job: f"{job.config.rsplit('/')[-1]}-{job.topology}")
+@pytest.mark.parametrize("job", JOBS, ids=document.name_of)
 def test_full_size_configs_fit_their_slices(job):
     # JAX's settings of a training, not the tests' own: highest precision is another program in bfloat16, and JAX's
     # own derivative of a product with a float32 result mixes dtypes.
@@ -18,4 +19,5 @@ def test_full_size_configs_fit_their_slices(job):
     for report in reports:
         assert report.passed, report.verdict
         if report.program.startswith("train"):
-            assert 0.9 < report.flops_ratio < 1.02
+            # Below 1 where the traced program repeats an attention whose result is kept, which the compiler drops.
+            assert 0.85 < report.flops_ratio < 1.02

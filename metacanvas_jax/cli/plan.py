@@ -20,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--search", type=int, nargs="?", const=8, default=0, metavar="N", help="compare meshes, compiling at most N (8)"
     )
-    parser.add_argument("--no-sampling", action="store_true", help="leave sampling out")
+    parser.add_argument(
+        "--pixels", action="store_true", help="encode pixels in the step (slow to compile) instead of reading latents"
+    )
+    parser.add_argument("--sampling", action="store_true", help="also compile sampling (of videos: slow)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write plan.json and plan.html there")
 
 
@@ -38,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.topology,
         mesh=arguments.mesh,
         bucket=arguments.bucket,
-        sampling=not arguments.no_sampling,
+        sampling=arguments.sampling,
+        pixels=arguments.pixels,
         budget=arguments.search,
         out=arguments.out,
         say=lambda line: print(line, file=sys.stderr, flush=True),

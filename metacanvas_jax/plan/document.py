@@ -32,10 +32,10 @@ def kept(folder: Path, name: str) -> list[Report]:
 
 
 def name_of(job: Job | Measured) -> str:
-    """``video_stage3.v5p_4x4x8.latents``: the file of a job's reports."""
+    """``t2i_scratch.v5e_4x4.pixels``: the file of a job's reports."""
     config = Path(job.config).stem if isinstance(job, Job) else job.name.partition(" ")[0]
-    stored = ".latents" if isinstance(job, Job) and job.latents else ""
-    return f"{config}.{job.topology}{stored}".replace(":", "_").replace("*", "_slices")
+    pixels = ".pixels" if isinstance(job, Job) and job.pixels else ""
+    return f"{config}.{job.topology}{pixels}".replace(":", "_").replace("*", "_slices")
 
 
 def page(folder: Path, jobs: Sequence[Job], published: Sequence[Measured]) -> str:
@@ -70,6 +70,8 @@ def page(folder: Path, jobs: Sequence[Job], published: Sequence[Measured]) -> st
             ratio = f"{report.seconds / truth.seconds:.2f}" if report.passed else "-"
             estimate = f"{report.seconds:.3f} s" if report.passed else report.verdict
             lines.append(_row((truth.name, published_time, estimate, ratio, truth.assumptions)))
+        for truth, _ in truths:
+            lines += ["", f"*{truth.name}.* {truth.difference}"] if truth.difference else []
     lines += ["", "## In detail"]
     for report in [*reports, *(report for _, report in truths)]:
         name = f"{report.config}: {report.program}, {report.topology}"

@@ -24,20 +24,24 @@ def plan(
     *,
     mesh: str | None = None,
     bucket: str | None = None,
-    sampling: bool = True,
+    sampling: bool = False,
+    pixels: bool = False,
     budget: int = 0,
     out: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Report]:
-    """Compiles the train step of a bucket (of most pixels, a named one, or "all") and sampling, and prints tables.
+    """Compiles the train step of a bucket (of most pixels, a named one, or "all") and prints its table.
 
-    ``mesh`` ("fsdp=32,tensor=4") replaces the config's. With a ``budget`` so many meshes and ways to rematerialise are
-    compiled and compared instead. ``out`` gets ``plan.json`` and ``plan.html``.
+    ``mesh`` ("fsdp=32,tensor=4") replaces the config's. The step reads stored latents, or with ``pixels`` encodes
+    what it reads, which takes the compiler many times as long. With a ``budget`` so many meshes and ways to
+    rematerialise are compiled and compared instead. With ``sampling`` the drawing of a batch is planned as well.
+    ``out`` gets ``plan.json`` and ``plan.html``.
 
     Raises:
         UserError: an unknown slice or bucket, a mesh that does not fit it, a batch that does not divide.
     """
     experiment = build.experiment(config)
+    experiment = experiment if pixels else programs.with_latents(experiment)
     where = find_slice(topology)
     if budget:
         chosen = choose(experiment.shapes, bucket)[0]

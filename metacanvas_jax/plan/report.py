@@ -18,7 +18,8 @@ ASSUMPTIONS = (
     "kernels by their static schedule, collectives by bytes over two links of the torus",
     "MFU = model FLOPs / (devices x peak FLOP/s x step seconds); model FLOPs are forward plus the backward passes that "
     "training needs (frozen networks once, attention three times its forward), without anything computed again",
-    '"without VAE" leaves the autoencoder\'s FLOPs and seconds out, as if latents had been computed ahead',
+    "training reads latents and media for the MLLM, as `metacanvas prepare --latents` stores them, or encodes pixels "
+    'in the step where that is said; "without VAE" leaves the autoencoder\'s FLOPs and seconds out',
     "activations are the peak minus what is held; gaps between buffers add up to a tenth, and what compiles fits",
 )
 
