@@ -31,7 +31,8 @@ def mesh_of(job: Job) -> AbstractMesh:
 def name_of(job: Job) -> str:
     """The same for jobs whose shardings are."""
     sizes = "_".join(f"{axis}{size}" for axis, size in mesh_of(job).shape.items() if size > 1)
-    return f"{Path(job.config).stem}.{sizes}"
+    whole = experiment(job).mesh.whole
+    return f"{Path(job.config).stem}.{sizes}{'.whole_' * bool(whole)}{'_'.join(whole)}"
 
 
 CASES = {name_of(job): job for job in JOBS if not job.pixels}
