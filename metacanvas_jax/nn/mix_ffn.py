@@ -5,7 +5,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from metacanvas_jax.nn.layers import Dense, Dtype, zeros_init
 from metacanvas_jax.nn.lora import LoraConfig, adapted
@@ -32,9 +32,27 @@ def _taps(x: Float[Array, "b y x c"], rows: int, columns: int) -> list[Float[Arr
 
 
 def _weighted(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]) -> Float[Array, "b y x c"]:
+    return jax.lax.platform_dependent(x, kernel, cpu=_row_by_row, default=_at_once)
+
+
+def _at_once(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]) -> Float[Array, "b y x c"]:
     rows, columns, _ = kernel.shape
     taps = _taps(x, rows, columns)
     return sum(tap * kernel[None, None, None, i // columns, i % columns] for i, tap in enumerate(taps))
+
+
+def _row_by_row(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]) -> Float[Array, "b y x c"]:
+    # XLA:CPU computes a sum anew in everything that reads it, here in up to five places; what a loop makes it keeps.
+    rows, columns, _ = kernel.shape
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (rows // 2, rows // 2), (columns // 2, columns // 2), (0, 0)))
+
+    def row(number: Int[Array, ""]) -> Float[Array, "b x c"]:
+        above = jax.lax.dynamic_slice_in_dim(padded, number, rows, axis=1)
+        cells = ((i, j) for i in range(rows) for j in range(columns))
+        return sum(above[:, i, j : j + width] * kernel[None, None, i, j] for i, j in cells)
+
+    return jnp.moveaxis(jax.lax.map(row, jnp.arange(height)), 0, 1)
 
 
 # Differentiated by hand: the transpose of a slice is a padded copy, and nine of those are summed in as many passes.
