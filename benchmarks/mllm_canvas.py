@@ -12,7 +12,6 @@ mostly what is kept for the backward pass. Percentages are of the last row.
 import argparse
 import dataclasses
 import functools
-import math
 import time
 
 import flax.linen as nn
@@ -20,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.extend.core import jaxprs_in_params
 
 from metacanvas_jax.mllm.language import LanguageConfig
 from metacanvas_jax.mllm.qwen import MllmConfig, Qwen25VL, example, qwen2_5_vl_3b, qwen2_5_vl_7b
 from metacanvas_jax.nn.lora import LoraConfig
+from metacanvas_jax.plan import flops
 from metacanvas_jax.types import MllmInputs
 
 LORA = LoraConfig(rank=64, alpha=64.0)
@@ -33,19 +32,6 @@ SMALL = MllmConfig(
         vocab=1024, width=512, layers=6, heads=8, kv_heads=2, mlp=1536, rope_sections=(8, 12, 12), tied=True, lora=LORA
     )
 )
-
-
-def products(jaxpr) -> int:
-    """Floating-point operations of the matrix products of a program; a loop counts as often as it runs."""
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contract, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contract)
-        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += times * sum(products(inner) for inner in jaxprs_in_params(equation.params))
-    return total
 
 
 def programs(config: MllmConfig, length: int, tokens: int):
@@ -104,10 +90,11 @@ def text_only(config: MllmConfig) -> MllmConfig:
     return dataclasses.replace(config, vision=None)
 
 
-def counted(config: MllmConfig, length: int, tokens: int) -> dict[str, int]:
-    """Operations of every row."""
+def counted(config: MllmConfig, length: int, tokens: int) -> dict[str, float]:
+    """Floating-point operations of the matrix products of every row."""
     rows, shapes = programs(config, length, tokens)
-    return {name: products(jax.make_jaxpr(program)(*shapes).jaxpr) for name, program in rows.items()}
+    counts = {name: flops.count(jax.make_jaxpr(program)(*shapes), "cpu") for name, program in rows.items()}
+    return {name: sum(item.flops for item in found) for name, found in counts.items()}
 
 
 def timed(config: MllmConfig, length: int, tokens: int, repeats: int) -> dict[str, tuple[float, int]]:
@@ -146,10 +133,10 @@ def main() -> None:
     base = "joint, everything trains"
     print(f"one sample, context {options.context} tokens, canvas {options.canvas} tokens, decoder only")
     for name, config in sizes.items():
-        flops = counted(config, options.context, options.canvas)
+        counts = counted(config, options.context, options.canvas)
         print(f"\n{name:30s}{'GFLOP':>12s}")
-        for row, count in flops.items():
-            print(f"{row:30s}{count / 1e9:12.1f} {count / flops[base]:5.0%}", flush=True)
+        for row, count in counts.items():
+            print(f"{row:30s}{count / 1e9:12.1f} {count / counts[base]:5.0%}", flush=True)
     runs = timed(SMALL, options.context, options.canvas, options.repeats)
     print(f"\n{'small':30s}{'CPU seconds':>12s}{'MB at peak':>18s}")
     for row, (seconds, memory) in runs.items():
