@@ -100,6 +100,12 @@ def test_held_out_relations_are_not_drawn_unasked_either(training):
                 assert not ((a.object, relation, b.object) in held and scenes.is_related(WORLD, a, relation, b))
 
 
+def test_words_to_read_are_of_every_combination_but_no_text_kept_for_evaluation():
+    rng = np.random.default_rng(0)
+    requests = [scenes.sample_words(rng, WORLD)[0] for _ in range(400)]
+    assert {scenes.split_of(WORLD, request) for request in requests} == {"train", "held_out"}
+
+
 def test_held_out_does_not_depend_on_the_words():
     for a, b in itertools.permutations(WORLD.objects, 2):
         left = Request("position", (Group(a, 1, "red"), Group(b, 1, "blue")), "left of")
