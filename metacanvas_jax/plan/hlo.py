@@ -315,10 +315,8 @@ def _read(module: Module, fused: Computation, parameter: str, whole: float) -> f
             at = user.operands.index(parameter)
             name = next(x.name for x in inside.values() if x.kind == "parameter" and int(x.arguments) == at)
             total += _read(module, inside, name, whole)
-        elif user.kind not in ("bitcast", "tuple"):
-            return whole
         else:
-            total += whole
+            return whole
     return min(total, whole) if total else whole
 
 
