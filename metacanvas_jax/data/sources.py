@@ -10,6 +10,7 @@ from typing import Any, Literal
 from metacanvas_jax.data.array_records import ArrayRecords
 from metacanvas_jax.data.dataset import Records
 from metacanvas_jax.data.decoding import LIMITS, Limits
+from metacanvas_jax.data.emoji import SERVES, Clips, Styles
 from metacanvas_jax.data.folders import Files, JsonLines
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.layout import NAMES, STORED, Layout
@@ -22,7 +23,19 @@ from metacanvas_jax.data.transforms import AS_FOUND, Clip
 from metacanvas_jax.data.worlds import Drawn
 from metacanvas_jax.errors import UserError
 
-Kind = Literal["records", "tfds", "webdataset", "jsonl", "files", "parquet", "scenes", "edits", "animations"]
+Kind = Literal[
+    "records",
+    "tfds",
+    "webdataset",
+    "jsonl",
+    "files",
+    "parquet",
+    "emoji_styles",
+    "emoji_clips",
+    "scenes",
+    "edits",
+    "animations",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +44,9 @@ class SourceSection:
 
     ``kind`` is the layout of ``path``: "records" (what `metacanvas prepare` writes), "tfds" (any TFDS folder of
     array_records), "webdataset" (tars), "jsonl" (media and a file of rows), "files" (``CLIP.mp4`` + ``CLIP.txt``) and
-    "parquet"; tars and parquet files may be given by a pattern such as ``shards/*.tar``. "scenes", "edits" and
-    "animations" are OpenMoji drawings with exact ground truth, drawn when they are read or, where ``path`` is given,
-    once and there by `metacanvas prepare`.
+    "parquet"; tars and parquet files may be given by a pattern such as ``shards/*.tar``. "emoji_styles" and
+    "emoji_clips" are npm packages below ``path``. "scenes", "edits" and "animations" are OpenMoji drawings with exact
+    ground truth, drawn when they are read or, where ``path`` is given, once and there by `metacanvas prepare`.
 
     ``task`` is what the samples serve for, ``weight`` their share among the sources of that task. ``columns`` are
     (part of a sample, its name in the source) where the usual names do not apply. ``max_skips`` bad records are passed
@@ -61,8 +74,9 @@ class SourceSection:
             raise ValueError(f"a source of kind {self.kind!r} needs a path")
         if self.task not in TASKS:
             raise ValueError(f"task is {self.task!r}, expected one of {', '.join(TASKS)}")
-        if drawn and self.task not in DRAWN[self.kind]:
-            raise ValueError(f"{self.kind} serve for {', '.join(DRAWN[self.kind])}, not for {self.task}")
+        served = (DRAWN | SERVES).get(self.kind, TASKS)
+        if self.task not in served:
+            raise ValueError(f"{self.kind} serve for {', '.join(served)}, not for {self.task}")
         if self.weight < 0 or self.max_skips < 0:
             raise ValueError(f"weight {self.weight} and max_skips {self.max_skips} must not be negative")
         if self.latents and not (self.path and (drawn or self.kind == "records")):
@@ -106,6 +120,9 @@ def open_source(section: SourceSection, clip: Clip = AS_FOUND, world: SceneWorld
         source = Parquet(_files(section.path, "*.parquet"), layout, **options)
     elif section.kind == "jsonl":
         source = JsonLines(pathlib.Path(section.path), layout, **options)
+    elif section.kind in SERVES:
+        of_kind = Styles if section.kind == "emoji_styles" else Clips
+        source = of_kind(pathlib.Path(section.path), layout, **options)
     else:
         source = Files(pathlib.Path(section.path), layout, **options)
     if len(source) == 0:
