@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +30,7 @@ TIMING = {"steps_per_second", "samples_per_second"}
 
 def fit(job, config, folder, *, progress=False, **options):
     """On as many devices as the config's mesh has."""
-    devices = jax.devices()[: 4 if config is support.TEN_STEPS else 1]
+    devices = jax.devices()[: 4 if config.mesh == support.TEN_STEPS.mesh else 1]
     return fit_on(job, config, folder, progress=progress, devices=devices, **options)
 
 
@@ -270,3 +271,28 @@ def test_metrics_are_valid_json(uninterrupted):
     folder, _, _ = uninterrupted
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def buckets(records=100):
+    """Batches of two shapes by turns, as a mixture of buckets has them."""
+
+    def batch(index):
+        rows = [support.sample(index + i) for i in range(support.BATCH >> (index % 2))]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    return iter(grain.MapDataset.range(records).map(batch).to_iter_dataset(grain.ReadOptions(num_threads=1)))
+
+
+def test_nothing_is_compiled_after_the_first_step_of_each_bucket(tmp_path, caplog):
+    config = dataclasses.replace(support.TEN_STEPS, checkpoint_every=2, preview_every=1)
+    compiled = []
+
+    def count(state, frozen, step):
+        names = [record.args[0] for record in caplog.records if record.msg.startswith("Compiling %s")]
+        compiled.append(names[sum(map(len, compiled)) :])
+
+    with jax.log_compiles():
+        fit(support.job(batches=buckets), config, tmp_path, preview=count)
+    assert len(compiled) == 10
+    assert ["jit(step)" in names for names in compiled[:2]] == [True, True]
+    assert not any(compiled[3:]), compiled  # the third: what the first checkpoint needs
