@@ -1,6 +1,7 @@
 """Configs: what is accepted, and the one line that says why something is not."""
 
 import json
+import sys
 
 import pytest
 from ml_collections import ConfigDict
@@ -63,6 +64,18 @@ def test_a_wrong_config_is_one_line_that_names_the_key(change, message):
         experiment(config)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_config_files_import_those_beside_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != str(tmp_path)])
+    folder = tmp_path / "configs"
+    (folder / "mine").mkdir(parents=True)
+    (folder / "beside.py").write_text("WIDTH = 7\n")
+    (folder / "mine" / "run.py").write_text(
+        "from ml_collections import ConfigDict\nfrom configs import base, beside\n\n\n"
+        "def get_config():\n    return ConfigDict({'width': beside.WIDTH, 'data': base.DATA})\n"
+    )
+    assert load_config(str(folder / "mine" / "run.py"), []).to_dict() == {"width": 7, "data": "data"}
 
 
 @pytest.mark.parametrize(

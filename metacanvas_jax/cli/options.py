@@ -35,8 +35,10 @@ def load_config(spec: str, overrides: list[str]) -> ConfigDict:
     path = Path(name) if Path(name).exists() else ROOT / name
     if not path.is_file():
         raise UserError(f"no config file {name}")
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))  # config files import each other as `configs`
+    # Config files import each other as `configs`: those beside the file, which need not be beside the package.
+    root = next((folder for folder in path.resolve().parents if (folder / "configs").is_dir()), ROOT)
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
     values = flags.FlagValues()
     where = f"{path}:{variant}" if variant else str(path)
     argv = ["metacanvas", f"--config={where}", *overrides]
