@@ -35,10 +35,10 @@ def load_config(spec: str, overrides: list[str]) -> ConfigDict:
     path = Path(name) if Path(name).exists() else ROOT / name
     if not path.is_file():
         raise UserError(f"no config file {name}")
-    # Config files import each other as `configs`: those beside the file, which need not be beside the package.
-    root = next((folder for folder in path.resolve().parents if (folder / "configs").is_dir()), ROOT)
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
+    # Config files import each other as `configs`: those beside the file and those beside the package, which need not be
+    # the same.
+    beside = [folder for folder in path.resolve().parents if (folder / "configs").is_dir()][:1]
+    sys.path[:0] = [str(folder) for folder in (*beside, ROOT) if str(folder) not in sys.path]
     values = flags.FlagValues()
     where = f"{path}:{variant}" if variant else str(path)
     argv = ["metacanvas", f"--config={where}", *overrides]
