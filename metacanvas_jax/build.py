@@ -155,10 +155,10 @@ class Experiment:
     """Everything that decides a run. ``objective`` is "paint" (the flow of the DiT) or "understand" (next tokens).
 
     ``start`` is the folder of a run whose trained parameters this one begins with; ``dit_weights`` that of
-    published ones. ``recall`` is how many tokens, up to its own, each state of an MLLM that is taught must tell.
-    ``dit_guidance`` is the scale told to a guidance-distilled DiT. A step draws one of the ``buckets``, whose
-    samples come from the ``sources`` of its task; without them the run paints the pictures of its world. ``mesh``
-    may name a ``preset`` of ``parallel/mesh.py`` and change it.
+    published ones. ``recall`` is how many tokens, up to its own, each of the first ``recall_within`` states (None:
+    of all) of an MLLM that is taught must tell. ``dit_guidance`` is the scale told to a guidance-distilled DiT. A
+    step draws one of the ``buckets``, whose samples come from the ``sources`` of its task; without them the run
+    paints the pictures of its world. ``mesh`` may name a ``preset`` of ``parallel/mesh.py`` and change it.
     """
 
     name: str
@@ -176,6 +176,7 @@ class Experiment:
     dit_guidance: float | None = None
     start: str = ""
     recall: int = 0
+    recall_within: int | None = None
     text: TextSection | None = None
     canvas: CanvasConfig | None = None
     canvas_connector: CanvasConnectorConfig | None = None

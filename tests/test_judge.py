@@ -1,11 +1,14 @@
 """The judge: right on perfect and slightly spoilt pictures, and not fooled by near misses."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from metacanvas_jax.build import experiment
+from metacanvas_jax.cli.options import load_config
 from metacanvas_jax.data import openmoji, scenes
 from metacanvas_jax.data.requests import Group, Request
 from metacanvas_jax.data.scenes import Item, Scene, SceneWorld
@@ -14,6 +17,7 @@ from metacanvas_jax.eval.judge import Detection, Judge, check, relations
 pytestmark = pytest.mark.miniature
 
 WORLD = SceneWorld()
+MINIATURE = experiment(load_config("configs/miniature.py", [])).world
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +25,16 @@ def judge():
     return Judge(WORLD)
 
 
+@functools.cache
+def truths(world):
+    """240 scenes of every category, held-out combinations among them, with their pictures in [0, 1]."""
+    prompts = scenes.eval_prompts(world, "seen", 18) + scenes.eval_prompts(world, "held_out", 14)
+    return prompts, [scenes.draw(world, scene).astype(np.float32) / 255 for scene in prompts]
+
+
 @pytest.fixture(scope="module")
 def truth():
-    """240 scenes of every category, held-out combinations among them, with their pictures in [0, 1]."""
-    prompts = scenes.eval_prompts(WORLD, "seen", 18) + scenes.eval_prompts(WORLD, "held_out", 14)
-    return prompts, [scenes.draw(WORLD, scene).astype(np.float32) / 255 for scene in prompts]
+    return truths(WORLD)
 
 
 def _noise(sigma):
@@ -37,13 +46,15 @@ def _blur(sigma):
     return lambda image: np.clip(ndimage.gaussian_filter(image, (sigma, sigma, 0)), 0, 1)
 
 
+@pytest.mark.parametrize("world", [WORLD, MINIATURE], ids=["larger", "miniature"])
 @pytest.mark.parametrize(
     "spoil",
     [lambda image: image, _noise(0.05), _noise(0.08), _blur(0.6), lambda image: _noise(0.05)(_blur(0.5)(image))],
     ids=["perfect", "noise .05", "noise .08", "blur .6", "blur .5 and noise .05"],
 )
-def test_true_pictures_are_right(judge, truth, spoil):
-    right = [judge.judge(spoil(image), scene.metadata) for scene, image in zip(*truth, strict=True)]
+def test_true_pictures_are_right(world, spoil):
+    judge = Judge(world)
+    right = [judge.judge(spoil(image), scene.metadata) for scene, image in zip(*truths(world), strict=True)]
     assert len(right) > 230
     assert np.mean(right) >= 0.99
 

@@ -48,6 +48,10 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "yellow": (250, 215, 30),
     "purple": (150, 50, 190),
     "orange": (250, 130, 20),
+    "pink": (255, 140, 190),
+    "brown": (120, 70, 30),
+    "turquoise": (40, 205, 210),
+    "grey": (150, 150, 150),
 }
 
 _NATIVE = 72  # side of every OpenMoji drawing

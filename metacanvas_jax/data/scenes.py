@@ -35,7 +35,7 @@ class SceneWorld:
     cell: int = 24
     sprite: int = 22
     objects: tuple[str, ...] = tuple(openmoji.OBJECTS)[:12]
-    colours: tuple[str, ...] = tuple(openmoji.COLOURS)
+    colours: tuple[str, ...] = tuple(openmoji.COLOURS)[:6]
     max_count: int = 4
     free_placement: bool = False
     rewording: float = 0.2

@@ -44,7 +44,7 @@ def make_job(experiment: Experiment) -> Job:
     model = network(experiment)
     frozen = {}
     if experiment.objective == "understand":
-        prepare, loss = objectives.understanding(model, experiment.recall)
+        prepare, loss = objectives.understanding(model, experiment.recall, experiment.recall_within)
     else:
         prepare, loss = objectives.painting(
             model,

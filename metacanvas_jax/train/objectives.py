@@ -136,12 +136,13 @@ def painting(
     return prepare, loss
 
 
-def understanding(model: Qwen25VL, recall: int = 0) -> tuple[Prepare, Loss]:
+def understanding(model: Qwen25VL, recall: int = 0, within: int | None = None) -> tuple[Prepare, Loss]:
     """Next-token prediction on the tokens whose ``weights`` are positive; logs how many of them are guessed right.
 
-    With ``recall`` every state must also tell that many tokens, up to its own (``recall_loss``). A large model's states
-    hold what its words are and what they belong to; those of a small one hold little more than the next word, and a
-    DiT that reads them learns neither what to draw nor which of two drawings is the red one.
+    With ``recall`` the states of the first ``within`` places must also tell that many tokens, up to their own
+    (``recall_loss``). A large model's states hold what its words are and what they belong to; those of a small one
+    hold little more than the next word, and a DiT that reads them learns neither what to draw nor which of two
+    drawings is the red one.
     """
 
     def prepare(frozen: Params, batch: Batch, key: Key[Array, ""]) -> Batch:
@@ -161,7 +162,9 @@ def understanding(model: Qwen25VL, recall: int = 0) -> tuple[Prepare, Loss]:
         if not recall:
             return answers, metrics
         logits = lambda hidden: model.apply(variables, hidden, method="logits")  # noqa: E731
-        recalled = recall_loss(logits, context.hidden, batch["tokens"], batch["mask"], recall)
+        first = slice(within)
+        hidden, tokens, mask = context.hidden[:, first], batch["tokens"][:, first], batch["mask"][:, first]
+        recalled = recall_loss(logits, hidden, tokens, mask, recall)
         return answers + recalled, metrics | {"recall": recalled}
 
     return prepare, loss
