@@ -116,7 +116,7 @@ def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
     )
     config.vae = base.section(PatchPcaConfig(patch=15, channels=64), kind="patch_pca")
     config.vae_weights = f"{CACHE}/vae"
-    # Much noise, where it is decided what comes to lie where: with less, there are two things or none where one should be.
+    # Mostly much noise, where it is decided what comes to lie where: else there are two things or none in place of one.
     config.time = base.section(TimeConfig(mean=1.0, std=1.2))
     config.optimizer = base.section(
         OptimizerConfig(
