@@ -71,6 +71,8 @@ def shrink(config: ConfigDict, miniature: str) -> ConfigDict:
         config.start = config.dit_weights = ""
         rows: Any = config.buckets
         config.buckets = tuple({**bucket, **shape(bucket)} for bucket in rows)
+        if miniature == "emoji":
+            config.vae_weights = f"{config.vae_weights}_emoji"
         kinds, path = (SERVES, f"{base.DATA}/npm") if miniature == "emoji" else (DRAWN, "")
         serving = {task: kind for kind, tasks in kinds.items() for task in tasks}
         config.sources = base.sources(

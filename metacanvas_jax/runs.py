@@ -21,6 +21,7 @@ from metacanvas_jax.build import Experiment, autoencoder, experiment, network
 from metacanvas_jax.ckpt import published, store
 from metacanvas_jax.cli.options import read_config, write_config
 from metacanvas_jax.data import dataset
+from metacanvas_jax.data.emoji import SERVES
 from metacanvas_jax.data.questions import sample_texts
 from metacanvas_jax.data.requests import GENEVAL_CATEGORIES
 from metacanvas_jax.data.samples import Sample
@@ -78,8 +79,8 @@ def train(config: ConfigDict, workdir: Path, *, progress: bool = True, profile: 
     ``profile`` in ``workdir/profile``.
     """
     setup = experiment(config)
-    if setup.sources and not any(source.path for source in setup.sources):
-        prepare(setup)  # everything is drawn: tokenizer and autoencoder are all that is missing, and made in seconds
+    if setup.sources and all(source.kind in SERVES or not source.path for source in setup.sources):
+        prepare(setup)  # a miniature: tokenizer and autoencoder are all that is missing, and made in seconds
     job = jobs.make_job(setup)
     check_workdir(job, jobs.fit_config(setup), workdir)
     chief = jax.process_index() == 0

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metacanvas_jax import runs
+from metacanvas_jax.cli.options import load_config
 from metacanvas_jax.data.emoji import SERVES
 from metacanvas_jax.data.samples import TASKS
 from metacanvas_jax.data.sources import SourceSection, open_source, prepare
@@ -167,3 +169,24 @@ def test_damaged_drawing_and_truncated_clip_are_passed_over_by_name(tmp_path, ca
 def test_task_that_is_not_served_is_refused(npm):
     with pytest.raises(ValueError, match="emoji_clips serve for text_to_video"):
         SourceSection("emoji_clips", str(npm), "text_to_image")
+
+
+def test_a_miniature_on_emoji_makes_what_it_needs(tmp_path, monkeypatch):
+    class Ready(Exception):
+        pass
+
+    def ready(setup):
+        raise Ready
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs.jobs, "make_job", ready)
+    rng = np.random.default_rng(0)
+    spots = "".join(
+        '<path fill="#{:06x}" d="M{} {}h2v2h-2z"/>'.format(*rng.integers([1 << 24, 32, 32])) for _ in range(300)
+    )
+    for name in ("noto", "flat"):
+        icon_set(tmp_path / "data" / "npm" / "@iconify-json" / name, name, {"red-heart": {"body": spots}})
+    with pytest.raises(Ready):
+        runs.train(load_config("configs/image_editing.py:emoji", []), tmp_path / "run")
+    assert (tmp_path / "runs" / "tiny" / "tokenizer" / "tokenizer.json").is_file()
+    assert (tmp_path / "runs" / "tiny" / "vae_6_emoji" / "params.json").is_file()
