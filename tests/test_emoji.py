@@ -59,7 +59,8 @@ def npm(tmp_path_factory):
     animated(assets / "1f44b.webp", 200)
     animated(assets / "1f44b-1f3fb.webp", 100)
     animated(assets / "1f44b-1f3ff.webp", 50)
-    Image.new("RGB", (24, 24)).save(assets / "2764-fe0f.webp")  # a still
+    # A still with the extended header that animations have, too: it is transparent.
+    Image.new("RGBA", (24, 24), (200, 0, 0, 128)).save(assets / "2764-fe0f.webp")
     (assets / "notes.webp").write_bytes(b"RIFF")
     return folder
 
