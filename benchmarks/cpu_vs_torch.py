@@ -4,8 +4,9 @@
 
 Both frameworks get the same cores (the process is pinned before they start), float32, the same weights and inputs;
 outputs and input gradients are compared first. Ours runs under ``jax.jit``, diffusers eagerly and under
-``torch.compile``. The three take turns and the best time of each counts, since other load on the machine can only add;
-ratios are of one run, and above 1 ours is faster. On a machine that does other work too, ``--threads 1 --clock cpu``
+``torch.compile``. The three take turns. Times are the best of all rounds, since other load on the machine can only add;
+ratios are the median of those of the rounds, whose runs share the mood of the machine, and above 1 ours is faster. On
+a machine that does other work too, ``--threads 1 --clock cpu``
 counts the seconds that the process itself ran, which then are those of an idle machine. Needs the [torch] extra and a
 C++ compiler.
 """
@@ -15,6 +16,7 @@ import dataclasses
 import functools
 import json
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -91,10 +93,14 @@ def measure(name: str, case: Case, rounds: int, clock: Callable[[], float], comp
         "ours": best["ours"],
         "eager": best["eager"],
         "compiled": best.get("compiled"),
-        "eager_ratio": best["eager"] / best["ours"],
-        "compiled_ratio": best["compiled"] / best["ours"] if compiled else None,
+        "eager_ratio": ratio(seconds["eager"], seconds["ours"]),
+        "compiled_ratio": ratio(seconds["compiled"], seconds["ours"]) if compiled else None,
         "differ": max(relative(a, b) for a, b in zip(ours, eager, strict=True)),
     }
+
+
+def ratio(other: list[float], ours: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(other, ours, strict=True))
 
 
 def relative(actual: Any, expected: Any) -> float:

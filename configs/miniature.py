@@ -26,9 +26,9 @@ OBJECTS = ("cat", "car", "tree", "house", "star", "heart", "mushroom", "duck")
 # With six of them, an object in a colour it was never shown in comes out in a neighbouring one, or not at all.
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "pink", "brown", "turquoise", "grey")
 MIXTURE = (
-    ("single_object", 0.11),
+    ("single_object", 0.17),
     ("two_object", 0.11),
-    ("counting", 0.18),
+    ("counting", 0.12),
     ("colors", 0.14),
     ("position", 0.16),
     ("color_attr", 0.12),

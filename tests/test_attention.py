@@ -1,4 +1,4 @@
-"""The CPU form of the attention against the plain one."""
+"""The forms of the attention that XLA computes against the plain one."""
 
 import functools
 
@@ -18,6 +18,7 @@ from metacanvas_jax.kernels.attention import (
     cudnn_attention,
     keys_first,
 )
+from metacanvas_jax.kernels.attention_cpu import head_by_head_attention
 
 B, N, M = 2, 10, 14
 
@@ -38,16 +39,16 @@ MASKS = {
 }
 
 
+@pytest.mark.parametrize("form", [chunked_attention, head_by_head_attention])
 @pytest.mark.parametrize("name", MASKS)
-def test_chunks_give_the_values_and_gradients_of_the_whole(name):
+def test_chunks_give_the_values_and_gradients_of_the_whole(name, form):
     q, k, v, w = draw(B, N, 4, 8, seed=0), draw(B, M, 2, 8, seed=1), draw(B, M, 2, 8, seed=2), draw(B, N, 4, 8, seed=3)
 
     @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
     def both(q, k, v):
         def forms(q, k, v):
-            return attention(q, k, v, mask=MASKS[name], scale=0.5), chunked_attention(
-                q, k, v, mask=MASKS[name], scale=0.5, chunk=4
-            )
+            whole = attention(q, k, v, mask=MASKS[name], scale=0.5)
+            return whole, form(q, k, v, mask=MASKS[name], scale=0.5, chunk=4)
 
         grads = [jax.grad(lambda *x, i=i: jnp.sum(forms(*x)[i] * w), argnums=(0, 1, 2))(q, k, v) for i in range(2)]
         return forms(q, k, v), grads
@@ -91,6 +92,15 @@ def test_a_sample_without_any_key_is_given_one():
     k, v = draw(B, N, 2, 8, seed=1), draw(B, N, 2, 8, seed=2)
     keys = jnp.arange(N)[None] < jnp.array([[0], [7]])
     assert keys_first(k, v, keys)[2].tolist() == [1, 7]
+
+
+def test_a_query_without_any_key_is_zero_and_moves_nothing_on_a_cpu():
+    q, k, v = draw(B, N, 4, 8, seed=0), draw(B, M, 2, 8, seed=1), draw(B, M, 2, 8, seed=2)
+    mask = MaskSpec(keys=jnp.arange(M)[None] < jnp.array([[0], [9]]))
+    out, pull = jax.vjp(functools.partial(head_by_head_attention, mask=mask, chunk=4), q, k, v)
+    for x in (out, *pull(jnp.ones_like(out))):
+        assert not np.any(x[0])
+        assert np.any(x[1])
 
 
 def test_long_sequences_are_chunked_on_a_cpu_and_keep_their_dtype():

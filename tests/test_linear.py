@@ -23,6 +23,29 @@ def test_gradients_are_those_of_the_product(which, gradients, monkeypatch):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("gradients", ["_gradients", "_flat_gradients"])
+@pytest.mark.parametrize(("axes", "formula"), [(1, "bni,iro->bnro"), (2, "bnio,ior->bnr"), (2, "bnir,irop->bnop")])
+def test_a_product_over_folded_axes_has_the_gradients_of_einsum(axes, formula, gradients, monkeypatch):
+    monkeypatch.setattr(layers, "_flat_gradients", getattr(layers, gradients))
+    sizes = {"b": 2, "n": 3, "i": 4, "r": 5, "o": 6, "p": 7}
+    first, second = formula.partition("->")[0].split(",")
+    x, w = (
+        jax.random.normal(key, [sizes[c] for c in name]) for key, name in zip(KEYS[:2], (first, second), strict=True)
+    )
+    ours = jax.grad(lambda x, w: jnp.sum(jnp.sin(layers.contract(x, w, axes))), (0, 1))(x, w)
+    plain = jax.grad(lambda x, w: jnp.sum(jnp.sin(jnp.einsum(formula, x, w))), (0, 1))(x, w)
+    for found, wanted in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sums", ["_sums", "_column_sums"])
+def test_values_along_the_last_axis_gather_the_gradient_of_every_position(sums, monkeypatch):
+    monkeypatch.setattr(layers, "_column_sums", getattr(layers, sums))
+    out, pull = jax.vjp(lambda bias: X[..., :5] * layers.along_last(bias, X[..., :5]), BIAS)
+    np.testing.assert_array_equal(out, X[..., :5] * BIAS[None, None])
+    np.testing.assert_allclose(pull(jnp.ones_like(out))[0], jnp.sum(X[..., :5], axis=(0, 1)), rtol=1e-5)
+
+
 def test_what_has_no_gradient_has_nothing_to_do():
     assert not jnp.any(jax.grad(lambda w: jnp.sum(jax.lax.stop_gradient(layers.linear(X, w))))(KERNEL))
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metacanvas_jax.nn.mix_ffn import _kernel_gradient, _kernel_gradient_by_sample, depthwise_conv
+from metacanvas_jax.nn.mix_ffn import _kernel_gradient, _kernel_gradient_by_row, depthwise_conv
 
 
 def draw(*shape, seed):
@@ -33,10 +33,10 @@ def test_depthwise_conv_and_its_gradients_equal_a_grouped_convolution(size):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_kernel_gradient_is_the_same_at_once_and_sample_by_sample():
+def test_kernel_gradient_is_the_same_at_once_and_row_by_row():
     x, dy = draw(5, 4, 6, 3, seed=0), draw(5, 4, 6, 3, seed=1)
-    at_once, by_sample = _kernel_gradient(x, dy, (3, 3)), _kernel_gradient_by_sample(x, dy, (3, 3))
-    np.testing.assert_allclose(by_sample, at_once, rtol=1e-5, atol=1e-5)
+    at_once, by_row = _kernel_gradient(x, dy, (3, 3)), _kernel_gradient_by_row(x, dy, (3, 3))
+    np.testing.assert_allclose(by_row, at_once, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_kernel_gradient_is_summed_in_float32():

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.kernels.prologue import LN2, prepare
-from metacanvas_jax.nn.layers import Dense, Dtype, Gain, layer_norm, zeros_init
+from metacanvas_jax.nn.layers import Dense, Dtype, Gain, along_last, contract, layer_norm, zeros_init
 from metacanvas_jax.nn.modulation import TimeEmbed, gated, modulate
 from metacanvas_jax.nn.rope import grid_rotation
 from metacanvas_jax.nn.stack import REMAT_CHOICES, entering, stack
@@ -226,7 +226,7 @@ class MlpUp(nn.Module):
         init = nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
         kernel = self.param("kernel", nn.with_logical_partitioning(init, ("embed", None, "mlp")), (width, ratio, width))
         bias = self.param("bias", nn.with_logical_partitioning(zeros_init, (None, "mlp")), (ratio, width))
-        return jnp.einsum("bni,iro->bnro", x, kernel.astype(dtype)) + bias.astype(dtype)[None, None]
+        return contract(x, kernel.astype(dtype)) + bias.astype(dtype)[None, None]
 
 
 class JoinedOut(nn.Module):
@@ -248,8 +248,8 @@ class JoinedOut(nn.Module):
         )
         bias = self.param("bias", nn.with_logical_partitioning(zeros_init, ("embed",)), (width,))
         kernel = kernel.astype(dtype)
-        y = jnp.einsum("bni,io->bno", attended, kernel[0]) + jnp.einsum("bnri,rio->bno", hidden, kernel[1:])
-        return y + bias.astype(dtype)[None, None]
+        y = contract(attended, kernel[0]) + contract(hidden, kernel[1:], 2)
+        return y + along_last(bias.astype(dtype), y)
 
 
 class SingleBlock(nn.Module):

@@ -3,7 +3,8 @@
 ==========  =====================================================================================================
 tpu         the Pallas kernels of ``flash_fixed_max.py``
 cuda        cuDNN by name where it takes the call (16 bits; no mask, padding, causal, causal with padding), else chunks
-cpu, other  chunks of queries, their scores computed again in the backward pass
+cpu         one head after the other, in chunks of queries (``attention_cpu.py``)
+other       chunks of queries of all heads, their scores computed again in the backward pass
 any         short sequences: XLA's own fusion of the plain formula
 ==========  =====================================================================================================
 """
@@ -20,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.kernels.attention_cpu import head_by_head_attention
 from metacanvas_jax.kernels.flash_common import HIDDEN
 from metacanvas_jax.kernels.flash_fixed_max import flash_attention
 from metacanvas_jax.kernels.masks import MaskSpec, dense_mask
@@ -28,7 +30,7 @@ from metacanvas_jax.parallel.context import sharded
 
 CHUNK = 256  # queries
 LARGEST_SCORES = 2**31  # bytes of float32 scores that the plain formula may hold
-IMPLEMENTATIONS = ("auto", "flash", "cudnn", "chunked", "xla")
+IMPLEMENTATIONS = ("auto", "flash", "cudnn", "by_head", "chunked", "xla")
 
 log = logging.getLogger(__name__)
 
@@ -65,19 +67,20 @@ def _attend(
 ) -> jax.Array:
     if implementation != "auto":
         chosen = {"flash": flash_attention, "chunked": chunked_attention, "xla": plain_attention}
-        chosen["cudnn"] = cudnn_attention
+        chosen |= {"cudnn": cudnn_attention, "by_head": head_by_head_attention}
         return chosen[implementation](q, k, v, mask=mask, scale=scale)
     n, m = q.shape[1], k.shape[1]
     if n <= CHUNK and m <= 4 * CHUNK:
         return plain_attention(q, k, v, mask=mask, scale=scale)
     on_cuda = _on_cuda(q, k, mask)
-    names = {"tpu": flash_attention, "gpu": on_cuda}
+    names = {"tpu": flash_attention, "gpu": on_cuda, "cpu": head_by_head_attention}
     platform = "tpu" if device_kind().startswith("TPU") else jax.default_backend()
     _say(f"attention on {platform}: {names.get(platform, chunked_attention).__name__}")
-    tpu, cuda, other = (
-        functools.partial(f, mask=mask, scale=scale) for f in (flash_attention, on_cuda, chunked_attention)
+    tpu, cuda, cpu, other = (
+        functools.partial(f, mask=mask, scale=scale)
+        for f in (flash_attention, on_cuda, head_by_head_attention, chunked_attention)
     )
-    return jax.lax.platform_dependent(q, k, v, tpu=tpu, cuda=cuda, default=other)
+    return jax.lax.platform_dependent(q, k, v, tpu=tpu, cuda=cuda, cpu=cpu, default=other)
 
 
 @functools.cache
@@ -224,7 +227,7 @@ def chunked_attention(
 ) -> Float[Array, "b n h e"]:
     """The same function, ``chunk`` queries at a time and their scores computed again in the backward pass.
 
-    The scores of a chunk stay in a CPU's cache, and memory does not grow with ``n * m`` anywhere.
+    Memory does not grow with ``n * m``, forward or backward.
     """
     n, e = q.shape[1], q.shape[3]
     m, g = k.shape[1:3]

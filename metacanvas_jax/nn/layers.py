@@ -1,8 +1,11 @@
-"""Dense layers, convolutions and norms: plain functions, and thin Linen modules that own their parameters.
+"""Dense layers and norms: plain functions, and thin Linen modules that own their parameters.
 
 Every parameter carries logical axis names (see ``parallel/rules.py``); ``param_dtype`` is float32 at initialisation and
 the train state decides later what is kept in bfloat16. ``dtype`` is the dtype computed in, and it is never implicit.
 """
+
+import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -20,56 +23,109 @@ ones_init = nn.initializers.ones_init()
 def linear(
     x: Float[Array, "*n i"], kernel: Float[Array, "i o"], bias: Float[Array, " o"] | None = None
 ) -> Float[Array, "*n o"]:
-    """``x @ kernel + bias`` over the last axis.
+    """``x @ kernel + bias`` over the last axis."""
+    y = contract(x, kernel)
+    return y if bias is None else y + along_last(bias, y)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def contract(x: Float[Array, "*x"], kernel: Float[Array, "*w"], axes: int = 1) -> Float[Array, "*y"]:
+    """The product of ``x`` and ``kernel`` over the last ``axes`` of ``x`` and the first of ``kernel``.
 
     Its derivative keeps the kernel only where the input has a gradient, and the input only where the kernel has one:
     a frozen layer that a gradient passes leaves nothing of its own behind.
     """
-    y = _product(x, kernel)
-    return y if bias is None else y + jnp.expand_dims(bias, range(y.ndim - 1))
+    return _contract(x, kernel, axes)
 
 
-@jax.custom_vjp
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jnp.einsum("...i,io->...o", x, kernel)
+def _contract(x: jax.Array, kernel: jax.Array, axes: int) -> jax.Array:
+    last = tuple(range(x.ndim - axes, x.ndim))
+    return jax.lax.dot_general(x, kernel, ((last, tuple(range(axes))), ((), ())))
 
 
-def _product_forward(x: CustomVJPPrimal, kernel: CustomVJPPrimal):
+def _contract_forward(x: CustomVJPPrimal, kernel: CustomVJPPrimal, axes: int):
     saved = (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
-    return jnp.einsum("...i,io->...o", x.value, kernel.value), saved  # in sight of what ``remat="dots"`` looks for
+    return _contract(x.value, kernel.value, axes), saved  # in sight of what ``remat="dots"`` looks for
 
 
-def _product_backward(saved, dy: jax.Array | SymbolicZero):
+def _contract_backward(axes: int, saved, dy: jax.Array | SymbolicZero):
     x, kernel = saved
     if isinstance(dy, SymbolicZero):
         return None, None
-    return jax.lax.platform_dependent(x, kernel, dy, cpu=_flat_gradients, default=_gradients)
+    flat, apart = (functools.partial(f, axes=axes) for f in (_flat_gradients, _gradients))
+    return jax.lax.platform_dependent(x, kernel, dy, cpu=flat, default=apart)
 
 
-_product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
+contract.defvjp(_contract_forward, _contract_backward, symbolic_zeros=True)
 
 
-def _gradients(x: jax.Array | None, kernel: jax.Array | None, dy: jax.Array):
-    dx = None if kernel is None else jnp.einsum("...o,io->...i", dy, kernel)
-    leading = tuple(range(dy.ndim - 1))
-    return dx, None if x is None else jax.lax.dot_general(x, dy, ((leading, leading), ((), ())))
+def _gradients(x: jax.Array | None, kernel: jax.Array | None, dy: jax.Array, axes: int):
+    dx = dkernel = None
+    if kernel is not None:
+        outputs = kernel.ndim - axes
+        last = tuple(range(dy.ndim - outputs, dy.ndim))
+        dx = jax.lax.dot_general(dy, kernel, ((last, tuple(range(axes, kernel.ndim))), ((), ())))
+    if x is not None:
+        leading = tuple(range(x.ndim - axes))
+        dkernel = jax.lax.dot_general(x, dy, ((leading, leading), ((), ())))
+    return dx, dkernel
 
 
-def _flat_gradients(x: jax.Array | None, kernel: jax.Array | None, dy: jax.Array):
+def _flat_gradients(x: jax.Array | None, kernel: jax.Array | None, dy: jax.Array, axes: int):
     # XLA:CPU transposes its operands for the gradient of a product with several leading axes, a quarter of a small
     # model's step. Elsewhere the axes stay apart, because merging them would cut across their shardings. Without the
     # barrier it computes what the two products read inside each of them, a fifth of a small step.
     x, dy = jax.lax.optimization_barrier((x, dy))
-    flat = dy.reshape(-1, dy.shape[-1])
-    dx = None if kernel is None else (flat @ kernel.T).reshape(*dy.shape[:-1], kernel.shape[0])
-    return dx, None if x is None else x.reshape(-1, x.shape[-1]).T @ flat
+    dx = dkernel = None
+    if kernel is not None:
+        inputs, outputs = kernel.shape[:axes], kernel.shape[axes:]
+        leading = dy.shape[: dy.ndim - len(outputs)]
+        dx = dy.reshape(-1, math.prod(outputs)) @ kernel.reshape(-1, math.prod(outputs)).T
+        dx = dx.reshape(*leading, *inputs)
+    if x is not None:
+        leading, inputs = x.shape[: x.ndim - axes], x.shape[x.ndim - axes :]
+        rows = math.prod(leading)
+        dkernel = x.reshape(rows, -1).T @ dy.reshape(rows, -1)
+        dkernel = dkernel.reshape(*inputs, *dy.shape[len(leading) :])
+    return dx, dkernel
+
+
+def along_last(values: Float[Array, " d"], x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+    """``values`` in the shape of ``x``, the same at every position."""
+    return _spread(x.shape, values)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _spread(shape: tuple[int, ...], values: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(jnp.expand_dims(values, range(len(shape) - 1)), shape)
+
+
+def _spread_forward(shape: tuple[int, ...], values: jax.Array):
+    return _spread(shape, values), None
+
+
+def _spread_backward(shape: tuple[int, ...], _: None, dy: jax.Array):
+    return (jax.lax.platform_dependent(dy, cpu=_column_sums, default=_sums),)
+
+
+_spread.defvjp(_spread_forward, _spread_backward)
+
+
+def _sums(dy: jax.Array) -> jax.Array:
+    return jnp.sum(dy, axis=tuple(range(dy.ndim - 1)))
+
+
+def _column_sums(dy: jax.Array) -> jax.Array:
+    # XLA:CPU adds rows up ten times faster as a product with ones.
+    rows = dy.reshape(-1, dy.shape[-1])
+    return (jnp.ones((1, rows.shape[0]), dy.dtype) @ rows)[0]
 
 
 def rms_norm(x: Float[Array, "*n d"], scale: Float[Array, " d"] | None, eps: float) -> Float[Array, "*n d"]:
     """Root-mean-square norm in float32; the gain is multiplied after the cast back, as transformers does."""
     y = x.astype(jnp.float32)
     y = (y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)).astype(x.dtype)
-    return y if scale is None else y * jnp.expand_dims(scale.astype(x.dtype), range(y.ndim - 1))
+    return y if scale is None else y * along_last(scale.astype(x.dtype), y)
 
 
 def layer_norm(
@@ -83,9 +139,9 @@ def layer_norm(
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
     if scale is not None:
-        y = y * jnp.expand_dims(scale.astype(jnp.float32), range(y.ndim - 1))
+        y = y * along_last(scale.astype(jnp.float32), y)
     if bias is not None:
-        y = y + jnp.expand_dims(bias.astype(jnp.float32), range(y.ndim - 1))
+        y = y + along_last(bias.astype(jnp.float32), y)
     return y.astype(x.dtype)
 
 
@@ -149,36 +205,3 @@ class LayerNorm(nn.Module):
         scale = self.param("scale", nn.with_logical_partitioning(ones_init, (self.axis,)), (x.shape[-1],))
         bias = self.param("bias", nn.with_logical_partitioning(zeros_init, (self.axis,)), (x.shape[-1],))
         return layer_norm(x, scale, bias, self.eps)
-
-
-class Conv(nn.Module):
-    """Convolution over the middle axes of ``[b ... c]``; kernel ``[*size, in / groups, out]``, no dilation."""
-
-    features: int
-    size: tuple[int, ...]
-    dtype: Dtype
-    strides: tuple[int, ...] | None = None
-    padding: tuple[tuple[int, int], ...] | str = "SAME"
-    groups: int = 1
-    use_bias: bool = True
-    axes: tuple[str | None, str | None] = (None, None)
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b *n i"]) -> Float[Array, "b *m o"]:
-        """Computes in ``dtype``; zero padding."""
-        spatial = "DHW"[-len(self.size) :]
-        shape = (*self.size, x.shape[-1] // self.groups, self.features)
-        names = (*(None for _ in self.size), *self.axes)
-        kernel = self.param("kernel", nn.with_logical_partitioning(lecun_init, names), shape)
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            self.strides or (1,) * len(self.size),
-            self.padding,
-            dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-            feature_group_count=self.groups,
-        )
-        if not self.use_bias:
-            return y
-        bias = self.param("bias", nn.with_logical_partitioning(zeros_init, self.axes[1:]), (self.features,))
-        return y + jnp.expand_dims(bias.astype(self.dtype), range(y.ndim - 1))

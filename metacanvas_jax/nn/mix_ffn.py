@@ -32,7 +32,7 @@ def _taps(x: Float[Array, "b y x c"], rows: int, columns: int) -> list[Float[Arr
 
 
 def _weighted(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]) -> Float[Array, "b y x c"]:
-    return jax.lax.platform_dependent(x, kernel, cpu=_row_by_row, default=_at_once)
+    return jax.lax.platform_dependent(x, kernel, cpu=_kept, default=_at_once)
 
 
 def _at_once(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]) -> Float[Array, "b y x c"]:
@@ -41,18 +41,12 @@ def _at_once(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]) -> Float
     return sum(tap * kernel[None, None, None, i // columns, i % columns] for i, tap in enumerate(taps))
 
 
-def _row_by_row(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]) -> Float[Array, "b y x c"]:
-    # XLA:CPU computes a sum anew in everything that reads it, here in up to five places; what a loop makes it keeps.
-    rows, columns, _ = kernel.shape
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (rows // 2, rows // 2), (columns // 2, columns // 2), (0, 0)))
-
-    def row(number: Int[Array, ""]) -> Float[Array, "b x c"]:
-        above = jax.lax.dynamic_slice_in_dim(padded, number, rows, axis=1)
-        cells = ((i, j) for i in range(rows) for j in range(columns))
-        return sum(above[:, i, j : j + width] * kernel[None, None, i, j] for i, j in cells)
-
-    return jnp.moveaxis(jax.lax.map(row, jnp.arange(height)), 0, 1)
+def _kept(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]) -> Float[Array, "b y x c"]:
+    # XLA:CPU computes a sum anew in everything that reads it, here in up to five places; a branch it keeps,
+    # so one is always taken, which the compiler is not to find out.
+    first = jax.lax.bitcast_convert_type(kernel.astype(jnp.float32)[0, 0, 0], jnp.int32)
+    always = jnp.minimum(jnp.abs(first), 0) <= 0
+    return jax.lax.cond(always, _at_once, lambda x, _: jnp.zeros_like(x), x, kernel)
 
 
 # Differentiated by hand: the transpose of a slice is a padded copy, and nine of those are summed in as many passes.
@@ -68,18 +62,32 @@ def _kernel_gradient(x: Float[Array, "b y x c"], dy: Float[Array, "b y x c"], si
     return jnp.stack([jnp.sum(tap * dy, axis=(0, 1, 2), dtype=jnp.float32) for tap in taps])
 
 
-def _kernel_gradient_by_sample(x: Float[Array, "b y x c"], dy: Float[Array, "b y x c"], size: tuple[int, int]):
-    def add(total: jax.Array, sample: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return total + _kernel_gradient(sample[0][None], sample[1][None], size), None
+def _kernel_gradient_by_row(x: Float[Array, "b y x c"], dy: Float[Array, "b y x c"], size: tuple[int, int]):
+    rows, columns = size
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (rows // 2, rows // 2), (columns // 2, columns // 2), (0, 0)))
 
-    return jax.lax.scan(add, jnp.zeros((size[0] * size[1], x.shape[-1]), jnp.float32), (x, dy))[0]
+    ones = jnp.ones((1, x.shape[0] * width), x.dtype)
+
+    def add(total: jax.Array, number: Int[Array, ""]) -> tuple[jax.Array, None]:
+        above = jax.lax.dynamic_slice_in_dim(padded, number, rows, axis=1)
+        own = jax.lax.dynamic_index_in_dim(dy, number, axis=1, keepdims=False)
+        sums = []
+        for i in range(rows):
+            for j in range(columns):
+                product = (above[:, i, j : j + width] * own).reshape(-1, x.shape[-1])
+                sums.append(jnp.matmul(ones, product, preferred_element_type=jnp.float32)[0])
+        return total + jnp.stack(sums), None
+
+    return jax.lax.scan(add, jnp.zeros((rows * columns, x.shape[-1]), jnp.float32), jnp.arange(height))[0]
 
 
 def _backward(saved, dy: Float[Array, "b y x c"]):
     x, kernel = saved
-    # XLA:CPU runs one reduction after the other: sample by sample, their common inputs stay in cache.
-    by_sample, at_once = (partial(f, size=kernel.shape[:2]) for f in (_kernel_gradient_by_sample, _kernel_gradient))
-    dkernel = jax.lax.platform_dependent(x, dy, cpu=by_sample, default=at_once)
+    # XLA:CPU runs one reduction after the other, so that row by row their common inputs stay in cache, and adds rows up
+    # faster as a product with ones.
+    by_row, at_once = (partial(f, size=kernel.shape[:2]) for f in (_kernel_gradient_by_row, _kernel_gradient))
+    dkernel = jax.lax.platform_dependent(x, dy, cpu=by_row, default=at_once)
     return _weighted(dy, kernel[::-1, ::-1]), dkernel.reshape(kernel.shape).astype(kernel.dtype)
 
 

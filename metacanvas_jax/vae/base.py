@@ -54,8 +54,3 @@ def per_frame(network: Callable[[Array], Array], x: Float[Array, "b t h w i"]) -
     """A network of images ``[n h w i]`` on every frame of a video."""
     y = network(einops.rearrange(x, "b t h w i -> (b t) h w i"))
     return einops.rearrange(y, "(b t) h w o -> b t h w o", b=x.shape[0])
-
-
-def nearest_double(x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
-    """Twice the rows and columns, each pixel repeated."""
-    return einops.repeat(x, "b h w c -> b (h r) (w s) c", r=2, s=2)

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metacanvas_jax.kernels.linear_attention import relu_linear_attention
-from metacanvas_jax.nn.layers import Conv, Dense, ones_init, rms_norm, zeros_init
+from metacanvas_jax.nn.convolution import Conv
+from metacanvas_jax.nn.layers import Dense, ones_init, rms_norm, zeros_init
 from metacanvas_jax.nn.mix_ffn import MixFFN, depthwise_conv
 from metacanvas_jax.parallel.activations import constrain, part
-from metacanvas_jax.vae.base import check_latents, check_video, nearest_double, per_frame
+from metacanvas_jax.vae.base import check_latents, check_video, per_frame
 
 IMAGE = ("batch", "rows", "columns", None)
 EPS = 1e-5
@@ -226,7 +227,7 @@ class Decoder(nn.Module):
         for i in reversed(range(len(config.channels))):
             if i < len(config.channels) - 1:
                 width = config.channels[i]
-                x = Conv(width, (3, 3), dtype, axes=axes, name=f"up_{i}")(nearest_double(x)) + grow(x, width)
+                x = Conv(width, (3, 3), dtype, axes=axes, doubled=True, name=f"up_{i}")(x) + grow(x, width)
             x, _ = stage(config, i, config.decoder_blocks[i], f"stages_{i}")(x)
         x = jax.nn.relu(Norm(name="norm_out")(x))
         return Conv(3, (3, 3), dtype, axes=("embed", None), name="conv_out")(x)

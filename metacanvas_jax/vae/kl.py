@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metacanvas_jax.kernels.attention import attention
-from metacanvas_jax.nn.layers import Conv, Dense, ones_init, zeros_init
+from metacanvas_jax.nn.convolution import Conv
+from metacanvas_jax.nn.layers import Dense, ones_init, zeros_init
 from metacanvas_jax.parallel.activations import constrain, part
-from metacanvas_jax.vae.base import check_latents, check_video, nearest_double, per_frame
+from metacanvas_jax.vae.base import check_latents, check_video, per_frame
 
 IMAGE = ("batch", "rows", "columns", None)
 EPS = 1e-6
@@ -56,10 +57,16 @@ def group_norm(
     x: Float[Array, "b h w c"], scale: Float[Array, " c"], bias: Float[Array, " c"], groups: int, eps: float
 ) -> Float[Array, "b h w c"]:
     """Normalises every group of consecutive channels over the whole image, in float32; keeps the dtype."""
-    y = einops.rearrange(x.astype(jnp.float32), "b h w (g c) -> b h w g c", g=groups)
-    y = y - jnp.mean(y, axis=(1, 2, 4), keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=(1, 2, 4), keepdims=True) + eps)
-    y = einops.rearrange(y, "b h w g c -> b h w (g c)")
+    size = x.shape[-1] // groups
+
+    def mean(y: jax.Array) -> jax.Array:
+        # Of every channel first: a sum over both at once is four times slower on a CPU, and less exact.
+        channels = jnp.mean(y, axis=(1, 2)).reshape(-1, groups, size)
+        return jnp.repeat(jnp.mean(channels, axis=-1), size, axis=-1)[:, None, None]
+
+    y = x.astype(jnp.float32)
+    y = y - mean(y)
+    y = y * jax.lax.rsqrt(mean(y * y) + eps)
     return (y * scale.astype(jnp.float32)[None, None, None] + bias.astype(jnp.float32)[None, None, None]).astype(
         x.dtype
     )
@@ -161,7 +168,7 @@ class Decoder(nn.Module):
             for j in range(config.blocks + 1):
                 x = Block(width, config, name=f"stages_{i}_block_{j}")(x)
             if i < len(config.channels) - 1:
-                x = Conv(width, (3, 3), dtype, axes=(None, "embed"), name=f"up_{i}")(nearest_double(x))
+                x = Conv(width, (3, 3), dtype, axes=(None, "embed"), doubled=True, name=f"up_{i}")(x)
         x = jax.nn.silu(GroupNorm(config.groups, name="norm_out")(x))
         return Conv(3, (3, 3), dtype, axes=("embed", None), name="conv_out")(x)
 

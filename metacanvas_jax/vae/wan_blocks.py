@@ -17,11 +17,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metacanvas_jax.kernels.attention import attention
-from metacanvas_jax.nn.layers import Conv, Dense, Dtype, ones_init
+from metacanvas_jax.nn.convolution import Conv
+from metacanvas_jax.nn.layers import Dense, Dtype, ones_init
 from metacanvas_jax.parallel.activations import constrain
-from metacanvas_jax.vae.base import nearest_double, per_frame
+from metacanvas_jax.vae.base import per_frame
 
 VIDEO = ("batch", "frames", "rows", "columns", None)
+INSIDE = ((0, 0),) * 3  # no padding
 
 Past = dict[str, Any]
 """Nested dict of the frames that a chunk remembers, by layer; empty before the first chunk."""
@@ -145,7 +147,7 @@ class Down(nn.Module):
         x = per_frame(Conv(width, (3, 3), self.dtype, (2, 2), ((0, 1), (0, 1)), axes=axes, name="space"), x)
         if not self.time:
             return x, {}
-        conv = Conv(width, (3, 1, 1), self.dtype, (2, 1, 1), "VALID", axes=axes, name="time")
+        conv = Conv(width, (3, 1, 1), self.dtype, (2, 1, 1), INSIDE, axes=axes, name="time")
         if past:
             x, last = remember(x, past["time"], 1)
             return conv(x), {"time": last}
@@ -166,11 +168,10 @@ class Up(nn.Module):
             # The clip's first frame passes, and the frames after it do not see it: their past begins with zeros.
             start = 0 if past else 1
             y, now["time"] = remember(x[:, start:], past.get("time"), 2)
-            y = Conv(2 * width, (3, 1, 1), self.dtype, padding="VALID", axes=axes, name="time")(y)
+            y = Conv(2 * width, (3, 1, 1), self.dtype, padding=INSIDE, axes=axes, name="time")(y)
             y = einops.rearrange(y, "b t h w (u c) -> b (t u) h w c", u=2)
             x = jnp.concatenate([x[:, :start], y], axis=1)
-        space = Conv(width, (3, 3), self.dtype, axes=axes, name="space")
-        return per_frame(lambda frames: space(nearest_double(frames)), x), now
+        return per_frame(Conv(width, (3, 3), self.dtype, axes=axes, doubled=True, name="space"), x), now
 
 
 class Stage(nn.Module):

@@ -1,0 +1,97 @@
+"""Convolutions of images and videos: plain functions, and thin Linen modules that own their kernels."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from metacanvas_jax.nn.layers import Dtype, lecun_init, zeros_init
+
+Padding = tuple[tuple[int, int], ...]
+
+
+def convolve(
+    x: Float[Array, "b *n i"], kernel: Float[Array, "*r i o"], strides: tuple[int, ...], padding: Padding
+) -> Float[Array, "b *m o"]:
+    """Convolution over the two or three middle axes, zero padded, as in torch (no flip)."""
+    at_once = functools.partial(_convolve, strides=strides, padding=padding)
+    if len(strides) == 2 or padding[0] != (0, 0):
+        return at_once(x, kernel)
+    # XLA:CPU has a fast convolution for two axes only.
+    by_tap = functools.partial(_convolve_by_tap, strides=strides, padding=padding)
+    return jax.lax.platform_dependent(x, kernel, cpu=by_tap, default=at_once)
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding) -> jax.Array:
+    spatial = "DHW"[-len(strides) :]
+    names = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=names)
+
+
+def _convolve_by_tap(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding) -> jax.Array:
+    """The sum, over the kernel's frames, of the convolution of all frames that it falls on."""
+    step, count = strides[0], (x.shape[1] - kernel.shape[0]) // strides[0] + 1
+    if count < 1:
+        return _convolve(x, kernel, strides, padding)
+
+    def tap(number: int) -> jax.Array:
+        frames = x[:, number : number + step * (count - 1) + 1 : step]
+        return _convolve(rearrange(frames, "b t h w i -> (b t) h w i"), kernel[number], strides[1:], padding[1:])
+
+    return rearrange(sum(map(tap, range(kernel.shape[0]))), "(b t) h w o -> b t h w o", t=count)
+
+
+def convolve_doubled(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "b H W o"]:
+    """The 3x3 convolution of an image of twice the rows and columns in which every pixel is repeated.
+
+    That image is never made: an output pixel sees 2x2 pixels of ``x``, so that the rows and columns of the kernel that
+    fall on the same pixel are added up first. There are four such kernels, by whether the output's row and column are
+    even or odd, and 4/9 of the products. The kernel is added up in its own dtype, the products have that of ``x``.
+    """
+    # An even output row sees the input row above its own once and its own twice, an odd one its own twice and the next.
+    above, own, below = kernel
+    rows = jnp.stack([above, own + below]), jnp.stack([above + own, below])
+    out = []
+    for i, half in enumerate(rows):
+        first, middle, last = half[:, 0], half[:, 1], half[:, 2]
+        columns = jnp.stack([first, middle + last], axis=1), jnp.stack([first + middle, last], axis=1)
+        for j, part in enumerate(columns):
+            out.append(_convolve(x, part.astype(x.dtype), (1, 1), ((1 - i, i), (1 - j, j))))
+    return rearrange(jnp.stack(out), "(i j) b h w o -> b (h i) (w j) o", i=2)
+
+
+class Conv(nn.Module):
+    """Convolution over the middle axes of ``[b ... c]``; kernel ``[*size, in, out]``.
+
+    ``strides`` are 1 and ``padding`` keeps the size unless they are given. ``doubled`` convolves an image that is first
+    made twice as high and wide by repeating its pixels.
+    """
+
+    features: int
+    size: tuple[int, ...]
+    dtype: Dtype
+    strides: tuple[int, ...] | None = None
+    padding: Padding | None = None
+    use_bias: bool = True
+    axes: tuple[str | None, str | None] = (None, None)
+    doubled: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *n i"]) -> Float[Array, "b *m o"]:
+        """Computes in ``dtype``; zero padding."""
+        shape = (*self.size, x.shape[-1], self.features)
+        names = (*(None for _ in self.size), *self.axes)
+        kernel = self.param("kernel", nn.with_logical_partitioning(lecun_init, names), shape)
+        if self.doubled:
+            y = convolve_doubled(x.astype(self.dtype), kernel)
+        else:
+            strides = self.strides or (1,) * len(self.size)
+            padding = self.padding or tuple((size // 2, size // 2) for size in self.size)
+            y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), strides, padding)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.with_logical_partitioning(zeros_init, self.axes[1:]), (self.features,))
+        return y + jnp.expand_dims(bias.astype(self.dtype), range(y.ndim - 1))
