@@ -18,7 +18,7 @@ from metacanvas_jax.kernels.flash_common import HIDDEN, TINY
 from metacanvas_jax.kernels.masks import MaskSpec, dense_mask
 
 LOWEST = HIDDEN / 10  # the least maximum of a query: one that sees no key has weights exp(HIDDEN - LOWEST), zero
-ROWS = 256  # queries of one chunk, all heads of a group together
+ROWS = 768  # queries of one chunk at most, those of all heads of a group counted
 
 
 class Problem(NamedTuple):
@@ -43,7 +43,9 @@ def head_by_head_attention(
 
     Scores, softmax and sums are float32. ``chunk`` is a number of queries; memory does not grow with ``n * m``.
     """
-    chunk = chunk or max(1, ROWS * k.shape[2] // q.shape[2])
+    if chunk is None:
+        count = -(-q.shape[1] * q.shape[2] // (ROWS * k.shape[2]))
+        chunk = 8 * -(-q.shape[1] // (8 * count))
     scale = q.shape[3] ** -0.5 if scale is None else scale
     problem = Problem(chunk, scale, mask.causal, mask.offset)
     return _attend(problem, q, k, v, _samples(mask, q.shape[0], chunk))

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from metacanvas_jax.nn.layers import Dtype, lecun_init, zeros_init
 
@@ -37,11 +37,15 @@ def _convolve_by_tap(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], 
     if count < 1:
         return _convolve(x, kernel, strides, padding)
 
-    def tap(number: int) -> jax.Array:
-        frames = x[:, number : number + step * (count - 1) + 1 : step]
-        return _convolve(rearrange(frames, "b t h w i -> (b t) h w i"), kernel[number], strides[1:], padding[1:])
+    def tap(number: int | Int[Array, ""], kernel: jax.Array) -> jax.Array:
+        frames = jax.lax.dynamic_slice_in_dim(x, number, step * (count - 1) + 1, axis=1)[:, ::step]
+        return _convolve(rearrange(frames, "b t h w i -> (b t) h w i"), kernel, strides[1:], padding[1:])
 
-    return rearrange(sum(map(tap, range(kernel.shape[0]))), "(b t) h w o -> b t h w o", t=count)
+    # In a loop, so that no two of them are in memory at a time.
+    made = jax.eval_shape(tap, 0, kernel[0])
+    taps = (jnp.arange(kernel.shape[0]), kernel)
+    total, _ = jax.lax.scan(lambda total, one: (total + tap(*one), None), jnp.zeros(made.shape, made.dtype), taps)
+    return rearrange(total, "(b t) h w o -> b t h w o", t=count)
 
 
 def convolve_doubled(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "b H W o"]:
