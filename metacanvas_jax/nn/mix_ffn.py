@@ -42,8 +42,8 @@ def _at_once(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]) -> Float
 
 
 def _kept(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]) -> Float[Array, "b y x c"]:
-    # XLA:CPU computes a sum anew in everything that reads it, here in up to five places; a branch it keeps,
-    # so one is always taken, which the compiler is not to find out.
+    # XLA:CPU computes a sum anew in everything that reads it, here in up to five places. The result of a branch it
+    # keeps: this one is always taken, by a condition that the compiler does not see through.
     first = jax.lax.bitcast_convert_type(kernel.astype(jnp.float32)[0, 0, 0], jnp.int32)
     always = jnp.minimum(jnp.abs(first), 0) <= 0
     return jax.lax.cond(always, _at_once, lambda x, _: jnp.zeros_like(x), x, kernel)
