@@ -269,8 +269,10 @@ def test_bad_settings_are_named(fields):
 
 def test_metrics_are_valid_json(uninterrupted):
     folder, _, _ = uninterrupted
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    entries = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")) for line in lines]
+    assert entries
+    assert all("step" in entry for entry in entries)
 
 
 def buckets(records=100):

@@ -66,7 +66,6 @@ def _kernel_gradient_by_row(x: Float[Array, "b y x c"], dy: Float[Array, "b y x 
     rows, columns = size
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (rows // 2, rows // 2), (columns // 2, columns // 2), (0, 0)))
-
     ones = jnp.ones((1, x.shape[0] * width), x.dtype)
 
     def add(total: jax.Array, number: Int[Array, ""]) -> tuple[jax.Array, None]:
