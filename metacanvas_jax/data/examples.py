@@ -240,7 +240,7 @@ class UnderstandExamples:
         self.picture_share, self.plan_share, self.context_weight = picture_share, plan_share, context_weight
         self.grid = read_image(np.full((world.size, world.size, 3), 255, np.uint8), prompter.config.media).grid
         # Follow-up questions and answers are few and come again; tokenizing them anew would take most of the time.
-        self._turn = functools.lru_cache(maxsize=65536)(lambda question: prompter(question).tokens)
+        self._turn = functools.lru_cache(maxsize=65536)(prompter)
         self._answer = functools.lru_cache(maxsize=65536)(prompter.text)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Example:
@@ -267,7 +267,7 @@ class UnderstandExamples:
 
     def cost(self, exchange: Exchange, about_picture: bool, follows: bool = False) -> int:
         """Tokens of an exchange, where it opens the conversation or follows others."""
-        question = len(self._turn(follow_up(exchange.question) if follows else exchange.question))
+        question = len(self._turn(follow_up(exchange.question) if follows else exchange.question).tokens)
         image = 2 + int(np.prod(self.grid)) // self.prompter.config.media.merge**2 if about_picture else 0
         return question + (len(self._between) if follows else image) + len(self._answer(exchange.answer)) + 1
 
@@ -281,15 +281,16 @@ class UnderstandExamples:
 
     def encode(self, exchanges: Sequence[Exchange], image: UInt8[np.ndarray, "h w 3"] | None) -> Example:
         """The arrays of a conversation. Raises UserError when it is longer than ``length``."""
-        parts: list[Any] = [exchanges[0].question]
-        if image is not None:
-            parts.insert(0, read_image(image, self.prompter.config.media))
-        opening = self.prompter(parts)
+        question = exchanges[0].question
+        if image is None:
+            opening = self._turn(question)
+        else:
+            opening = self.prompter([read_image(image, self.prompter.config.media), question])
         tokens, positions, answers = [opening.tokens], [opening.positions], []
         for number, exchange in enumerate(exchanges):
             following = self._answer(exchange.answer), [self.prompter.ids[END]]
             if number:
-                turn = self._between, self._turn(follow_up(exchange.question))
+                turn = self._between, self._turn(follow_up(exchange.question)).tokens
                 following = *turn, *following
             start = sum(map(len, tokens)) + sum(map(len, following[:-2]))
             answers.append(slice(start, start + len(following[-2]) + 1))
