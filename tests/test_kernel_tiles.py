@@ -29,10 +29,15 @@ def test_entry_fits_the_memory_of_its_chip_and_masks_what_it_does_not_divide(dir
     else:
         chunk = tiling.chunk_queries(tiles, width, 27280, generation)
         assert chunk % tiles.block_q == 0 and tiling.backward_vmem(tiles, width, chunk) <= room
-    for length in (1, 300, 880, 27280):
+    for length in (1, 300, 880, 1100, 27280):
         fitted = tiles.fit(length, length)
-        assert fitted.block_q % fitted.tile_q == 0 and fitted.block_k % fitted.tile_k == 0
-        assert fitted.block_q - length < fitted.tile_q or fitted.block_q == tiles.block_q
+        for block, tile, most in (
+            (fitted.block_q, fitted.tile_q, tiles.block_q),
+            (fitted.block_k, fitted.tile_k, tiles.block_k),
+        ):
+            assert block % tile == 0 and block <= most
+            covered = -(-length // block) * block
+            assert covered - length < tile or covered <= 1.1 * length
 
 
 def test_wide_heads_get_smaller_blocks_instead_of_too_much_memory():
