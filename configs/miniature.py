@@ -117,7 +117,7 @@ def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
     config.vae = base.section(PatchPcaConfig(patch=15, channels=64), kind="patch_pca")
     config.vae_weights = f"{CACHE}/vae"
     # Mostly much noise, where it is decided what comes to lie where: else there are two things or none in place of one.
-    config.time = base.section(TimeConfig(mean=2.0, std=1.2))
+    config.time = base.section(TimeConfig(mean=1.5, std=1.2))
     config.optimizer = base.section(
         OptimizerConfig(
             learning_rate=2.1e-3, warmup_steps=40, schedule="cosine", total_steps=steps, final_fraction=0.02, b2=0.99
