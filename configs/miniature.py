@@ -92,7 +92,7 @@ def understanding(config: ConfigDict) -> ConfigDict:
 def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
     """SANA from scratch under a frozen MLLM."""
     width = 128
-    steps = 3300
+    steps = 2700
     if canvas:
         config.canvas = base.section(CanvasConfig(rows=4, columns=4))
         config.canvas_connector = base.section(CanvasConnectorConfig(width=width, vanilla_ratio=2.0, mlp_ratio=1.5))
@@ -130,8 +130,8 @@ def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
             batch=40,
             rules=(("(mllm|vae)/.*", "freeze"), (".*", "train")),
             frozen_dtype="float32",
-            preview_every=1100,
-            evaluate_every=1100,
+            preview_every=900,
+            evaluate_every=900,
         )
     )
     return config
