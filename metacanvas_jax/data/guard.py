@@ -45,11 +45,16 @@ class Guarded(abc.ABC):
         """How many records were found bad."""
         return len(self._bad)
 
+    def _counted(self) -> str:
+        return f"{len(self._bad)} corrupt so far, {self.max_skips} allowed"
+
     def __getitem__(self, index: int) -> Sample:
         for step in range(len(self)):
             sample = self.try_read((index + step) % len(self))
             if sample is not None:
                 return sample
+        if len(self._bad) > self.max_skips:  # other threads found them, and stop at their own
+            raise UserError(f"{self}: {self._counted()}")
         raise UserError(f"{self}: no readable record")
 
     def try_read(self, index: int) -> Sample | None:
@@ -67,10 +72,7 @@ class Guarded(abc.ABC):
             raise
         except Exception as error:  # decoders, containers, parsers and UTF-8 each have their own
             self._bad.add(index)
-            message = (
-                f"{self}: {self.name(index)} is corrupt ({first_line(error)}); "
-                f"{len(self._bad)} corrupt so far, {self.max_skips} allowed"
-            )
+            message = f"{self}: {self.name(index)} is corrupt ({first_line(error)}); {self._counted()}"
             if len(self._bad) > self.max_skips:
                 raise UserError(message) from error
             logger.warning("%s", message)

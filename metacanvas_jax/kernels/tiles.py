@@ -69,6 +69,13 @@ def _shrink(block: int, tile: int, length: int) -> tuple[int, int]:
     return min(range(block, 0, -tile), key=cost), tile
 
 
+def _halve(block: int, tile: int) -> tuple[int, int]:
+    if block > tile:
+        return max(tile, block // 2 // tile * tile), tile
+    tile = max(LANES, tile // 2 // LANES * LANES)
+    return tile, tile
+
+
 def forward_vmem(tiles: Tiles, width: int, itemsize: int = 2) -> int:
     """Bytes of VMEM that the forward kernel needs: blocks twice (pipelined), accumulators, tiles in flight."""
     width = -(-width // LANES) * LANES
@@ -137,11 +144,7 @@ def tiles_for(direction: str, generation: str, width: int) -> Tiles:
     tiles = entries[min(fitting) if fitting else max(entries)]
     need = forward_vmem if direction == "forward" else lambda t, w: backward_vmem(t, w, t.block_q)
     while need(tiles, width) > USABLE * VMEM[generation] and max(tiles.block_q, tiles.block_k) > LANES:
-        tiles = Tiles(
-            max(LANES, tiles.block_q // 2),
-            max(LANES, tiles.block_k // 2),
-            min(tiles.tile_q, max(LANES, tiles.block_q // 2)),
-            min(tiles.tile_k, max(LANES, tiles.block_k // 2)),
-            tiles.depth,
-        )
+        block_q, tile_q = _halve(tiles.block_q, tiles.tile_q)
+        block_k, tile_k = _halve(tiles.block_k, tiles.tile_k)
+        tiles = Tiles(block_q, block_k, tile_q, tile_k, tiles.depth)
     return tiles
