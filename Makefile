@@ -3,8 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
-# XLA frees its buffers after every step and takes them anew, page by page; in pages of 2 MiB that costs a CPU a quarter
-# less of a small model's step. Only glibc knows the name.
+# XLA frees its buffers after every step and takes them anew, page by page; in pages of 2 MiB a small model's step takes
+# a CPU a fifth to a quarter less. Only glibc knows the name.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: help demo test lint test-slow test-faults test-latest plan-all format clean

@@ -46,6 +46,14 @@ def test_wide_heads_get_smaller_blocks_instead_of_too_much_memory():
     assert wide.block_q < tiles_for("forward", "v4", 128).block_q
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_wide_heads_keep_whole_tiles(direction, generation):
+    for width in (256, 384, 512, 1024, 2048, 4096):
+        tiles = tiles_for(direction, generation, width)  # a block that its tiles do not divide is refused
+        assert tiles.fit(27280, 27280).block_q <= tiles.block_q
+
+
 def test_tiles_that_do_not_divide_their_block_are_refused():
     for sizes in ((1024, 1024, 384, 256, 1), (1024, 1024, 64, 256, 1), (1024, 1024, 256, 256, -1)):
         with pytest.raises(ValueError, match=r"divide their blocks|depth"):
