@@ -13,7 +13,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.flags import FLAGS, flags_for, libtpu_arguments
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.plan import flops, hlo, hlo_cost, parts
-from metacanvas_jax.plan.compile import does_not_fit
+from metacanvas_jax.plan.compile import compilation_key, does_not_fit
 from metacanvas_jax.plan.hlo_cost import Machine
 from metacanvas_jax.plan.planning import parse_mesh
 from metacanvas_jax.plan.report import Part, Report, as_json
@@ -295,6 +295,32 @@ def test_a_batch_too_large_fails_with_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("METACANVAS_PLAN_CACHE", str(tmp_path))
     assert main([*MINIATURE, "--config.train.batch=800000"]) == 1
     assert "FAIL: train text_to_image 1x60x60 does not fit v5e:2x2: it needs" in capsys.readouterr().out
+
+
+def attended(x):
+    with jax.named_scope("attend"):
+        return jnp.tanh(x)
+
+
+def named_otherwise(x):
+    with jax.named_scope("other"):
+        return jnp.tanh(x)
+
+
+@needs_libtpu
+def test_a_compilation_is_known_by_its_scopes_and_not_by_who_asks():
+    where = find_slice("v5e:2x2")
+
+    def lowered(function):
+        return jax.jit(lambda x: function(x)).trace(jnp.ones(4)).lower()
+
+    def from_elsewhere(function):
+        return lowered(function)
+
+    known = compilation_key(lowered(attended), where, {})
+    assert compilation_key(from_elsewhere(attended), where, {}) == known
+    assert compilation_key(lowered(named_otherwise), where, {}) != known
+    assert compilation_key(lowered(attended), find_slice("v5e:4x4"), {}) != known
 
 
 def outcome(seconds, *, collectives=0.0, passed=True, batch=16):

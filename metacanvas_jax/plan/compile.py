@@ -64,7 +64,7 @@ def compile_program(program: Program, where: Slice, *, options: dict[str, str] |
     """
     options = flags_for(where.chip.name) if options is None else options
     lowered = program.lowered
-    path = cache_folder() / f"{_key(lowered, where, options)}.json.gz"
+    path = cache_folder() / f"{compilation_key(lowered, where, options)}.json.gz"
     if (known := _read(path)) is not None:
         return _result(program, where, known | {"seconds": 0.0})
     start = time.monotonic()
@@ -120,9 +120,14 @@ def does_not_fit(message: str, name: str, where: Slice) -> DoesNotFit:
     return DoesNotFit(text, needed, available, largest)
 
 
-def _key(lowered: Any, where: Slice, options: dict[str, str]) -> str:
-    # Scopes name the parts of a report and are no part of the plain text; file names and lines do not matter.
-    scopes = sorted(set(re.findall(r'loc\("([^"]+)"\(', lowered.as_text(debug_info=True))))
+def compilation_key(lowered: Any, where: Slice, options: dict[str, str]) -> str:
+    """What a compilation is remembered by: the text, its scopes, the slice, the options and the compiler's version.
+
+    Scopes name the parts of a report and are no part of the plain text. Names without a slash are functions on the way
+    to an operation and are left out: who asks does not matter.
+    """
+    names = set(re.findall(r'loc\("([^"]+)"\(', lowered.as_text(debug_info=True)))
+    scopes = sorted(name for name in names if "/" in name)
     parts = [lowered.as_text(), scopes, where.name, sorted(options.items()), installed_libtpu(), FORMAT]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 

@@ -9,6 +9,8 @@ VARIABLES = {
     "TPU_WORKER_HOSTNAMES": "localhost",  # silences another
     "TPU_LOG_DIR": "disabled",  # no log files in /tmp
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two compilations may run at once
+    # Kernels carry the files they are written in: without the checkout's own path a compilation is known in another.
+    "JAX_HLO_SOURCE_FILE_CANONICALIZATION_REGEX": ".*/(?=metacanvas_jax/)",
 }
 
 
