@@ -42,7 +42,7 @@ def attention(generation: str) -> None:
             found = measure(f"{CASES}{case}", generation, tokens=TOKENS, backward=backward, **options)
             shape = list(tiles.values()) if isinstance(tiles, dict) else tiles
             if found.error:
-                print(f"{generation:5}{direction:10}{name:16}{shape!s:28}{found.error[:80]}", flush=True)
+                print(f"{generation:5}{direction:10}{name:16}{shape!s:28}{found.error[:120]}", flush=True)
                 continue
             kernel = f"{NAMES[case]}_{direction}" if case == "flash" else ("dkv" if backward else "fwd")
             region = found.main(kernel)
@@ -66,7 +66,7 @@ def traffic(generation: str) -> None:
             for kernel in (True, False):
                 found = measure(f"{CASES}{case}", generation, kernel=kernel, backward=backward)
                 result = (
-                    found.error[:80] or f"{found.moved_bytes / least:5.2f} x the least bytes ({least / MIB:.0f} MiB)"
+                    found.error[:120] or f"{found.moved_bytes / least:5.2f} x the least bytes ({least / MIB:.0f} MiB)"
                 )
                 direction = "backward" if backward else "forward"
                 print(f"{generation:5}{case:12}{direction:10}{'kernel' if kernel else 'XLA':8}{result}", flush=True)
@@ -78,7 +78,7 @@ def memory(generation: str) -> None:
             continue
         options = {} if case == "flash" else {"tiles": LIBRARY_BLOCKS[0]}
         found = measure(f"{CASES}{case}", generation, tokens=TOKENS, heads=6, backward=True, **options)
-        result = found.error[:80] or f"{found.peak_bytes / 2**30:.3f} GiB"
+        result = found.error[:120] or f"{found.peak_bytes / 2**30:.3f} GiB"
         print(f"{generation:5}memory of forward and backward, 6 heads: {name:16}{result}", flush=True)
 
 

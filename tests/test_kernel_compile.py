@@ -14,7 +14,7 @@ from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.kernels.flash_fixed_max import flash_attention
 from metacanvas_jax.kernels.linear_attention import relu_linear_attention
 from metacanvas_jax.kernels.prologue import LN2, prepare
-from metacanvas_jax.kernels.static_schedule import compiling_for, device
+from metacanvas_jax.kernels.static_schedule import compiling_for, device, reason
 from metacanvas_jax.kernels.tiles import GENERATIONS
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh
 
@@ -102,3 +102,14 @@ def test_the_prologue_compiles(generation):
 
     text = compile_gradient(f, generation, (2, 100, 384), (2, 100, 384), (384,))
     assert "prologue_forward" in text and "prologue_backward" in text
+
+
+def test_of_a_failed_compilation_the_error_is_kept_and_not_the_advice_below_it():
+    trace = """Traceback (most recent call last):
+  File "x.py", line 1, in <module>
+jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem.
+
+See https://openxla.org/xla/errors/error_1001 for more details."""
+    assert reason(trace) == "jax.errors.JaxRuntimeError: RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem."
+    assert reason("killed") == "killed"
+    assert reason("") == "no reason given"

@@ -94,8 +94,15 @@ def measure(case: str, generation: str, **options: Any) -> Measured:
         command = [sys.executable, "-m", "metacanvas_jax.kernels.static_schedule", request]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            return Measured(error=done.stderr.strip().splitlines()[-1][:300])
+            return Measured(error=reason(done.stderr)[:300])
         return Measured(regions=regions(folder), **json.loads(done.stdout.splitlines()[-1]))
+
+
+def reason(trace: str) -> str:
+    """The line of a traceback that names the error; compilers write more below it."""
+    lines = trace.strip().splitlines()
+    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    return (named or lines or ["no reason given"])[-1]
 
 
 def compile_case(case: str, generation: str, options: dict[str, Any]) -> dict[str, int]:
