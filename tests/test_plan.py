@@ -16,7 +16,7 @@ from metacanvas_jax.plan import flops, hlo, hlo_cost, parts
 from metacanvas_jax.plan.compile import compilation_key, does_not_fit
 from metacanvas_jax.plan.hlo_cost import Machine
 from metacanvas_jax.plan.planning import parse_mesh
-from metacanvas_jax.plan.report import Part, Report, as_json
+from metacanvas_jax.plan.report import Kernel, Part, Report, as_json, table
 from metacanvas_jax.plan.search import Candidate, Outcome, candidates, ranked
 from metacanvas_jax.plan.search import table as search_table
 from metacanvas_jax.plan.topology import CHIPS, Slice, find_slice
@@ -287,6 +287,8 @@ def test_the_miniature_is_planned(tmp_path, capsys, monkeypatch):
     assert sum(memory.values()) == pytest.approx(report["needed"])
     assert 0 < report["mfu"] < 1
     assert report["canvas_flops_share"] > 0
+    kernels = {(kernel["name"], kernel["part"]) for kernel in report["kernels"]}
+    assert {("linear_attention_forward", "DiT attention"), ("linear_attention_backward", "DiT attention")} <= kernels
 
 
 @needs_libtpu
@@ -336,8 +338,13 @@ def outcome(seconds, *, collectives=0.0, passed=True, batch=16):
 def test_reports_survive_json_and_tell_what_latents_computed_ahead_would_save():
     report = outcome(3.0).report
     vae = Part("VAE", 9e14, 9e14, 9e14, 1.0, 0.0, 0.5, 0.0)
-    report = dataclasses.replace(report, parts=(*report.parts, vae))
-    assert Report.from_dict(json.loads(as_json([report]))[0]) == report
+    kernel = Kernel("flash_attention_forward", "DiT attention", 30, 1e12, 0.5)
+    report = dataclasses.replace(report, parts=(*report.parts, vae), kernels=(kernel,))
+    tree = json.loads(as_json([report]))[0]
+    assert Report.from_dict(tree) == report
+    assert "flash_attention_forward       DiT attention             30     1.000    0.5000" in table(report)
+    del tree["kernels"]  # as in a report of before
+    assert Report.from_dict(tree) == dataclasses.replace(report, kernels=())
     assert (report.seconds, report.without("VAE").seconds) == (4.5, 3.0)
     assert report.mfu == pytest.approx((1e12 + 9e14) / (4 * 197e12 * 4.5))
     assert report.without("VAE").mfu == pytest.approx(1e12 / (4 * 197e12 * 3.0))

@@ -77,6 +77,9 @@ def _section(report: Report) -> str:
         if any(part.name in parts.CANVAS_PARTS for part in report.parts):
             seconds, work = report.canvas_share(), report.canvas_share("flops")
             out.append(f"<p>The canvas adds {seconds:.2%} of the seconds and {work:.2%} of the FLOPs.</p>")
+        rows = [(k.name, k.part, str(k.count), f"{k.flops / 1e12:.3f}", f"{k.seconds:.4f}") for k in report.kernels]
+        heads = ("kernel", "part", "count", "TFLOP", "seconds")
+        out += ["<h3>Kernels, per device</h3>", _table(heads, rows)] if rows else []
         rows = [
             (
                 c.kind,

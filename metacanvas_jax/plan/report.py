@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,6 +49,17 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kernel:
+    """All calls of one Pallas kernel in one part of a step: FLOPs and seconds on one device."""
+
+    name: str
+    part: str
+    count: int
+    flops: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Collective:
     """All collectives of one kind, group size and overlap: GB on the wire of one device, and seconds."""
 
@@ -77,6 +89,7 @@ class Report:
     needed: float
     limit: float
     parts: tuple[Part, ...] = ()
+    kernels: tuple[Kernel, ...] = ()
     collectives: tuple[Collective, ...] = ()
     worst: tuple[str, ...] = ()
     peak_flops: float = 0.0
@@ -135,9 +148,10 @@ class Report:
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> "Report":
-        """The reverse of ``to_dict``."""
-        fields = {field.name: tree[field.name] for field in dataclasses.fields(cls)}
+        """The reverse of ``to_dict``; what an older report lacks is left empty."""
+        fields = {field.name: tree[field.name] for field in dataclasses.fields(cls) if field.name in tree}
         fields["parts"] = tuple(Part(**part) for part in fields["parts"])
+        fields["kernels"] = tuple(Kernel(**row) for row in fields.get("kernels", ()))
         fields["collectives"] = tuple(Collective(**row) for row in fields["collectives"])
         return cls(**fields | {"worst": tuple(fields["worst"])})
 
@@ -162,6 +176,7 @@ def make_report(
         needed=compiled.peak,
         limit=where.chip.hbm,
         parts=_parts(costs, counts, where.size),
+        kernels=_kernels(costs),
         collectives=_collectives(costs),
         worst=tuple(worst(costs, where.chip.flops)),
         peak_flops=where.chip.flops,
@@ -203,6 +218,17 @@ def _parts(costs: list[Item], counts: list[Count], devices: int) -> tuple[Part, 
     names = [field.name for field in dataclasses.fields(Part) if field.name != "name"]
     rows = [Part(name, **{key: row[key] for key in names}) for name, row in sums.items()]
     return tuple(sorted(rows, key=lambda part: -part.seconds))
+
+
+def _kernels(costs: list[Item]) -> tuple[Kernel, ...]:
+    sums: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0, 0.0, 0.0])
+    for item in costs:
+        if item.sort == "kernel":
+            row = sums[re.sub(r"[.\d]+$", "", item.name), parts.part_of(item.scope, item.sort)]
+            for i, value in enumerate((item.count, item.flops, item.seconds)):
+                row[i] += value
+    rows = [Kernel(*key, int(row[0]), *row[1:]) for key, row in sums.items()]
+    return tuple(sorted(rows, key=lambda row: -row.seconds))
 
 
 def _collectives(costs: list[Item]) -> tuple[Collective, ...]:
@@ -270,6 +296,12 @@ def table(report: Report) -> str:
         f"{sum(p.memory for p in report.parts):>10.4f}{sum(p.collectives for p in report.parts):>10.4f}"
         f"{report.seconds:>10.4f}{1:>8.0%}"
     )
+    if report.kernels:
+        lines += ["", f"{'kernel':<30}{'part':<20}{'count':>8}{'TFLOP':>10}{'seconds':>10}"]
+        lines += [
+            f"{row.name:<30}{row.part:<20}{row.count:>8}{row.flops / 1e12:>10.3f}{row.seconds:>10.4f}"
+            for row in report.kernels
+        ]
     lines += ["", f"{'collective':<20}{'devices':>8}{'overlap':>9}{'count':>8}{'GB':>10}{'seconds':>10}{'exposed':>10}"]
     lines += [
         f"{row.kind:<20}{row.group:>8}{row.overlap:>9}{row.count:>8}{row.bytes / 1e9:>10.3f}{row.seconds:>10.4f}"
