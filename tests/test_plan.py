@@ -1,6 +1,9 @@
+import base64
 import dataclasses
 import importlib.util
 import json
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,8 @@ from metacanvas_jax.cli.main import main
 from metacanvas_jax.dit.sana import Sana, sana_1600m
 from metacanvas_jax.dit.wan import Wan, wan2_2_ti2v_5b
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.kernels.cases import prologue
+from metacanvas_jax.kernels.static_schedule import compiling_for
 from metacanvas_jax.parallel.flags import FLAGS, flags_for, libtpu_arguments
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.plan import flops, hlo, hlo_cost, parts
@@ -314,10 +319,18 @@ def test_a_compilation_is_known_by_its_scopes_and_not_by_who_asks():
     where = find_slice("v5e:2x2")
 
     def lowered(function):
-        return jax.jit(lambda x: function(x)).trace(jnp.ones(4)).lower()
+        with compiling_for("v5e") as sharding:
+            kernel, inputs = prologue(sharding, kernel=True, backward=False, tokens=256, heads=2)
+            x = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=sharding)
+            return jax.jit(lambda x, *rest: (function(x), kernel(*rest))).lower(x, *inputs)
 
     def from_elsewhere(function):
         return lowered(function)
+
+    (body,) = re.findall(r"body\\22: \\22([A-Za-z0-9+/=]+)", lowered(attended).as_text())
+    assert b"prologue" in base64.b64decode(body)
+    assert b"jaxtyping" not in base64.b64decode(body), "the kernel says through what it was called"
+    assert str(Path(__file__).parent.parent).encode() not in base64.b64decode(body), "the kernel says where it lies"
 
     known = compilation_key(lowered(attended), where, {})
     assert compilation_key(from_elsewhere(attended), where, {}) == known

@@ -9,7 +9,9 @@ VARIABLES = {
     "TPU_WORKER_HOSTNAMES": "localhost",  # silences another
     "TPU_LOG_DIR": "disabled",  # no log files in /tmp
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two compilations may run at once
-    # Kernels carry the files they are written in: without the checkout's own path a compilation is known in another.
+    # Kernels carry the places they are written at and called from. Without the latter, and without the checkout's own
+    # path, a compilation is known whoever asks for it and from where (plan/compile.py).
+    "JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS": "false",
     "JAX_HLO_SOURCE_FILE_CANONICALIZATION_REGEX": ".*/(?=metacanvas_jax/)",
 }
 
