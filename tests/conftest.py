@@ -6,7 +6,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-os.environ["JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS"] = "false"  # this and the next: see plan/environment.py
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "1"  # this and the next: see plan/environment.py
 os.environ["JAX_HLO_SOURCE_FILE_CANONICALIZATION_REGEX"] = ".*/(?=metacanvas_jax/)"
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # several of the processes that run tests compile for a TPU
 

@@ -9,9 +9,10 @@ VARIABLES = {
     "TPU_WORKER_HOSTNAMES": "localhost",  # silences another
     "TPU_LOG_DIR": "disabled",  # no log files in /tmp
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two compilations may run at once
-    # Kernels carry the places they are written at and called from. Without the latter, and without the checkout's own
-    # path, a compilation is known whoever asks for it and from where (plan/compile.py).
-    "JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS": "false",
+    # Kernels carry the places they are written at and called from. With the first alone, and without the checkout's own
+    # path, a compilation is known whoever asks for it and from where (plan/compile.py). No place at all would take the
+    # scopes away too, by which parts are told.
+    "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "1",
     "JAX_HLO_SOURCE_FILE_CANONICALIZATION_REGEX": ".*/(?=metacanvas_jax/)",
 }
 
