@@ -95,7 +95,8 @@ def test_process_that_has_not_begun_to_watch_is_not_lost(four):
     for seconds in (0, 3, 3):
         clock["now"] += seconds
         for each in (watches[1], watches[2], watches[0]):
-            each._exchange()
+            heard = each._exchange()
+    assert set(heard) == {0, 1, 2}, "nobody was ended, and of process 3 nothing is known"
 
 
 def test_error_of_one_process_ends_all_with_its_message(four, monkeypatch):
