@@ -30,7 +30,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dit = base.section(sana_1600m(lora=adapters, **base.LARGE), kind="sana")
     config.dit_weights = f"{base.WEIGHTS}/Sana_1600M_512px_diffusers/transformer"
     config.mllm = base.qwen("7B", LoraConfig(rank=32, alpha=32.0) if name == "mllm_lora" else None)
-    config.mesh.whole = ()  # 7B, unlike 3B, are too large for a chip of 16 GB
     config.canvas.rope = name != "no_rope"
     trained = "(dit|mllm)/.*_lora/.*" if name == "mllm_lora" else "dit/.*_lora/.*"
     rules = ((trained, "train"), ("(mllm|text|vae|dit)/.*", "freeze"), (".*", "train"))

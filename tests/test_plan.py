@@ -15,6 +15,7 @@ from metacanvas_jax.dit.wan import Wan, wan2_2_ti2v_5b
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.kernels.cases import prologue
 from metacanvas_jax.kernels.static_schedule import compiling_for
+from metacanvas_jax.nn.stack import REMAT_CHOICES
 from metacanvas_jax.parallel.flags import FLAGS, flags_for, libtpu_arguments
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.plan import flops, hlo, hlo_cost, parts
@@ -374,7 +375,12 @@ def test_search_ranks_by_time_per_sample_and_says_why_others_lose():
 
 
 def test_candidates_cover_the_slice_plain_meshes_first():
-    found = candidates(16, (8,), ("none", "full"))
+    found = candidates(16, (8,), 2048, ("none", "full"))
     assert all(c.mesh.data * c.mesh.fsdp * c.mesh.context * c.mesh.tensor == 16 for c in found)
     assert (found[0].mesh, found[0].remat) == (MeshConfig(data=1, fsdp=16), "full")
     assert len(set(map(str, found))) == len(found)
+
+
+def test_candidates_that_cut_the_width_into_whole_tiles_go_first():
+    found = candidates(16, (8,), 2240)  # SANA's: 16 rows of 140, 8 of 280, 4 of 560
+    assert [c.mesh for c in found[:: len(REMAT_CHOICES)]][:2] == [MeshConfig(4, 4), MeshConfig(8, 2)]

@@ -20,6 +20,7 @@ from metacanvas_jax.plan.study import study
 from metacanvas_jax.plan.topology import GIB, Slice
 
 WIDEST = 16  # of the context and tensor axes
+TILE = 16  # rows of a bfloat16 tile: gradients are reduce-scattered to slices of whole ones, and else all-reduced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +51,13 @@ class Outcome:
         return self.report.seconds / self.report.samples if fits else float("inf")
 
 
-def candidates(devices: int, batches: tuple[int, ...], remats: tuple[str, ...] = REMAT_CHOICES) -> list[Candidate]:
-    """Every mesh of powers of two, the plain ones (samples and parameters split, nothing else) first."""
+def candidates(
+    devices: int, batches: tuple[int, ...], width: int, remats: tuple[str, ...] = REMAT_CHOICES
+) -> list[Candidate]:
+    """Every mesh of powers of two, the plain ones (samples and parameters split, nothing else) first.
+
+    Among those the ones that cut the DiT's ``width`` into whole tiles.
+    """
     powers = [2**i for i in range(devices.bit_length()) if devices % 2**i == 0]
     found = []
     for data, context, tensor in itertools.product(powers, powers, powers):
@@ -60,9 +66,13 @@ def candidates(devices: int, batches: tuple[int, ...], remats: tuple[str, ...] =
         mesh = MeshConfig(data=data, fsdp=devices // (data * context * tensor), context=context, tensor=tensor)
         found += [Candidate(mesh, remat, batch) for remat in remats for batch in batches]
     lightest = list(remats)
-    return sorted(
-        found, key=lambda c: (c.mesh.context * c.mesh.tensor, c.mesh.data, c.mesh.tensor, -lightest.index(c.remat))
-    )
+
+    def order(candidate: Candidate) -> tuple[int, ...]:
+        mesh = candidate.mesh
+        torn = width % (TILE * mesh.fsdp * mesh.context) != 0
+        return mesh.context * mesh.tensor, torn, mesh.data, mesh.tensor, -lightest.index(candidate.remat)
+
+    return sorted(found, key=order)
 
 
 def search(
@@ -78,7 +88,7 @@ def search(
     """Outcomes, the best first; at most ``budget`` programs are compiled."""
     outcomes: list[Outcome] = []
     compiled = 0
-    for candidate in candidates(where.size, batches or (bucket.batch,)):
+    for candidate in candidates(where.size, batches or (bucket.batch,), experiment.dit.width):
         if candidate.mesh.data % where.slices:
             continue
         reason, program = _ready(experiment, where, bucket, candidate)
