@@ -52,7 +52,7 @@ JOBS = (
     Job("configs/t2i_scratch.py", "v5e:4x4", overrides=SLICED + IN_PARTS),
     Job("configs/t2i_scratch.py", "v5e:4x4", overrides=SLICED + IN_PARTS, pixels=True),
     Job("configs/t2i_scratch.py", "v6e:4x4"),
-    Job("configs/t2i_lora.py", "v5e:4x4", overrides=SLICED),
+    Job("configs/t2i_lora.py", "v5e:4x4", overrides=SLICED + IN_PARTS),
     Job("configs/t2i_lora.py", "v6e:4x4"),
     Job("configs/image_editing.py", "v5p:4x4x4"),
     Job("configs/image_editing.py", "v6e:8x8", overrides=RECOMPUTED),
