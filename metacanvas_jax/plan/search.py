@@ -20,7 +20,7 @@ from metacanvas_jax.plan.study import study
 from metacanvas_jax.plan.topology import GIB, Slice
 
 WIDEST = 16  # of the context and tensor axes
-TILE = 16  # rows of a bfloat16 tile: gradients are reduce-scattered to slices of whole ones, and else all-reduced
+TILE = 16  # rows of bfloat16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,8 @@ def candidates(
 ) -> list[Candidate]:
     """Every mesh of powers of two, the plain ones (samples and parameters split, nothing else) first.
 
-    Among those the ones that cut the DiT's ``width`` into whole tiles.
+    Among those the ones whose gradients the compiler reduce-scatters instead of all-reducing: where the DiT's ``width``
+    is cut into whole tiles, and not over all of 16 or more devices (seen with libtpu 0.0.42 on v5e, v5p and v6e).
     """
     powers = [2**i for i in range(devices.bit_length()) if devices % 2**i == 0]
     found = []
@@ -69,8 +70,9 @@ def candidates(
 
     def order(candidate: Candidate) -> tuple[int, ...]:
         mesh = candidate.mesh
-        torn = width % (TILE * mesh.fsdp * mesh.context) != 0
-        return mesh.context * mesh.tensor, torn, mesh.data, mesh.tensor, -lightest.index(candidate.remat)
+        cuts = mesh.fsdp * mesh.context
+        all_reduced = width % (TILE * cuts) != 0 or cuts == devices >= 16
+        return mesh.context * mesh.tensor, all_reduced, mesh.data, mesh.tensor, -lightest.index(candidate.remat)
 
     return sorted(found, key=order)
 
