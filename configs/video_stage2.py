@@ -29,6 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = video_stage1.get_config()
     config.name = "video_stage2"
     config.start = "runs/video_stage1"
+    config.dit.remat = base.VIDEO["remat"]
     config.buckets = base.buckets(
         Bucket("text_to_image", SIZE, weight=0.16),
         Bucket("reconstruction", SIZE, weight=0.04),
