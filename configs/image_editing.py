@@ -34,7 +34,8 @@ def get_config(variant: str = "") -> ConfigDict:
     canvas = name == "canvas"
     config = base.get_config()
     config.name = f"image_editing_{name}"
-    dit = flux_kontext_dev(pooled="learned", mask_context=True, **base.LARGE)
+    # With a sample per chip there is room for the products, which the backward pass need not repeat then.
+    dit = flux_kontext_dev(pooled="learned", mask_context=True, **base.LARGE | {"remat": "dots"})
     config.dit = base.section(dit, kind="flux")
     config.dit_weights = f"{FOLDER}/transformer"
     config.dit_guidance = 1.0

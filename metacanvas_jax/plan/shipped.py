@@ -55,7 +55,7 @@ JOBS = (
     Job("configs/t2i_lora.py", "v5e:4x4", overrides=SLICED + IN_PARTS),
     Job("configs/t2i_lora.py", "v6e:4x4"),
     Job("configs/image_editing.py", "v5p:4x4x4"),
-    Job("configs/image_editing.py", "v6e:8x8", overrides=RECOMPUTED),
+    Job("configs/image_editing.py", "v6e:8x8", overrides=("--config.dit.remat=full", *RECOMPUTED)),
     Job("configs/video_stage1.py", "v5p:4x4x8"),
     Job("configs/video_stage1.py", "v6e:16x16"),
     Job("configs/video_stage2.py", "v5p:4x4x8"),
