@@ -57,7 +57,7 @@ def candidates(
     """Every mesh of powers of two, the plain ones (samples and parameters split, nothing else) first.
 
     Among those the ones whose gradients the compiler reduce-scatters instead of all-reducing: where the DiT's ``width``
-    is cut into whole tiles, and not over all of 16 or more devices (seen with libtpu 0.0.42 on v5e, v5p and v6e).
+    is cut into whole tiles, and not over all of 16 or more devices (seen with libtpu 0.0.42).
     """
     powers = [2**i for i in range(devices.bit_length()) if devices % 2**i == 0]
     found = []
