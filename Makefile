@@ -39,7 +39,7 @@ lint: $(VENV)/test
 	$(BIN)/pyright
 
 test: lint
-	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile -q
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal -q
 
 test-slow: $(VENV)/test
 	$(BIN)/python -m pytest -m slow -q

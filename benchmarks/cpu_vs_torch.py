@@ -140,8 +140,8 @@ def sana_block() -> Case:
     import torch
     from diffusers.models.transformers.sana_transformer import SanaTransformerBlock
 
-    from metacanvas_jax.ckpt.tables.sana import table
-    from metacanvas_jax.dit.sana import SanaBlock, sana_1600m
+    from metacanvas_jax.dit.sana.network import SanaBlock, sana_1600m
+    from metacanvas_jax.dit.sana.table import table
 
     config, side, length = sana_1600m(heads=35, cross_heads=10, layers=1), 32, 300
     width = config.width
@@ -177,8 +177,8 @@ def flux_block(kind: str) -> Case:
     import torch
     from diffusers.models.transformers import transformer_flux
 
-    from metacanvas_jax.ckpt.tables.flux import table
-    from metacanvas_jax.dit.flux import DoubleBlock, SingleBlock, flux_dev, joint_rotation
+    from metacanvas_jax.dit.flux.network import DoubleBlock, SingleBlock, flux_dev, joint_rotation
+    from metacanvas_jax.dit.flux.table import table
 
     config, length, side = flux_dev(heads=6, layers_double=1, layers_single=1), 512, 32
     double = kind == "double"
@@ -208,8 +208,8 @@ def wan_block() -> Case:
     import torch
     from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
-    from metacanvas_jax.ckpt.tables.wan import table
-    from metacanvas_jax.dit.wan import Block, wan2_2_ti2v_5b
+    from metacanvas_jax.dit.wan.network import Block, wan2_2_ti2v_5b
+    from metacanvas_jax.dit.wan.table import table
     from metacanvas_jax.nn.rope import grid_rotation
 
     config, grid, length = wan2_2_ti2v_5b(heads=6, mlp=3584, layers=1), (5, 15, 20), 512
@@ -293,8 +293,8 @@ def kl_decode() -> Case:
     """FLUX's autoencoder at half the width, 256 px."""
     from diffusers import AutoencoderKL
 
-    from metacanvas_jax.ckpt.tables.kl import table
-    from metacanvas_jax.vae.kl import FLUX_KL, Kl
+    from metacanvas_jax.vae.kl.network import FLUX_KL, Kl
+    from metacanvas_jax.vae.kl.table import table
 
     config = dataclasses.replace(FLUX_KL, channels=(64, 128, 256, 256))
     model = AutoencoderKL(
@@ -315,8 +315,8 @@ def dc_ae_decode() -> Case:
     """SANA's autoencoder at half the width, 256 px."""
     from diffusers import AutoencoderDC
 
-    from metacanvas_jax.ckpt.tables.dc_ae import table
-    from metacanvas_jax.vae.dc_ae import DC_AE_F32C32, DcAe
+    from metacanvas_jax.vae.dc_ae.network import DC_AE_F32C32, DcAe
+    from metacanvas_jax.vae.dc_ae.table import table
 
     config = dataclasses.replace(DC_AE_F32C32, channels=(64, 128, 256, 256, 512, 512))
     blocks = ("ResBlock",) * config.attention_from + ("EfficientViTBlock",) * (6 - config.attention_from)
@@ -344,8 +344,8 @@ def wan_vae_decode(chunk: int) -> Case:
     import numpy as np
     from diffusers import AutoencoderKLWan
 
-    from metacanvas_jax.ckpt.tables.wan_vae import table
-    from metacanvas_jax.vae.wan import WAN22_VAE, WanVae
+    from metacanvas_jax.vae.wan.network import WAN22_VAE, WanVae
+    from metacanvas_jax.vae.wan.table import table
 
     config = dataclasses.replace(WAN22_VAE, encoder_width=40, decoder_width=64, chunk=chunk)
     model = AutoencoderKLWan(
@@ -375,7 +375,7 @@ def decode_case(model: Any, network: Any, entries: Sequence[Any], z: Any, raw: A
     import numpy as np
     import torch
 
-    from metacanvas_jax.ckpt.hf_import import load_params
+    from metacanvas_jax.weights.hf_import import load_params
 
     video = jax.ShapeDtypeStruct((1, 1, network.spatial, network.spatial, 3), jnp.float32)
     abstract = nn.meta.unbox(jax.eval_shape(network.init, jax.random.key(0), video))["params"]

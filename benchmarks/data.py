@@ -22,20 +22,22 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from metacanvas_jax.data import dataset, scenes, sources
-from metacanvas_jax.data.dataset import Records
+from metacanvas_jax.data import sources
 from metacanvas_jax.data.decoding import encode_png
+from metacanvas_jax.data.formats import records as dataset
+from metacanvas_jax.data.formats.records import Records
+from metacanvas_jax.data.formats.shards import WriteConfig
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.mixture import Source
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline, stack_pixels
-from metacanvas_jax.data.questions import sample_texts
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.data.shards import WriteConfig
 from metacanvas_jax.data.sources import SourceSection, open_source
 from metacanvas_jax.data.tokenizer import train_tokenizer
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.data.video import encode_mp4
-from metacanvas_jax.eval.judge import Judge
+from metacanvas_jax.worlds import scenes
+from metacanvas_jax.worlds.judge import Judge
+from metacanvas_jax.worlds.questions import sample_texts
 
 FRAMES = 9
 DRAWN = {

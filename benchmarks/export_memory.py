@@ -23,7 +23,7 @@ def write(folder: str, gigabytes: float) -> dict:
     import numpy as np
     import optax
 
-    from metacanvas_jax.ckpt import store
+    from metacanvas_jax.train import store
     from metacanvas_jax.train.state import new_state
 
     params = {}
@@ -39,9 +39,9 @@ def write(folder: str, gigabytes: float) -> dict:
 def export(folder: str, out: str, gigabytes: float, shard: float) -> dict:
     import jax
 
-    from metacanvas_jax.ckpt import store
-    from metacanvas_jax.ckpt.hf_export import save_params
-    from metacanvas_jax.ckpt.stream import lazy_params
+    from metacanvas_jax.train import store
+    from metacanvas_jax.train.stream import lazy_params
+    from metacanvas_jax.weights.hf_export import save_params
 
     abstract = {path: jax.ShapeDtypeStruct(shape, "float32") for path, shape in shapes(gigabytes / 2).items()}
     with store.Store(folder, writable=False) as checkpoints, Peak() as peak:

@@ -35,7 +35,7 @@ def shapes(gigabytes: float) -> dict[str, tuple[int, ...]]:
 
 
 def table():
-    from metacanvas_jax.ckpt.table import LINEAR, SAME, Entry, half_split, then
+    from metacanvas_jax.weights.table import LINEAR, SAME, Entry, half_split, then
 
     return [
         Entry("embed.weight", "embedding/table", SAME),
@@ -96,7 +96,7 @@ class Peak:
 
 
 def export(folder: str, gigabytes: float) -> dict:
-    from metacanvas_jax.ckpt.hf_export import save_params
+    from metacanvas_jax.weights.hf_export import save_params
 
     leaves = {path: Random(shape) for path, shape in shapes(gigabytes).items()}
     with Peak() as peak:
@@ -109,8 +109,8 @@ def load(folder: str, gigabytes: float, dtype: str, sharded: bool) -> dict:
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    from metacanvas_jax.ckpt.hf_import import load_params
-    from metacanvas_jax.ckpt.safetensors_io import Checkpoint
+    from metacanvas_jax.weights.hf_import import load_params
+    from metacanvas_jax.weights.safetensors_io import Checkpoint
 
     mesh = Mesh(np.array(jax.devices()), ("fsdp",))
     structs = {}

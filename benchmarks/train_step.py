@@ -23,9 +23,9 @@ from metacanvas_jax.diffusion.flow import flow_loss, sample_time
 from metacanvas_jax.mllm.canvas import canvas_positions
 from metacanvas_jax.train import jobs, objectives
 from metacanvas_jax.train.optimizer import make_optimizer
-from metacanvas_jax.train.partition import merge, partition
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.train.step import make_step
+from metacanvas_jax.trees import merge, partition
 
 
 def joint_loss(model, vae, time_config):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from metacanvas_jax.vae.wan import WAN22_VAE, WanVae
+from metacanvas_jax.vae.wan.network import WAN22_VAE, WanVae
 
 GIB = 1 << 30
 

@@ -16,15 +16,15 @@ from ml_collections.config_dict import placeholder
 from metacanvas_jax import build
 from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnectorConfig
-from metacanvas_jax.data.scenes import SceneWorld
 from metacanvas_jax.data.sources import SourceSection
-from metacanvas_jax.data.tasks import Bucket
 from metacanvas_jax.diffusion.flow import TimeConfig
-from metacanvas_jax.mllm.qwen import qwen2_5_vl_3b, qwen2_5_vl_7b
+from metacanvas_jax.mllm.qwen2_5_vl.network import qwen2_5_vl_3b, qwen2_5_vl_7b
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.parallel.mesh import MeshConfig
-from metacanvas_jax.text.gemma2 import Gemma2Config
+from metacanvas_jax.tasks import Bucket
+from metacanvas_jax.text.gemma2.network import Gemma2Config
 from metacanvas_jax.train.optimizer import OptimizerConfig
+from metacanvas_jax.worlds.scenes import SceneWorld
 
 WEIGHTS = "weights"  # folder of the published weights, each under its name on Hugging Face
 DATA = "data"  # folder of the data sets

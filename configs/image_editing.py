@@ -15,14 +15,14 @@ from ml_collections import ConfigDict
 from configs import base, tiny
 from metacanvas_jax import build
 from metacanvas_jax.data.sources import SourceSection
-from metacanvas_jax.data.tasks import Bucket
 from metacanvas_jax.diffusion.flow import TimeConfig
-from metacanvas_jax.dit.flux import flux_kontext_dev
+from metacanvas_jax.dit.flux.network import flux_kontext_dev
 from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.parallel.mesh import MeshConfig
+from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.train.optimizer import OptimizerConfig
-from metacanvas_jax.vae.kl import FLUX_KL
+from metacanvas_jax.vae.kl.network import FLUX_KL
 
 VARIANTS = ("canvas", "no_canvas")
 FOLDER = f"{base.WEIGHTS}/FLUX.1-Kontext-dev"

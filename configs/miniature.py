@@ -12,14 +12,14 @@ from configs import base
 from metacanvas_jax import build
 from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnectorConfig
-from metacanvas_jax.data.scenes import SceneWorld
 from metacanvas_jax.diffusion.flow import TimeConfig
-from metacanvas_jax.dit.sana import SanaConfig
+from metacanvas_jax.dit.sana.network import SanaConfig
 from metacanvas_jax.mllm.canvas import CanvasConfig
-from metacanvas_jax.mllm.language import LanguageConfig
-from metacanvas_jax.mllm.vision import VisionConfig
+from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
+from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
 from metacanvas_jax.train.optimizer import OptimizerConfig
-from metacanvas_jax.vae.patch_pca import PatchPcaConfig
+from metacanvas_jax.vae.patch_pca.network import PatchPcaConfig
+from metacanvas_jax.worlds.scenes import SceneWorld
 
 VARIANTS = ("canvas", "text", "mllm")
 OBJECTS = ("cat", "car", "tree", "house", "star", "heart", "mushroom", "duck")

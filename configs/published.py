@@ -18,21 +18,21 @@ from ml_collections import ConfigDict
 
 from configs import base
 from metacanvas_jax import build
-from metacanvas_jax.ckpt import published
 from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnectorConfig
-from metacanvas_jax.data.tasks import Bucket
-from metacanvas_jax.dit.flux import FluxConfig
-from metacanvas_jax.dit.sana import SanaConfig
-from metacanvas_jax.dit.wan import WanConfig
+from metacanvas_jax.dit.flux.network import FluxConfig
+from metacanvas_jax.dit.sana.network import SanaConfig
+from metacanvas_jax.dit.wan.network import WanConfig
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.canvas import CanvasConfig
-from metacanvas_jax.mllm.language import LanguageConfig
-from metacanvas_jax.mllm.qwen import MllmConfig
-from metacanvas_jax.text.gemma2 import Gemma2Config
-from metacanvas_jax.vae.dc_ae import DcAeConfig
-from metacanvas_jax.vae.kl import KlConfig
-from metacanvas_jax.vae.wan import WanVaeConfig
+from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
+from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
+from metacanvas_jax.tasks import Bucket
+from metacanvas_jax.text.gemma2.network import Gemma2Config
+from metacanvas_jax.vae.dc_ae.network import DcAeConfig
+from metacanvas_jax.vae.kl.network import KlConfig
+from metacanvas_jax.vae.wan.network import WanVaeConfig
+from metacanvas_jax.weights import published
 
 DTYPE = "bfloat16"
 STEPS = {"sana": 20, "flux": 28, "wan": 50}

@@ -15,7 +15,7 @@ learning rate of t2i_scratch.py.
 from ml_collections import ConfigDict
 
 from configs import base, t2i_scratch, tiny
-from metacanvas_jax.dit.sana import PROJECTIONS, sana_1600m
+from metacanvas_jax.dit.sana.network import PROJECTIONS, sana_1600m
 from metacanvas_jax.nn.lora import LoraConfig
 
 VARIANTS = ("dit_lora", "no_rope", "mllm_lora")

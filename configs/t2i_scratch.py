@@ -18,12 +18,12 @@ from configs import base, tiny
 from metacanvas_jax import build
 from metacanvas_jax.connectors.queries import QueriesConfig
 from metacanvas_jax.data.sources import SourceSection
-from metacanvas_jax.data.tasks import Bucket
 from metacanvas_jax.diffusion.flow import TimeConfig
-from metacanvas_jax.dit.sana import sana_1600m
+from metacanvas_jax.dit.sana.network import sana_1600m
 from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.parallel.mesh import MeshConfig
-from metacanvas_jax.vae.dc_ae import DC_AE_F32C32
+from metacanvas_jax.tasks import Bucket
+from metacanvas_jax.vae.dc_ae.network import DC_AE_F32C32
 
 VARIANTS = ("canvas", "canvas_only", "text", "metaquery", "text_metaquery")
 

@@ -11,14 +11,14 @@ from ml_collections import ConfigDict
 
 from configs import base
 from metacanvas_jax import build
-from metacanvas_jax.data.emoji import SERVES
-from metacanvas_jax.data.scenes import SceneWorld
+from metacanvas_jax.data.formats.emoji import SERVES
 from metacanvas_jax.data.sources import DRAWN, SourceSection
-from metacanvas_jax.mllm.language import LanguageConfig
-from metacanvas_jax.mllm.vision import VisionConfig
+from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
+from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
 from metacanvas_jax.parallel.mesh import MeshConfig
-from metacanvas_jax.text.gemma2 import Gemma2Config
-from metacanvas_jax.vae.patch_pca import PatchPcaConfig
+from metacanvas_jax.text.gemma2.network import Gemma2Config
+from metacanvas_jax.vae.patch_pca.network import PatchPcaConfig
+from metacanvas_jax.worlds.scenes import SceneWorld
 
 CACHE = "runs/tiny"
 SIZE = 60  # pixels along a side

@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 from configs import base, tiny
 from metacanvas_jax import build
 from metacanvas_jax.data.sources import SourceSection
-from metacanvas_jax.data.tasks import Bucket
 from metacanvas_jax.diffusion.flow import TimeConfig
-from metacanvas_jax.dit.wan import wan2_2_ti2v_5b
+from metacanvas_jax.dit.wan.network import wan2_2_ti2v_5b
 from metacanvas_jax.parallel.mesh import MeshConfig
+from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.train.optimizer import OptimizerConfig
-from metacanvas_jax.vae.wan import WAN22_VAE
+from metacanvas_jax.vae.wan.network import WAN22_VAE
 
 VARIANTS = ("full",)
 CHIPS = 128

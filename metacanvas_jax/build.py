@@ -14,28 +14,28 @@ from ml_collections import ConfigDict
 from metacanvas_jax.connectors.canvas import CanvasConnector, CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnector, ContextConnectorConfig
 from metacanvas_jax.connectors.queries import Queries, QueriesConfig
-from metacanvas_jax.data.scenes import SceneWorld
 from metacanvas_jax.data.sources import SourceSection
-from metacanvas_jax.data.tasks import TASKS, Bucket
 from metacanvas_jax.diffusion import schedules
 from metacanvas_jax.diffusion.flow import TimeConfig
-from metacanvas_jax.dit.flux import Flux, FluxConfig
-from metacanvas_jax.dit.sana import Sana, SanaConfig
-from metacanvas_jax.dit.wan import Wan, WanConfig
+from metacanvas_jax.dit.flux.network import Flux, FluxConfig
+from metacanvas_jax.dit.sana.network import Sana, SanaConfig
+from metacanvas_jax.dit.wan.network import Wan, WanConfig
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.metacanvas import MetaCanvas
 from metacanvas_jax.mllm.canvas import CanvasConfig, CanvasTokens
-from metacanvas_jax.mllm.language import LanguageConfig
-from metacanvas_jax.mllm.qwen import MllmConfig, Qwen25VL
-from metacanvas_jax.mllm.vision import VisionConfig
+from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
+from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL
+from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
 from metacanvas_jax.parallel.mesh import PRESETS, MeshConfig
-from metacanvas_jax.text.gemma2 import Gemma2, Gemma2Config
+from metacanvas_jax.tasks import TASKS, Bucket
+from metacanvas_jax.text.gemma2.network import Gemma2, Gemma2Config
 from metacanvas_jax.train.optimizer import OptimizerConfig
 from metacanvas_jax.types import Params
-from metacanvas_jax.vae.dc_ae import DcAe, DcAeConfig
-from metacanvas_jax.vae.kl import Kl, KlConfig
-from metacanvas_jax.vae.patch_pca import PatchPca, PatchPcaConfig
-from metacanvas_jax.vae.wan import WanVae, WanVaeConfig
+from metacanvas_jax.vae.dc_ae.network import DcAe, DcAeConfig
+from metacanvas_jax.vae.kl.network import Kl, KlConfig
+from metacanvas_jax.vae.patch_pca.network import PatchPca, PatchPcaConfig
+from metacanvas_jax.vae.wan.network import WanVae, WanVaeConfig
+from metacanvas_jax.worlds.scenes import SceneWorld
 
 DITS: dict[str, tuple[type, type[nn.Module]]] = {
     "sana": (SanaConfig, Sana),

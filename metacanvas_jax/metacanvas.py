@@ -21,8 +21,8 @@ from metacanvas_jax.connectors.context import ContextConnector
 from metacanvas_jax.connectors.queries import Queries, append_queries
 from metacanvas_jax.dit.base import DiT
 from metacanvas_jax.mllm.canvas import CanvasConfig, CanvasTokens, canvas_positions
-from metacanvas_jax.mllm.qwen import Qwen25VL
-from metacanvas_jax.text.gemma2 import Gemma2, sana_context
+from metacanvas_jax.mllm.qwen2_5_vl.network import Qwen25VL
+from metacanvas_jax.text.gemma2.network import Gemma2, sana_context
 from metacanvas_jax.types import Condition, Context, Grid, MllmInputs, Plan, Tokens
 
 

@@ -11,13 +11,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from metacanvas_jax.build import Experiment, autoencoder
+from metacanvas_jax.data.formats.shards import Compute
 from metacanvas_jax.data.samples import LATENTS, Sample
-from metacanvas_jax.data.shards import Compute
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh, replicated
 from metacanvas_jax.parallel.rules import RULES, placed, shardings
 from metacanvas_jax.train import jobs, latents, objectives, weights
-from metacanvas_jax.train.partition import partition
+from metacanvas_jax.trees import partition
 
 Stored = Literal["float32", "float16"]
 

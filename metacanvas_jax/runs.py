@@ -16,32 +16,34 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from metacanvas_jax import files, previews
+from metacanvas_jax import files
 from metacanvas_jax.build import Experiment, autoencoder, experiment, network
-from metacanvas_jax.ckpt import published, store
 from metacanvas_jax.cli.options import read_config, write_config
-from metacanvas_jax.data import dataset
-from metacanvas_jax.data.emoji import SERVES
-from metacanvas_jax.data.questions import sample_texts
-from metacanvas_jax.data.requests import GENEVAL_CATEGORIES
+from metacanvas_jax.data.formats import records as dataset
+from metacanvas_jax.data.formats.emoji import SERVES
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.data.scenes import eval_prompts
-from metacanvas_jax.data.tasks import TASKS, Bucket
 from metacanvas_jax.data.tokenizer import save_tokenizer, train_tokenizer
-from metacanvas_jax.drawing import Reader
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.eval import geneval, pictures
-from metacanvas_jax.eval.geneval import Evaluation
-from metacanvas_jax.eval.judge import Judge
+from metacanvas_jax.evaluate import geneval
+from metacanvas_jax.evaluate.geneval import Evaluation
+from metacanvas_jax.paint import previews
+from metacanvas_jax.paint.drawing import Reader
+from metacanvas_jax.paint.sampling import Recipe, Target, make_painter
 from metacanvas_jax.parallel import distributed
-from metacanvas_jax.sampling import Recipe, Target, make_painter
-from metacanvas_jax.train import jobs, weights
+from metacanvas_jax.report import pictures
+from metacanvas_jax.tasks import TASKS, Bucket
+from metacanvas_jax.train import jobs, store, weights
 from metacanvas_jax.train.loop import check_workdir, fit
-from metacanvas_jax.train.partition import flat, merge, nested, partition
 from metacanvas_jax.train.profiling import Steps
 from metacanvas_jax.train.state import TrainState
+from metacanvas_jax.trees import flat, merge, nested, partition
 from metacanvas_jax.types import Params
-from metacanvas_jax.vae import patch_pca
+from metacanvas_jax.vae.patch_pca import network as patch_pca
+from metacanvas_jax.weights import published
+from metacanvas_jax.worlds.judge import Judge
+from metacanvas_jax.worlds.questions import sample_texts
+from metacanvas_jax.worlds.requests import GENEVAL_CATEGORIES
+from metacanvas_jax.worlds.scenes import eval_prompts
 
 logger = logging.getLogger(__name__)
 

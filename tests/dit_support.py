@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from metacanvas_jax.dit.flux import Flux, FluxConfig
-from metacanvas_jax.dit.sana import Sana, SanaConfig
-from metacanvas_jax.dit.wan import Wan, WanConfig
+from metacanvas_jax.dit.flux.network import Flux, FluxConfig
+from metacanvas_jax.dit.sana.network import Sana, SanaConfig
+from metacanvas_jax.dit.wan.network import Wan, WanConfig
 from metacanvas_jax.types import Condition, Tokens
 
 BATCH, LENGTH = 2, 6

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from metacanvas_jax.ckpt.hf_import import load_params
-from metacanvas_jax.ckpt.table import count, published_shapes
+from metacanvas_jax.weights.hf_import import load_params
+from metacanvas_jax.weights.table import count, published_shapes
 
 
 def random(*shape, seed=0):

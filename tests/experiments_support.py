@@ -11,13 +11,13 @@ import optax
 
 from metacanvas_jax.build import Experiment, experiment
 from metacanvas_jax.cli.options import load_config
-from metacanvas_jax.data.tasks import Bucket
+from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.train import jobs
 from metacanvas_jax.train.loop import Job
 from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
-from metacanvas_jax.train.partition import partition
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.train.step import make_step
+from metacanvas_jax.trees import partition
 
 FILES = (
     "t2i_scratch",

@@ -11,25 +11,24 @@ from qwen_support import tokenizer
 
 from configs import base
 from metacanvas_jax import build
-from metacanvas_jax.ckpt import store
-from metacanvas_jax.ckpt.export_run import abstract_params
 from metacanvas_jax.cli.options import write_config
 from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnectorConfig
 from metacanvas_jax.data.tokenizer import save_tokenizer
-from metacanvas_jax.dit.flux import FluxConfig
-from metacanvas_jax.dit.sana import PROJECTIONS, SanaConfig
-from metacanvas_jax.dit.wan import WanConfig
+from metacanvas_jax.dit.flux.network import FluxConfig
+from metacanvas_jax.dit.sana.network import PROJECTIONS, SanaConfig
+from metacanvas_jax.dit.wan.network import WanConfig
+from metacanvas_jax.exchange.export_run import abstract_params
 from metacanvas_jax.mllm.canvas import CanvasConfig
-from metacanvas_jax.mllm.language import LanguageConfig
-from metacanvas_jax.mllm.vision import VisionConfig
+from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
+from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
 from metacanvas_jax.nn.lora import LoraConfig
-from metacanvas_jax.train import jobs
+from metacanvas_jax.train import jobs, store
 from metacanvas_jax.train.loop import fingerprint
 from metacanvas_jax.train.optimizer import make_optimizer
-from metacanvas_jax.train.partition import flat, nested, partition
 from metacanvas_jax.train.state import new_state
-from metacanvas_jax.vae.patch_pca import PatchPcaConfig
+from metacanvas_jax.trees import flat, nested, partition
+from metacanvas_jax.vae.patch_pca.network import PatchPcaConfig
 
 CHANNELS = 4
 LENGTH = 64
@@ -157,7 +156,7 @@ def save_qwen(folder: Path):
     from qwen_torch_support import build as build_qwen
     from torch_support import randomize
 
-    from metacanvas_jax.mllm.qwen import MllmConfig
+    from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
 
     model = randomize(build_qwen(MllmConfig(LANGUAGE, VISION)))
     model.save_pretrained(folder / "qwen")

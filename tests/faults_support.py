@@ -21,7 +21,6 @@ import jax
 import numpy as np
 import train_support as support
 
-from metacanvas_jax.ckpt.hashes import checksums
 from metacanvas_jax.data.mixture import Mixture, Source, Stream
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
 from metacanvas_jax.data.samples import Sample
@@ -29,6 +28,7 @@ from metacanvas_jax.errors import Preempted, UserError
 from metacanvas_jax.parallel.distributed import together
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.train.loop import FitConfig, fit
+from metacanvas_jax.weights.hashes import checksums
 
 ROOT = Path(__file__).parents[1]
 CONFIG = FitConfig(steps=12, accumulate=2, ema_decay=0.9, log_every=1, checkpoint_every=3, barrier_s=60)

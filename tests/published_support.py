@@ -4,13 +4,13 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from metacanvas_jax.dit.flux import FluxConfig
-from metacanvas_jax.dit.sana import SanaConfig
-from metacanvas_jax.dit.wan import WanConfig
-from metacanvas_jax.text.gemma2 import Gemma2Config
-from metacanvas_jax.vae.dc_ae import DcAeConfig
-from metacanvas_jax.vae.kl import KlConfig
-from metacanvas_jax.vae.wan import WanVaeConfig
+from metacanvas_jax.dit.flux.network import FluxConfig
+from metacanvas_jax.dit.sana.network import SanaConfig
+from metacanvas_jax.dit.wan.network import WanConfig
+from metacanvas_jax.text.gemma2.network import Gemma2Config
+from metacanvas_jax.vae.dc_ae.network import DcAeConfig
+from metacanvas_jax.vae.kl.network import KlConfig
+from metacanvas_jax.vae.wan.network import WanVaeConfig
 
 Z = 4
 SANA = SanaConfig(latent_channels=Z, heads=4, head_width=16, cross_heads=2, layers=2, context_width=32, sample_size=16)

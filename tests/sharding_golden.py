@@ -15,7 +15,7 @@ from metacanvas_jax.parallel.mesh import AXES, mesh_sizes
 from metacanvas_jax.plan import programs
 from metacanvas_jax.plan.planning import parse_mesh
 from metacanvas_jax.plan.shipped import JOBS, Job
-from metacanvas_jax.train.partition import flat
+from metacanvas_jax.trees import flat
 
 FOLDER = Path(__file__).parent / "golden" / "sharding"
 experiment = functools.cache(Job.experiment)  # whose shapes are made once

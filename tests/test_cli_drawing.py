@@ -9,8 +9,9 @@ from PIL import Image
 from published_support import flux_pipeline, picture, sana_pipeline, wan_pipeline
 from qwen_support import tokenizer
 
-from metacanvas_jax import drawing, runs
+from metacanvas_jax import runs
 from metacanvas_jax.cli.main import main
+from metacanvas_jax.paint import drawing
 
 pytest.importorskip("diffusers")
 av = pytest.importorskip("av")

@@ -11,10 +11,10 @@ import pytest
 from dit_torch_support import assert_gradients_equal, random, relative, torch_gradients
 from vae_support import FAST_COMPILE
 
-from metacanvas_jax.ckpt.tables.metacanvas import canvas_connector
 from metacanvas_jax.connectors.canvas import CanvasConnector, CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnector, ContextConnectorConfig
 from metacanvas_jax.connectors.queries import Queries, QueriesConfig, append_queries
+from metacanvas_jax.connectors.table import canvas_connector
 from metacanvas_jax.mllm.canvas import canvas_positions
 from metacanvas_jax.nn.resize import linear_resize
 from metacanvas_jax.types import Tokens

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from metacanvas_jax.data.examples import UnderstandExamples
-from metacanvas_jax.data.questions import Exchange, sample_texts
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.data.scenes import SceneWorld, sample_scene
 from metacanvas_jax.data.tokenizer import train_tokenizer
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.mllm.media import MediaConfig
-from metacanvas_jax.mllm.prompt import END, PromptConfig, Prompter
+from metacanvas_jax.mllm.qwen2_5_vl.media import MediaConfig
+from metacanvas_jax.mllm.qwen2_5_vl.prompt import END, PromptConfig, Prompter
+from metacanvas_jax.worlds.questions import Exchange, sample_texts
+from metacanvas_jax.worlds.scenes import SceneWorld, sample_scene
 
 WORLD = SceneWorld(objects=("cat", "car", "tree", "star"))
 PROMPT = "a red cat and a blue car"

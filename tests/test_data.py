@@ -12,13 +12,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from metacanvas_jax.data import dataset, openmoji, questions, scenes, tokenizer, worlds
-from metacanvas_jax.data.dataset import Records
+from metacanvas_jax.data import tokenizer
+from metacanvas_jax.data.formats import drawn as worlds
+from metacanvas_jax.data.formats import records as dataset
+from metacanvas_jax.data.formats.records import Records
 from metacanvas_jax.data.mixture import Source
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline, stack_pixels
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.data.scenes import SceneWorld
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.worlds import openmoji, questions, scenes
+from metacanvas_jax.worlds.scenes import SceneWorld
 
 WORLD = SceneWorld()
 COUNT = 40

@@ -21,8 +21,8 @@ from dit_torch_support import (
 )
 from vae_support import FAST_COMPILE
 
-from metacanvas_jax.ckpt.tables.flux import fresh, table
-from metacanvas_jax.dit.flux import Flux, FluxConfig, flux_dev, flux_kontext_dev
+from metacanvas_jax.dit.flux.network import Flux, FluxConfig, flux_dev, flux_kontext_dev
+from metacanvas_jax.dit.flux.table import fresh, table
 from metacanvas_jax.types import Condition
 
 TINY = FluxConfig(

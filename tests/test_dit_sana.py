@@ -11,8 +11,8 @@ import pytest
 from dit_torch_support import assert_gradients_equal, check_manifest, imported, random, relative, torch_gradients
 from vae_support import FAST_COMPILE
 
-from metacanvas_jax.ckpt.tables.sana import table
-from metacanvas_jax.dit.sana import Sana, SanaConfig, sana_1_5_1600m, sana_600m, sana_1600m
+from metacanvas_jax.dit.sana.network import Sana, SanaConfig, sana_1_5_1600m, sana_600m, sana_1600m
+from metacanvas_jax.dit.sana.table import table
 from metacanvas_jax.types import Condition
 
 TINY = SanaConfig(latent_channels=8, heads=4, head_width=16, cross_heads=2, layers=2, context_width=48, sample_size=8)

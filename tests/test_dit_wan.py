@@ -21,8 +21,7 @@ from dit_torch_support import (
 )
 from vae_support import FAST_COMPILE
 
-from metacanvas_jax.ckpt.tables.wan import fresh, table
-from metacanvas_jax.dit.wan import (
+from metacanvas_jax.dit.wan.network import (
     Wan,
     WanConfig,
     first_frame_inputs,
@@ -31,6 +30,7 @@ from metacanvas_jax.dit.wan import (
     wan2_1_t2v_14b,
     wan2_2_ti2v_5b,
 )
+from metacanvas_jax.dit.wan.table import fresh, table
 from metacanvas_jax.nn.stack import REMAT_CHOICES
 from metacanvas_jax.types import Condition
 

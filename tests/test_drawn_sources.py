@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from metacanvas_jax.data import animations, edits
-from metacanvas_jax.data.animations import MOTIONS, Mover
-from metacanvas_jax.data.requests import PLACES, in_place
-from metacanvas_jax.data.scenes import Item, SceneWorld, draw_items, is_held_pair
 from metacanvas_jax.data.sources import SourceSection, open_source
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.eval.judge import Judge
+from metacanvas_jax.worlds import animations, edits
+from metacanvas_jax.worlds.animations import MOTIONS, Mover
+from metacanvas_jax.worlds.judge import Judge
+from metacanvas_jax.worlds.requests import PLACES, in_place
+from metacanvas_jax.worlds.scenes import Item, SceneWorld, draw_items, is_held_pair
 
 pytestmark = pytest.mark.miniature
 WORLD = SceneWorld()

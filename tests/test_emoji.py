@@ -8,7 +8,7 @@ from PIL import Image
 
 from metacanvas_jax import runs
 from metacanvas_jax.cli.options import load_config
-from metacanvas_jax.data.emoji import SERVES
+from metacanvas_jax.data.formats.emoji import SERVES
 from metacanvas_jax.data.samples import TASKS
 from metacanvas_jax.data.sources import SourceSection, open_source, prepare
 from metacanvas_jax.data.transforms import Clip

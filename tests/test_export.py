@@ -19,23 +19,25 @@ from PIL import Image
 from vae_support import FAST_COMPILE
 
 from metacanvas_jax import build
-from metacanvas_jax.ckpt import export_run as module
-from metacanvas_jax.ckpt import store
-from metacanvas_jax.ckpt.export_run import Options, abstract_params, export_run
-from metacanvas_jax.ckpt.hf_import import load_params
-from metacanvas_jax.ckpt.import_run import import_run, read_exported
-from metacanvas_jax.ckpt.table import under
-from metacanvas_jax.ckpt.tables import flux, qwen2_5_vl, sana, wan
 from metacanvas_jax.diffusion.guidance import classifier_free, pair
 from metacanvas_jax.diffusion.samplers import sample
-from metacanvas_jax.dit.wan import first_frame_inputs, replace_first_frame
+from metacanvas_jax.dit.flux import table as flux
+from metacanvas_jax.dit.sana import table as sana
+from metacanvas_jax.dit.wan import table as wan
+from metacanvas_jax.dit.wan.network import first_frame_inputs, replace_first_frame
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.mllm.media import read_image
-from metacanvas_jax.mllm.qwen import MllmConfig
-from metacanvas_jax.train import jobs
+from metacanvas_jax.exchange import export_run as module
+from metacanvas_jax.exchange.export_run import Options, abstract_params, export_run
+from metacanvas_jax.exchange.import_run import import_run, read_exported
+from metacanvas_jax.mllm.qwen2_5_vl import table as qwen2_5_vl
+from metacanvas_jax.mllm.qwen2_5_vl.media import read_image
+from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
+from metacanvas_jax.train import jobs, store
 from metacanvas_jax.train.loop import check_workdir
-from metacanvas_jax.train.partition import flat, nested, partition
+from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Condition
+from metacanvas_jax.weights.hf_import import load_params
+from metacanvas_jax.weights.table import under
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", reason="needs the [torch] extra")
@@ -60,7 +62,7 @@ def base_transformer(backbone, folder):
     from diffusers import FluxTransformer2DModel, SanaTransformer2DModel, WanTransformer3DModel
     from torch_support import randomize
 
-    from metacanvas_jax.ckpt.parts import BACKBONES
+    from metacanvas_jax.exchange.parts import BACKBONES
 
     classes = {"sana": SanaTransformer2DModel, "flux": FluxTransformer2DModel, "wan": WanTransformer3DModel}
     config = support.DITS[backbone]
@@ -381,7 +383,7 @@ def test_a_run_starts_with_what_another_trained(exported):
 def test_state_dicts_of_a_connector_are_read_and_pickles_are_not(exported, tmp_path):
     from safetensors.torch import load_file
 
-    from metacanvas_jax.ckpt.import_run import read_connector
+    from metacanvas_jax.exchange.import_run import read_connector
 
     config, leaves, _, folder, _ = exported("wan")
     setup = build.experiment(config)

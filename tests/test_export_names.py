@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from metacanvas_jax import build
-from metacanvas_jax.ckpt import parts as layout
-from metacanvas_jax.ckpt.export_run import Options, abstract_params, connector_config, write_weights
-from metacanvas_jax.ckpt.import_run import read_exported
-from metacanvas_jax.ckpt.table import published_shapes
-from metacanvas_jax.ckpt.tables import lora
-from metacanvas_jax.train.partition import flat, nested, partition
+from metacanvas_jax.exchange import parts as layout
+from metacanvas_jax.exchange.export_run import Options, abstract_params, connector_config, write_weights
+from metacanvas_jax.exchange.import_run import read_exported
+from metacanvas_jax.trees import flat, nested, partition
+from metacanvas_jax.weights import lora
+from metacanvas_jax.weights.table import published_shapes
 
 FILES = [path.stem for path in sorted((Path(__file__).parents[1] / "configs").glob("*.py"))]
 VARIANTS = {name: getattr(importlib.import_module(f"configs.{name}"), "VARIANTS", ()) for name in FILES}
@@ -63,7 +63,7 @@ def test_exported_names_and_shapes_at_full_size_are_those_of_the_torch_networks(
     from diffusers import FluxTransformer2DModel, SanaTransformer2DModel, WanTransformer3DModel
     from qwen_torch_support import build as build_qwen
 
-    from metacanvas_jax.mllm.qwen import MllmConfig
+    from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
     from metacanvas_jax.torch_export.connector import Connector
 
     setup = experiment(*case.split(":"))
@@ -108,8 +108,8 @@ def test_a_trained_parameter_without_a_place_in_an_export_is_named():
 
 
 def test_checksums_on_the_host_are_those_of_the_store():
-    from metacanvas_jax.ckpt import store
-    from metacanvas_jax.ckpt.stream import checksum
+    from metacanvas_jax.train import store
+    from metacanvas_jax.train.stream import checksum
 
     values = np.random.default_rng(0).standard_normal((3, 5, 7), np.float32)
     for x in (values, values.astype(jax.numpy.bfloat16), (10 * values).astype(np.int32)):

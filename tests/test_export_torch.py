@@ -10,8 +10,8 @@ from qwen_support import tokenizer
 
 from metacanvas_jax.build import SamplerSection
 from metacanvas_jax.diffusion.samplers import sample
-from metacanvas_jax.mllm.media import MediaConfig, read_image, read_video
-from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
+from metacanvas_jax.mllm.qwen2_5_vl.media import MediaConfig, read_image, read_video
+from metacanvas_jax.mllm.qwen2_5_vl.prompt import PromptConfig, Prompter
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", reason="needs the [torch] extra")
@@ -86,7 +86,7 @@ def test_exported_prompts_refuse_special_tokens_and_too_much_text():
 
 def test_exported_pixel_autoencoder_is_ours():
     from metacanvas_jax.torch_export.vae import PatchPca as TorchPatchPca
-    from metacanvas_jax.vae.patch_pca import PatchPca, PatchPcaConfig
+    from metacanvas_jax.vae.patch_pca.network import PatchPca, PatchPcaConfig
 
     rng = np.random.default_rng(0)
     params = {
@@ -111,7 +111,7 @@ def test_exported_text_encoder_reads_and_keeps_the_tokens_that_ours_does(instruc
 
     from tokenizers.processors import TemplateProcessing
 
-    from metacanvas_jax.text.gemma2 import sana_context, sana_tokens
+    from metacanvas_jax.text.gemma2.network import sana_context, sana_tokens
     from metacanvas_jax.torch_export.text import TextEncoder
 
     words = tokenizer()

@@ -17,12 +17,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from weights_support import BFLOAT16, TABLE, abstract, assert_params, expected, published
 
-from metacanvas_jax.ckpt import hf_export
-from metacanvas_jax.ckpt.hf_export import new_folder, save_params
-from metacanvas_jax.ckpt.hf_import import load_params
-from metacanvas_jax.ckpt.safetensors_io import read_header
-from metacanvas_jax.ckpt.table import CONV2D, CONV3D, LINEAR, SAME, Entry, half_split, then
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.weights import hf_export
+from metacanvas_jax.weights.hf_export import new_folder, save_params
+from metacanvas_jax.weights.hf_import import load_params
+from metacanvas_jax.weights.safetensors_io import read_header
+from metacanvas_jax.weights.table import CONV2D, CONV3D, LINEAR, SAME, Entry, half_split, then
 
 
 def params_of(tensors):

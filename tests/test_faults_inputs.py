@@ -15,11 +15,9 @@ import pytest
 from PIL import Image
 
 from metacanvas_jax import build
-from metacanvas_jax.ckpt.safetensors_io import Checkpoint
-from metacanvas_jax.ckpt.store import Store, describe, load_params, save_params
 from metacanvas_jax.cli.options import load_config, read_config
-from metacanvas_jax.data.dataset import Records
 from metacanvas_jax.data.decoding import Limits
+from metacanvas_jax.data.formats.records import Records
 from metacanvas_jax.data.mixture import Source
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
 from metacanvas_jax.data.sources import SourceSection, open_source
@@ -28,8 +26,10 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.train.loop import FitConfig
 from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
-from metacanvas_jax.train.partition import partition
 from metacanvas_jax.train.state import abstract_state, new_state
+from metacanvas_jax.train.store import Store, describe, load_params, save_params
+from metacanvas_jax.trees import partition
+from metacanvas_jax.weights.safetensors_io import Checkpoint
 
 pytestmark = pytest.mark.faults
 CASES = {}

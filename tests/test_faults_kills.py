@@ -11,15 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from metacanvas_jax.ckpt.hashes import checksums
-from metacanvas_jax.ckpt.store import Store
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.parallel.rules import placed, shardings
 from metacanvas_jax.train.loop import fit
 from metacanvas_jax.train.optimizer import make_optimizer
-from metacanvas_jax.train.partition import partition
 from metacanvas_jax.train.state import abstract_state
+from metacanvas_jax.train.store import Store
+from metacanvas_jax.trees import partition
+from metacanvas_jax.weights.hashes import checksums
 
 pytestmark = pytest.mark.faults
 EVENTS_OF_A_RUN = 200

@@ -14,11 +14,11 @@ from etils.epath import backend as epath_backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from metacanvas_jax import files
-from metacanvas_jax.ckpt.store import Store
 from metacanvas_jax.cli.options import read_config, write_config
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.train.loop import FitConfig, fit
 from metacanvas_jax.train.metrics import Writer, read_metrics
+from metacanvas_jax.train.store import Store
 
 pytestmark = pytest.mark.faults
 

@@ -7,10 +7,10 @@ import pytest
 from dit_torch_support import random, relative
 from vae_support import FAST_COMPILE
 
-from metacanvas_jax.ckpt.hf_import import load_params
-from metacanvas_jax.ckpt.table import count, published_shapes
-from metacanvas_jax.ckpt.tables.gemma2 import table
-from metacanvas_jax.text.gemma2 import INSTRUCTION, Gemma2, Gemma2Config, sana_context, sana_tokens
+from metacanvas_jax.text.gemma2.network import INSTRUCTION, Gemma2, Gemma2Config, sana_context, sana_tokens
+from metacanvas_jax.text.gemma2.table import table
+from metacanvas_jax.weights.hf_import import load_params
+from metacanvas_jax.weights.table import count, published_shapes
 
 # Four layers: two of each kind. A window of 3 is shorter than the prompts; a small cap bends every score.
 TINY = Gemma2Config(

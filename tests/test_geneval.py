@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from metacanvas_jax.data import scenes
-from metacanvas_jax.data.scenes import SceneWorld
-from metacanvas_jax.eval import geneval
-from metacanvas_jax.eval.judge import Judge
+from metacanvas_jax.evaluate import geneval
+from metacanvas_jax.worlds import scenes
+from metacanvas_jax.worlds.judge import Judge
+from metacanvas_jax.worlds.scenes import SceneWorld
 
 pytestmark = pytest.mark.miniature
 

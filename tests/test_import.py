@@ -21,10 +21,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import save_file
 from weights_support import BFLOAT16, TABLE, abstract, assert_params, mesh, published
 
-from metacanvas_jax.ckpt import hf_import
-from metacanvas_jax.ckpt.hf_import import load_params
-from metacanvas_jax.ckpt.safetensors_io import Checkpoint, read_header
-from metacanvas_jax.ckpt.table import (
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.weights import hf_import
+from metacanvas_jax.weights.hf_import import load_params
+from metacanvas_jax.weights.safetensors_io import Checkpoint, read_header
+from metacanvas_jax.weights.table import (
     CONV2D,
     CONV3D,
     DEPTHWISE,
@@ -40,7 +41,6 @@ from metacanvas_jax.ckpt.table import (
     then,
     under,
 )
-from metacanvas_jax.errors import UserError
 
 TRANSFORMS = {  # and the shape of a published tensor
     "same": (SAME, (6, 5)),
@@ -138,9 +138,9 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
 from weights_support import TABLE, abstract, expected, published
 import numpy as np
-from metacanvas_jax.ckpt import hf_import
-from metacanvas_jax.ckpt.hf_import import load_params
-from metacanvas_jax.ckpt.safetensors_io import Checkpoint
+from metacanvas_jax.weights import hf_import
+from metacanvas_jax.weights.hf_import import load_params
+from metacanvas_jax.weights.safetensors_io import Checkpoint
 from flax.traverse_util import flatten_dict
 spec = lambda path, shape: (*(None for _ in shape[2:]), "a", "b") if "kernel" in path and "odd" not in path else ()
 for on_host in (True, False):

@@ -24,17 +24,17 @@ from published_support import (
 )
 from safetensors.numpy import load_file, save_file
 
-from metacanvas_jax.ckpt import published
-from metacanvas_jax.dit.flux import Flux, flux_kontext_dev
-from metacanvas_jax.dit.sana import sana_1600m
-from metacanvas_jax.dit.wan import wan2_2_ti2v_5b
+from metacanvas_jax.dit.flux.network import Flux, flux_kontext_dev
+from metacanvas_jax.dit.sana.network import sana_1600m
+from metacanvas_jax.dit.wan.network import wan2_2_ti2v_5b
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.mllm.qwen import MllmConfig, qwen2_5_vl_3b, qwen2_5_vl_7b
+from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, qwen2_5_vl_3b, qwen2_5_vl_7b
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.types import Condition
-from metacanvas_jax.vae.dc_ae import DC_AE_F32C32
-from metacanvas_jax.vae.kl import FLUX_KL, Kl
-from metacanvas_jax.vae.wan import WAN22_VAE
+from metacanvas_jax.vae.dc_ae.network import DC_AE_F32C32
+from metacanvas_jax.vae.kl.network import FLUX_KL, Kl
+from metacanvas_jax.vae.wan.network import WAN22_VAE
+from metacanvas_jax.weights import published
 
 VISION = {
     "depth": 32,

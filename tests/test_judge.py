@@ -9,10 +9,10 @@ from scipy import ndimage
 
 from metacanvas_jax.build import experiment
 from metacanvas_jax.cli.options import load_config
-from metacanvas_jax.data import openmoji, scenes
-from metacanvas_jax.data.requests import Group, Request
-from metacanvas_jax.data.scenes import Item, Scene, SceneWorld
-from metacanvas_jax.eval.judge import Detection, Judge, check, relations
+from metacanvas_jax.worlds import openmoji, scenes
+from metacanvas_jax.worlds.judge import Detection, Judge, check, relations
+from metacanvas_jax.worlds.requests import Group, Request
+from metacanvas_jax.worlds.scenes import Item, Scene, SceneWorld
 
 pytestmark = pytest.mark.miniature
 

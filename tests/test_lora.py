@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metacanvas_jax.mllm.language import LanguageConfig
+from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
 from metacanvas_jax.nn.lora import Lora, LoraConfig
 
 

@@ -12,16 +12,16 @@ from metacanvas_jax.connectors.canvas import CanvasConnector, CanvasConnectorCon
 from metacanvas_jax.connectors.context import ContextConnector, ContextConnectorConfig
 from metacanvas_jax.connectors.queries import Queries, QueriesConfig
 from metacanvas_jax.diffusion.flow import TimeConfig
-from metacanvas_jax.dit.sana import Sana, SanaConfig
+from metacanvas_jax.dit.sana.network import Sana, SanaConfig
 from metacanvas_jax.metacanvas import MetaCanvas
 from metacanvas_jax.mllm.canvas import CanvasConfig, CanvasTokens, canvas_positions
-from metacanvas_jax.mllm.language import LanguageConfig
-from metacanvas_jax.mllm.qwen import MllmConfig, Qwen25VL
+from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
+from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.train.objectives import Prepared, painting
-from metacanvas_jax.train.partition import flat, merge, partition
+from metacanvas_jax.trees import flat, merge, partition
 from metacanvas_jax.types import MllmInputs
-from metacanvas_jax.vae.patch_pca import PatchPca, PatchPcaConfig
+from metacanvas_jax.vae.patch_pca.network import PatchPca, PatchPcaConfig
 
 WIDTH = 32
 LANGUAGE = LanguageConfig(

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from metacanvas_jax.mllm.canvas import CanvasConfig, canvas_positions
-from metacanvas_jax.mllm.language import LanguageConfig, rope_angles
 from metacanvas_jax.mllm.positions import Block, sequence_positions
-from metacanvas_jax.mllm.qwen import next_position
+from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig, rope_angles
+from metacanvas_jax.mllm.qwen2_5_vl.network import next_position
 
 IMAGE, VIDEO = Block((1, 6, 10)), (5, 4, 6)
 

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.train.partition import flat, merge, partition
+from metacanvas_jax.trees import flat, merge, partition
 
 PARAMS = {
     "canvas": {"tokens": 1},

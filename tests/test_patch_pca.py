@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metacanvas_jax.vae.patch_pca import PatchPca, PatchPcaConfig, fit, from_patches, to_patches
+from metacanvas_jax.vae.patch_pca.network import PatchPca, PatchPcaConfig, fit, from_patches, to_patches
 
 CONFIG = PatchPcaConfig(patch=4, channels=12, whitening=0.5)
 

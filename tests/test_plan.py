@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 from metacanvas_jax.cli.main import main
-from metacanvas_jax.dit.sana import Sana, sana_1600m
-from metacanvas_jax.dit.wan import Wan, wan2_2_ti2v_5b
+from metacanvas_jax.dit.sana.network import Sana, sana_1600m
+from metacanvas_jax.dit.wan.network import Wan, wan2_2_ti2v_5b
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.kernels.cases import prologue
 from metacanvas_jax.kernels.static_schedule import compiling_for

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import train_support as support
 
-from metacanvas_jax.ckpt.store import Store
 from metacanvas_jax.errors import Preempted
 from metacanvas_jax.train.loop import FitConfig, fit
 from metacanvas_jax.train.metrics import read_metrics
 from metacanvas_jax.train.preemption import Interrupted, Preemption
+from metacanvas_jax.train.store import Store
 
 CONFIG = FitConfig(steps=7, log_every=1, checkpoint_every=100, evaluate_every=5)
 TIMING = {"steps_per_second", "samples_per_second"}

@@ -11,10 +11,11 @@ from sources_support import encoded, pairs, picture, write_rows, write_tar
 
 from metacanvas_jax import precompute
 from metacanvas_jax.cli.main import main
-from metacanvas_jax.data import shards, sources
+from metacanvas_jax.data import sources
+from metacanvas_jax.data.formats import shards
+from metacanvas_jax.data.formats.shards import WriteConfig
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.data.shards import WriteConfig
 from metacanvas_jax.data.sources import SourceSection, open_source
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
@@ -192,8 +193,8 @@ def test_prepare_stores_the_latents_of_target_source_and_references(tmp_path):
     from miniature_support import config as small
 
     from metacanvas_jax import build
-    from metacanvas_jax.ckpt import store
-    from metacanvas_jax.vae import patch_pca
+    from metacanvas_jax.train import store
+    from metacanvas_jax.vae.patch_pca import network as patch_pca
 
     setup = build.experiment(small(tmp_path, "canvas"))
     pictures = np.random.default_rng(0).integers(0, 256, (40, 60, 60, 3), dtype=np.uint8)

@@ -9,13 +9,12 @@ import pytest
 from miniature_support import config
 
 from metacanvas_jax import build, precompute, runs
-from metacanvas_jax.ckpt import store
 from metacanvas_jax.cli.main import main
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import make_mesh
 from metacanvas_jax.parallel.rules import RULES
-from metacanvas_jax.train import jobs
-from metacanvas_jax.train.partition import partition
+from metacanvas_jax.train import jobs, store
+from metacanvas_jax.trees import partition
 
 pytestmark = pytest.mark.miniature
 

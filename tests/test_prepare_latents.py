@@ -11,21 +11,20 @@ from experiments_support import miniature
 from tasks_support import Spy
 
 from metacanvas_jax import build, precompute
-from metacanvas_jax.ckpt import store
 from metacanvas_jax.data import sources
+from metacanvas_jax.data.formats.shards import WriteConfig
 from metacanvas_jax.data.samples import LATENTS
-from metacanvas_jax.data.shards import WriteConfig
 from metacanvas_jax.data.sources import SourceSection, open_source
-from metacanvas_jax.data.tasks import TASKS
 from metacanvas_jax.data.tokenizer import save_tokenizer, train_tokenizer
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.train import jobs, latents
+from metacanvas_jax.tasks import TASKS
+from metacanvas_jax.train import jobs, latents, store
 from metacanvas_jax.train.objectives import painting
 from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.train.step import make_step
-from metacanvas_jax.vae import patch_pca
+from metacanvas_jax.vae.patch_pca import network as patch_pca
 
 pytestmark = pytest.mark.miniature
 COUNT = 6

@@ -8,11 +8,11 @@ from flax.traverse_util import flatten_dict
 from qwen_support import TINY, abstract_params
 from safetensors.numpy import save_file
 
-from metacanvas_jax.ckpt.hf_import import load_params
-from metacanvas_jax.ckpt.table import count, published_shapes
-from metacanvas_jax.ckpt.tables.qwen2_5_vl import table
-from metacanvas_jax.mllm.qwen import MllmConfig, qwen2_5_vl_3b, qwen2_5_vl_7b
+from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, qwen2_5_vl_3b, qwen2_5_vl_7b
+from metacanvas_jax.mllm.qwen2_5_vl.table import table
 from metacanvas_jax.nn.lora import LoraConfig
+from metacanvas_jax.weights.hf_import import load_params
+from metacanvas_jax.weights.table import count, published_shapes
 
 support = pytest.importorskip("qwen_torch_support")
 pytestmark = pytest.mark.torch

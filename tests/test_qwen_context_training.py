@@ -11,12 +11,12 @@ from test_metacanvas import LANGUAGE, data, fresh, make
 from metacanvas_jax.diffusion.flow import TimeConfig
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.context_cache import ContextCache
-from metacanvas_jax.mllm.qwen import MllmConfig
+from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.parallel.rules import RULES
 from metacanvas_jax.train.contexts import check_frozen, identity, stored_contexts
 from metacanvas_jax.train.objectives import batch_of, mllm_inputs, painting
-from metacanvas_jax.vae.patch_pca import PatchPca, PatchPcaConfig
+from metacanvas_jax.vae.patch_pca.network import PatchPca, PatchPcaConfig
 
 
 def test_qwen_step_on_stored_contexts_is_prepared_as_one_that_reads(tmp_path):

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from qwen_support import TINY, abstract_params, random_media, tokenizer
 
-from metacanvas_jax.ckpt.hf_import import load_params
-from metacanvas_jax.ckpt.tables.qwen2_5_vl import table
 from metacanvas_jax.mllm.canvas import CanvasConfig, canvas_positions
-from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
-from metacanvas_jax.mllm.qwen import MllmConfig, Qwen25VL
+from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL
+from metacanvas_jax.mllm.qwen2_5_vl.prompt import PromptConfig, Prompter
+from metacanvas_jax.mllm.qwen2_5_vl.table import table
+from metacanvas_jax.weights.hf_import import load_params
 
 support = pytest.importorskip("qwen_torch_support")
 

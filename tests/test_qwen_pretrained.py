@@ -8,10 +8,10 @@ from qwen_support import abstract_params
 from safetensors.numpy import save_file
 from smollm2_support import CONFIG, FOLDER, fetch, published_tensors
 
-from metacanvas_jax.ckpt.hf_import import load_params
-from metacanvas_jax.ckpt.tables.qwen2_5_vl import table
-from metacanvas_jax.mllm.qwen import Qwen25VL
+from metacanvas_jax.mllm.qwen2_5_vl.network import Qwen25VL
+from metacanvas_jax.mllm.qwen2_5_vl.table import table
 from metacanvas_jax.types import MllmInputs
+from metacanvas_jax.weights.hf_import import load_params
 
 pytestmark = [pytest.mark.slow, pytest.mark.torch]
 LENGTH = 32

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metacanvas_jax.eval import charts
-from metacanvas_jax.eval.charts import Chart
-from metacanvas_jax.eval.report import (
+from metacanvas_jax.report import charts
+from metacanvas_jax.report.charts import Chart
+from metacanvas_jax.report.page import (
     Answer,
     Fact,
     ReportData,

@@ -10,17 +10,17 @@ from flax import linen as nn
 from published_support import bytes_tokenizer, flux_pipeline, picture, sana_pipeline, wan_pipeline
 from vae_support import FAST_COMPILE
 
-from metacanvas_jax.ckpt import published
 from metacanvas_jax.diffusion import schedules
-from metacanvas_jax.dit.flux import Flux, FluxConfig
-from metacanvas_jax.dit.sana import Sana, SanaConfig
-from metacanvas_jax.dit.wan import Wan, WanConfig
-from metacanvas_jax.sampling import Recipe, draw
-from metacanvas_jax.text.gemma2 import Gemma2, Gemma2Config, sana_context, sana_tokens
+from metacanvas_jax.dit.flux.network import Flux, FluxConfig
+from metacanvas_jax.dit.sana.network import Sana, SanaConfig
+from metacanvas_jax.dit.wan.network import Wan, WanConfig
+from metacanvas_jax.paint.sampling import Recipe, draw
+from metacanvas_jax.text.gemma2.network import Gemma2, Gemma2Config, sana_context, sana_tokens
 from metacanvas_jax.types import Condition
-from metacanvas_jax.vae.dc_ae import DcAe, DcAeConfig
-from metacanvas_jax.vae.kl import Kl, KlConfig
-from metacanvas_jax.vae.wan import WanVae, WanVaeConfig
+from metacanvas_jax.vae.dc_ae.network import DcAe, DcAeConfig
+from metacanvas_jax.vae.kl.network import Kl, KlConfig
+from metacanvas_jax.vae.wan.network import WanVae, WanVaeConfig
+from metacanvas_jax.weights import published
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")

@@ -9,10 +9,10 @@ import json
 import numpy as np
 import pytest
 
-from metacanvas_jax.data import openmoji, questions, scenes
-from metacanvas_jax.data.requests import GENEVAL_CATEGORIES, RELATIONS, Group, Request, in_place
-from metacanvas_jax.data.scenes import CATEGORIES, Scene, SceneWorld
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.worlds import openmoji, questions, scenes
+from metacanvas_jax.worlds.requests import GENEVAL_CATEGORIES, RELATIONS, Group, Request, in_place
+from metacanvas_jax.worlds.scenes import CATEGORIES, Scene, SceneWorld
 
 pytestmark = pytest.mark.miniature
 

@@ -19,9 +19,9 @@ from metacanvas_jax.parallel.activations import check_notes, constrain, noting, 
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, mesh_array, mesh_sizes, on_mesh, put_batch
 from metacanvas_jax.parallel.rules import check_whole, placed, resolve, rules_of, shardings, whole
 from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
-from metacanvas_jax.train.partition import flat, partition
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.train.step import make_step
+from metacanvas_jax.trees import flat, partition
 
 
 class Block(nn.Module):

@@ -10,7 +10,7 @@ from experiments_support import FAST, batch, miniature, random_parameters
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh, put_batch
 from metacanvas_jax.parallel.rules import shardings
 from metacanvas_jax.train import jobs
-from metacanvas_jax.train.partition import flat, partition
+from metacanvas_jax.trees import flat, partition
 
 BACKBONES = {"sana": "t2i_scratch", "flux": "image_editing", "wan": "video_stage3"}
 MESHES = {

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metacanvas_jax.ckpt.hashes import checksums, content_hash, files_hash
-from metacanvas_jax.ckpt.store import Store, describe, load_params, save_params
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
 from metacanvas_jax.train.state import abstract_state, new_state
+from metacanvas_jax.train.store import Store, describe, load_params, save_params
+from metacanvas_jax.weights.hashes import checksums, content_hash, files_hash
 
 OPTIMIZER = make_optimizer(OptimizerConfig(1e-3))
 META = describe({"model": {"width": 4, "grid": (2, 2)}, "seed": 0}, {"weights/mllm": "abc"})

@@ -13,22 +13,29 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from metacanvas_jax.ckpt import hf_import
-from metacanvas_jax.ckpt.hf_export import save_params
-from metacanvas_jax.ckpt.hf_import import load_params
-from metacanvas_jax.ckpt.safetensors_io import Checkpoint
-from metacanvas_jax.ckpt.table import count, published_shapes
-from metacanvas_jax.ckpt.tables import dc_ae, flux, gemma2, kl, qwen2_5_vl, sana, wan, wan_vae
-from metacanvas_jax.dit.flux import Flux, flux_kontext_dev
-from metacanvas_jax.dit.sana import Sana, sana_1_5_1600m, sana_1600m
-from metacanvas_jax.dit.wan import Wan, wan2_2_ti2v_5b
-from metacanvas_jax.mllm.qwen import Qwen25VL, example, qwen2_5_vl_3b, qwen2_5_vl_7b
+from metacanvas_jax.dit.flux import table as flux
+from metacanvas_jax.dit.flux.network import Flux, flux_kontext_dev
+from metacanvas_jax.dit.sana import table as sana
+from metacanvas_jax.dit.sana.network import Sana, sana_1_5_1600m, sana_1600m
+from metacanvas_jax.dit.wan import table as wan
+from metacanvas_jax.dit.wan.network import Wan, wan2_2_ti2v_5b
+from metacanvas_jax.mllm.qwen2_5_vl import table as qwen2_5_vl
+from metacanvas_jax.mllm.qwen2_5_vl.network import Qwen25VL, example, qwen2_5_vl_3b, qwen2_5_vl_7b
 from metacanvas_jax.parallel.rules import placed, shardings
-from metacanvas_jax.text.gemma2 import Gemma2, Gemma2Config
+from metacanvas_jax.text.gemma2 import table as gemma2
+from metacanvas_jax.text.gemma2.network import Gemma2, Gemma2Config
 from metacanvas_jax.types import Condition
-from metacanvas_jax.vae.dc_ae import DC_AE_F32C32, DcAe
-from metacanvas_jax.vae.kl import FLUX_KL, Kl
-from metacanvas_jax.vae.wan import WAN22_VAE, WanVae
+from metacanvas_jax.vae.dc_ae import table as dc_ae
+from metacanvas_jax.vae.dc_ae.network import DC_AE_F32C32, DcAe
+from metacanvas_jax.vae.kl import table as kl
+from metacanvas_jax.vae.kl.network import FLUX_KL, Kl
+from metacanvas_jax.vae.wan import table as wan_vae
+from metacanvas_jax.vae.wan.network import WAN22_VAE, WanVae
+from metacanvas_jax.weights import hf_import
+from metacanvas_jax.weights.hf_export import save_params
+from metacanvas_jax.weights.hf_import import load_params
+from metacanvas_jax.weights.safetensors_io import Checkpoint
+from metacanvas_jax.weights.table import count, published_shapes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,12 +10,12 @@ from tasks_support import SIZE, Pick, Spy, bucket, prompter, sample
 
 from metacanvas_jax.data.examples import PaintExamples, TextRows
 from metacanvas_jax.data.samples import TASKS as NAMES
-from metacanvas_jax.data.tasks import RECONSTRUCT, TASKS, Bucket, canvas_shape
 from metacanvas_jax.data.tokenizer import train_tokenizer
 from metacanvas_jax.diffusion.flow import TimeConfig
-from metacanvas_jax.dit.wan import Wan, WanConfig
+from metacanvas_jax.dit.wan.network import Wan, WanConfig
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.text.gemma2 import sana_context
+from metacanvas_jax.tasks import RECONSTRUCT, TASKS, Bucket, canvas_shape
+from metacanvas_jax.text.gemma2.network import sana_context
 from metacanvas_jax.train.objectives import painting
 from metacanvas_jax.types import Condition
 
@@ -104,7 +104,7 @@ def test_positions_of_every_token_of_a_task(prompts, task):
     ],
 )
 def test_the_picture_in_the_prompt_is_the_right_one(prompts, task, source, medium):
-    from metacanvas_jax.mllm.media import read_image
+    from metacanvas_jax.mllm.qwen2_5_vl.media import read_image
 
     batch = batch_of(prompts, task)
     assert ("source" in batch) == source

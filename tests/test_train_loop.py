@@ -15,14 +15,14 @@ import pytest
 import train_support as support
 from safetensors.numpy import load_file
 
-from metacanvas_jax.ckpt.store import Store
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.train.loop import FitConfig, NonFiniteError
 from metacanvas_jax.train.loop import fit as fit_on
 from metacanvas_jax.train.metrics import read_metrics
 from metacanvas_jax.train.optimizer import OptimizerConfig
-from metacanvas_jax.train.partition import flat
 from metacanvas_jax.train.profiling import Profiler, Steps, parse_steps
+from metacanvas_jax.train.store import Store
+from metacanvas_jax.trees import flat
 
 SMALL = FitConfig(steps=4, log_every=2, checkpoint_every=2)
 TIMING = {"steps_per_second", "samples_per_second"}

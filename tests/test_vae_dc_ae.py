@@ -15,9 +15,9 @@ from vae_support import (
     randomize,
 )
 
-from metacanvas_jax.ckpt.tables.dc_ae import table
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.vae.dc_ae import DC_AE_F32C32, DcAe, DcAeConfig
+from metacanvas_jax.vae.dc_ae.network import DC_AE_F32C32, DcAe, DcAeConfig
+from metacanvas_jax.vae.dc_ae.table import table
 
 # All three relations of widths across a step: equal, double, and one with residual blocks on one side only.
 TINY = DcAeConfig(

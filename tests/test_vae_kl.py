@@ -16,9 +16,9 @@ from vae_support import (
     randomize,
 )
 
-from metacanvas_jax.ckpt.tables.kl import table
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.vae.kl import FLUX_KL, Kl, KlConfig
+from metacanvas_jax.vae.kl.network import FLUX_KL, Kl, KlConfig
+from metacanvas_jax.vae.kl.table import table
 
 TINY = KlConfig(channels=(8, 16, 16), blocks=1, latent_channels=4, groups=4, scale=0.3611, shift=0.1159)
 

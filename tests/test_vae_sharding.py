@@ -5,9 +5,9 @@ import pytest
 from vae_support import FAST_COMPILE, assert_close, random
 
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh
-from metacanvas_jax.vae.dc_ae import DcAe, DcAeConfig
-from metacanvas_jax.vae.kl import Kl, KlConfig
-from metacanvas_jax.vae.wan import WanVae, WanVaeConfig
+from metacanvas_jax.vae.dc_ae.network import DcAe, DcAeConfig
+from metacanvas_jax.vae.kl.network import Kl, KlConfig
+from metacanvas_jax.vae.wan.network import WanVae, WanVaeConfig
 
 NETWORKS = {
     "kl": Kl(KlConfig(channels=(4, 8), blocks=1, latent_channels=4, groups=4, scale=0.5, shift=0.1)),

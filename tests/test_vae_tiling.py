@@ -5,7 +5,7 @@ import pytest
 from einops import reduce
 from vae_support import FAST_COMPILE, assert_close, random
 
-from metacanvas_jax.vae.kl import Kl, KlConfig
+from metacanvas_jax.vae.kl.network import Kl, KlConfig
 from metacanvas_jax.vae.tiling import blend_weights, tile_starts, tiled_decode, tiled_encode
 
 KL = KlConfig(channels=(4, 8), blocks=1, latent_channels=4, groups=4, scale=0.5, shift=0.1)

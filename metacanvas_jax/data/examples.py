@@ -13,16 +13,23 @@ import numpy as np
 from jaxtyping import UInt8
 from transformers import PreTrainedTokenizerBase
 
-from metacanvas_jax.data.dataset import scene_of
-from metacanvas_jax.data.questions import Exchange, follow_up, picture_exchanges, plan, text_exchanges
+from metacanvas_jax.data.formats.records import scene_of
 from metacanvas_jax.data.samples import LATENTS, Sample
-from metacanvas_jax.data.scenes import SceneWorld, sample_words
-from metacanvas_jax.data.tasks import RECONSTRUCT, TASKS, Bucket, TaskName
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.mllm.media import MediaConfig, Patches, read_image, read_video, sample_frames, target_size
-from metacanvas_jax.mllm.prompt import END, Layout, Prompt, Prompter
-from metacanvas_jax.text.gemma2 import INSTRUCTION, sana_tokens
+from metacanvas_jax.mllm.qwen2_5_vl.media import (
+    MediaConfig,
+    Patches,
+    read_image,
+    read_video,
+    sample_frames,
+    target_size,
+)
+from metacanvas_jax.mllm.qwen2_5_vl.prompt import END, Layout, Prompt, Prompter
+from metacanvas_jax.tasks import RECONSTRUCT, TASKS, Bucket, TaskName
+from metacanvas_jax.text.gemma2.network import INSTRUCTION, sana_tokens
 from metacanvas_jax.types import Media
+from metacanvas_jax.worlds.questions import Exchange, follow_up, picture_exchanges, plan, text_exchanges
+from metacanvas_jax.worlds.scenes import SceneWorld, sample_words
 
 Example = dict[str, np.ndarray]
 Batch = dict[str, Any]

@@ -7,21 +7,21 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from metacanvas_jax.data.array_records import ArrayRecords
-from metacanvas_jax.data.dataset import Records
 from metacanvas_jax.data.decoding import LIMITS, Limits
-from metacanvas_jax.data.emoji import SERVES, Clips, Styles
-from metacanvas_jax.data.folders import Files, JsonLines
+from metacanvas_jax.data.formats.array_records import ArrayRecords
+from metacanvas_jax.data.formats.drawn import Drawn
+from metacanvas_jax.data.formats.emoji import SERVES, Clips, Styles
+from metacanvas_jax.data.formats.folders import Files, JsonLines
+from metacanvas_jax.data.formats.parquet import Parquet
+from metacanvas_jax.data.formats.records import Records
+from metacanvas_jax.data.formats.shards import FORMAT, WRITE_ALL, Compute, WriteConfig, write
+from metacanvas_jax.data.formats.tars import WebDataset
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.layout import NAMES, STORED, Layout
-from metacanvas_jax.data.parquet import Parquet
 from metacanvas_jax.data.samples import TASKS
-from metacanvas_jax.data.scenes import SceneWorld
-from metacanvas_jax.data.shards import FORMAT, WRITE_ALL, Compute, WriteConfig, write
-from metacanvas_jax.data.tars import WebDataset
 from metacanvas_jax.data.transforms import AS_FOUND, Clip
-from metacanvas_jax.data.worlds import Drawn
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.worlds.scenes import SceneWorld
 
 Kind = Literal[
     "records",

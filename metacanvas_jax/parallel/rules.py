@@ -26,7 +26,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.train.partition import flat
+from metacanvas_jax.trees import flat
 from metacanvas_jax.types import Params
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]

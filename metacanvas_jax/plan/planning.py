@@ -8,13 +8,13 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from metacanvas_jax import build
-from metacanvas_jax.data.tasks import TASKS, Bucket
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from metacanvas_jax.plan import page, programs, search
 from metacanvas_jax.plan.report import Report, as_json, table
 from metacanvas_jax.plan.study import study
 from metacanvas_jax.plan.topology import find_slice
+from metacanvas_jax.tasks import TASKS, Bucket
 
 
 def plan(

@@ -14,16 +14,16 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from metacanvas_jax.build import Experiment, autoencoder, network
-from metacanvas_jax.data.tasks import Bucket
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.paint.sampling import Recipe, Target, make_painter
 from metacanvas_jax.parallel.mesh import on_mesh, replicated
 from metacanvas_jax.parallel.rules import RULES, Rules, check_whole, placed, resolve, shardings
-from metacanvas_jax.sampling import Recipe, Target, make_painter
+from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.train import jobs, objectives
 from metacanvas_jax.train.optimizer import make_optimizer
-from metacanvas_jax.train.partition import flat, nested, partition
 from metacanvas_jax.train.state import abstract_state
 from metacanvas_jax.train.step import make_step
+from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import MllmInputs, Params, Text
 
 

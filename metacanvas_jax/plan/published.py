@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from metacanvas_jax.diffusion.flow import TimeConfig, flow_loss, sample_time
-from metacanvas_jax.dit.flux import Flux, flux_dev
-from metacanvas_jax.dit.wan import Wan, wan2_1_t2v_14b
+from metacanvas_jax.dit.flux.network import Flux, flux_dev
+from metacanvas_jax.dit.wan.network import Wan, wan2_1_t2v_14b
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.parallel.rules import RULES, placed, shardings
 from metacanvas_jax.plan.programs import Program, abstract_key, device_bytes, spread

@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Callable
 
 from metacanvas_jax.build import Experiment
-from metacanvas_jax.data.tasks import Bucket
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.nn.stack import REMAT_CHOICES
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
@@ -18,6 +17,7 @@ from metacanvas_jax.plan.programs import Program
 from metacanvas_jax.plan.report import Report
 from metacanvas_jax.plan.study import study
 from metacanvas_jax.plan.topology import GIB, Slice
+from metacanvas_jax.tasks import Bucket
 
 WIDEST = 16  # of the context and tensor axes
 TILE = 16  # rows of bfloat16

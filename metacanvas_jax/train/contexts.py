@@ -20,8 +20,8 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.context_cache import ContextCache
 from metacanvas_jax.parallel.mesh import put_batch
 from metacanvas_jax.parallel.rules import Rules, resolve
-from metacanvas_jax.train.partition import Rules as Partition
-from metacanvas_jax.train.partition import flat, partition
+from metacanvas_jax.trees import Rules as Partition
+from metacanvas_jax.trees import flat, partition
 from metacanvas_jax.types import Context, MllmInputs, Params
 
 READ = ("tokens", "positions", "mask", "media", "text_tokens", "text_mask")

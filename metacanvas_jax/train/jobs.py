@@ -11,29 +11,27 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from metacanvas_jax import build
+from metacanvas_jax import build, tasks
 from metacanvas_jax.build import Experiment, autoencoder, network
-from metacanvas_jax.ckpt import store
 from metacanvas_jax.cli.options import read_config
-from metacanvas_jax.data import tasks
-from metacanvas_jax.data.dataset import Records
 from metacanvas_jax.data.examples import PaintExamples, TextRows, UnderstandExamples, media_layout
+from metacanvas_jax.data.formats.records import Records
 from metacanvas_jax.data.mixture import Mixture, Source, Stream
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
 from metacanvas_jax.data.samples import LATENTS
 from metacanvas_jax.data.sources import open_source
-from metacanvas_jax.data.tasks import Bucket, Given
 from metacanvas_jax.data.tokenizer import load_tokenizer
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.context_cache import ContextCache
-from metacanvas_jax.mllm.media import MediaConfig
-from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
+from metacanvas_jax.mllm.qwen2_5_vl.media import MediaConfig
+from metacanvas_jax.mllm.qwen2_5_vl.prompt import PromptConfig, Prompter
 from metacanvas_jax.parallel.mesh import batch_part, make_mesh
-from metacanvas_jax.text.gemma2 import INSTRUCTION
-from metacanvas_jax.train import contexts, latents, objectives, weights
+from metacanvas_jax.tasks import Bucket, Given
+from metacanvas_jax.text.gemma2.network import INSTRUCTION
+from metacanvas_jax.train import contexts, latents, objectives, store, weights
 from metacanvas_jax.train.loop import FitConfig, Job
-from metacanvas_jax.train.partition import flat, nested, partition
+from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Context, Grid, Media, MllmInputs, Params, Text
 
 INSTRUCTION_TOKENS = 240  # of SANA's instruction, about

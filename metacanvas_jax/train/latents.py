@@ -9,11 +9,11 @@ import json
 from typing import Any
 
 from metacanvas_jax.build import Experiment
-from metacanvas_jax.data.shards import read_recipe
+from metacanvas_jax.data.formats.shards import read_recipe
 from metacanvas_jax.data.sources import SourceSection
-from metacanvas_jax.data.tasks import Bucket
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.train import weights
 
 HOW = ("chunk",)  # of an autoencoder's config: how it computes, not what

@@ -18,8 +18,6 @@ from safetensors.numpy import save as safetensors_bytes
 from tqdm import tqdm
 
 from metacanvas_jax import files
-from metacanvas_jax.ckpt.hashes import paths
-from metacanvas_jax.ckpt.store import Store, check_same, describe
 from metacanvas_jax.errors import Preempted, UserError
 from metacanvas_jax.parallel.distributed import barrier, client
 from metacanvas_jax.parallel.mesh import MeshConfig, batch_part, make_mesh, on_mesh, put_batch
@@ -29,13 +27,15 @@ from metacanvas_jax.parallel.watch import WAITS, Watch
 from metacanvas_jax.train.contexts import Enrich
 from metacanvas_jax.train.metrics import Meter, Writer, model_flops_utilisation, peak_flops, read_metrics
 from metacanvas_jax.train.optimizer import OptimizerConfig, learning_rate, make_optimizer
-from metacanvas_jax.train.partition import Rules, flat, nested, partition
 from metacanvas_jax.train.preemption import Interrupted, Preemption
 from metacanvas_jax.train.profiling import Profiler, Steps
 from metacanvas_jax.train.spikes import Spikes
 from metacanvas_jax.train.state import TrainState, abstract_state, cast, new_state
 from metacanvas_jax.train.step import Loss, Prepare, make_step
+from metacanvas_jax.train.store import Store, check_same, describe
+from metacanvas_jax.trees import Rules, flat, nested, partition
 from metacanvas_jax.types import Params
+from metacanvas_jax.weights.hashes import paths
 
 Hook = Callable[[TrainState, Params, int], Mapping[str, float] | None]
 """``hook(state, frozen, step)``; what it returns is logged. It must not keep the state, which the next step donates."""

@@ -21,15 +21,15 @@ from einops import rearrange
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from metacanvas_jax.data import tasks
+from metacanvas_jax import tasks
 from metacanvas_jax.data.samples import LATENTS
-from metacanvas_jax.data.tasks import TASKS, Given, TaskName
 from metacanvas_jax.diffusion.flow import TimeConfig, flow_loss, sample_time
 from metacanvas_jax.metacanvas import MetaCanvas
-from metacanvas_jax.mllm.qwen import Qwen25VL
+from metacanvas_jax.mllm.qwen2_5_vl.network import Qwen25VL
+from metacanvas_jax.tasks import TASKS, Given, TaskName
 from metacanvas_jax.train.contexts import samples_first
-from metacanvas_jax.train.partition import merge
 from metacanvas_jax.train.step import Loss, Metrics, Prepare
+from metacanvas_jax.trees import merge
 from metacanvas_jax.types import Context, MllmInputs, Params, Text
 
 Batch = Mapping[str, Any]

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.train.partition import flat, nested
+from metacanvas_jax.trees import flat, nested
 from metacanvas_jax.types import Params
 
 SCHEDULES = ("constant", "cosine", "linear")

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 
 from metacanvas_jax.build import Experiment
-from metacanvas_jax.ckpt.sources import Source
-from metacanvas_jax.mllm.qwen import MllmConfig
-from metacanvas_jax.train.partition import flat, nested, partition
+from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
+from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Params
+from metacanvas_jax.weights.sources import Source
 
 
 def sources(experiment: Experiment) -> dict[str, Source]:

@@ -1,1 +1,0 @@
-"""Checkpoints: Orbax store and exchange with safetensors."""

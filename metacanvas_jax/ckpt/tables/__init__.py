@@ -1,1 +1,0 @@
-"""Weight tables: published names to parameter paths."""

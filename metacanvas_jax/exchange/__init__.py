@@ -1,0 +1,1 @@
+"""Runs to folders for PyTorch and back."""

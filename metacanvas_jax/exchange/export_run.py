@@ -1,0 +1,300 @@
+"""A trained run as one folder for PyTorch: connectors, adapters, transformer, an index and a model card.
+
+Parameters stream from the checkpoint one at a time, so that a host without accelerator exports what a pod trained. The
+folder appears when everything in it is written.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metacanvas_jax.build import VAES, Experiment, TextSection, autoencoder, experiment
+from metacanvas_jax.cli.options import read_config
+from metacanvas_jax.connectors import table as metacanvas
+from metacanvas_jax.data.tokenizer import load_tokenizer, save_tokenizer
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.exchange import parts as layout
+from metacanvas_jax.exchange import reference_configs
+from metacanvas_jax.exchange.model_card import model_card
+from metacanvas_jax.exchange.parts import Part
+from metacanvas_jax.mllm.qwen2_5_vl import table as qwen2_5_vl
+from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
+from metacanvas_jax.nn.lora import LoraConfig
+from metacanvas_jax.text.gemma2.network import INSTRUCTION
+from metacanvas_jax.train import jobs, store
+from metacanvas_jax.train.stream import lazy_params
+from metacanvas_jax.trees import flat, nested, partition
+from metacanvas_jax.types import Params
+from metacanvas_jax.vae.patch_pca.network import PatchPcaConfig
+from metacanvas_jax.weights import lora
+from metacanvas_jax.weights.hf_export import new_folder, save_params
+from metacanvas_jax.weights.safetensors_io import write_file
+
+INDEX, VERSION = "metacanvas.json", 1
+RUN_CONFIG = "run_config.json"
+DTYPES = ("float32", "bfloat16", "float16")
+GATE_NOTE = """# Adapters of the MLLM
+
+PEFT format. They were trained on canvas tokens only: while the model reads a prompt they must be off, or it no longer
+understands as the base does, and the plan is not the one that was trained. With PEFT:
+
+    with model.disable_adapter():
+        prefix = model(**prompt, use_cache=True)
+    canvas = model(inputs_embeds=..., position_ids=..., past_key_values=prefix.past_key_values)  # adapters on
+
+`metacanvas_jax.torch_export` does this by itself; its switch is `pipeline.mllm.gate`: "canvas" (as trained),
+"everywhere" (as PEFT would by default) or "nowhere".
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What of a run to export, and how. ``ema`` None: the moving average where the run kept one.
+
+    Raises UserError for a dtype that is none of ``DTYPES`` or shards of no size.
+    """
+
+    dtype: str = "float32"
+    ema: bool | None = None
+    step: int | None = None
+    shard_bytes: float = 5e9
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        if self.shard_bytes <= 0:
+            raise UserError(f"a shard of {self.shard_bytes} bytes holds nothing")
+
+
+def export_run(run: Path, to: Path, options: Options = Options()) -> Path:
+    """Writes the newest checkpoint of a run (or that of ``options.step``) to a new folder.
+
+    Raises:
+        UserError: no run, no checkpoint, one of another config or damaged; a folder that has contents; a full disk; a
+            parameter that trained and has no place in an export; weights of the project's own that are missing.
+    """
+    config = read_config(run)
+    setup = experiment(config)
+    abstract = abstract_params(setup)
+    trainable, frozen = partition(abstract, setup.train.rules)
+    ema = setup.train.ema is not None if options.ema is None else options.ema
+    with store.Store(run / "checkpoints", writable=False) as checkpoints:
+        step = checkpoints.steps()[-1] if options.step is None and checkpoints.steps() else options.step
+        meta = checkpoints.meta(step)
+        now = store.describe(jobs.identity(setup))["config"]
+        # Of what a training must agree on, an export asks for the networks alone.
+        saved = meta | {"config": {key: value for key, value in meta["config"].items() if key in now}}
+        store.check_same(saved, meta | {"config": now}, str(run / "checkpoints" / str(step)))
+        found = layout.parts(setup, list(flat(trainable)))
+        leaves = flat(lazy_params(checkpoints, trainable, ema=ema, step=step))
+        leaves |= _frozen_leaves(setup, frozen, found, leaves)
+        about = {"step": step, "ema": ema, "dtype": options.dtype}
+        needed = sum(_size(leaves[path], options.dtype) for part in found for path in part.paths)
+        with new_folder(to, needed) as draft:
+            for part in found:
+                _write_part(draft, part, leaves, setup, options)
+            _write_bases(draft, setup, options)
+            index = make_index(setup, found, about)
+            (draft / RUN_CONFIG).write_text(config.to_json_best_effort(indent=2) + "\n")
+            (draft / "README.md").write_text(model_card(setup, index, _scores(run)))
+            _write_json(draft / INDEX, index)
+    return to
+
+
+def abstract_params(setup: Experiment) -> Params:
+    """Shapes of all parameters of an experiment, without making any."""
+    return jax.eval_shape(lambda key: jobs.unboxed(jobs.initial(setup, key)), jax.random.key(0))
+
+
+def _frozen_leaves(
+    setup: Experiment, frozen: Params, found: list[Part], trained: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """What a part holds beside what trained. Raises UserError for a frozen connector: no file of the run has it."""
+    wanted = set().union(*(part.paths for part in found)) - trained.keys()
+    if not wanted:
+        return {}
+    structs = {path: flat(frozen)[path] for path in wanted}
+    # Layers added to a published transformer start at zero, and are still there while they are frozen.
+    added = {f"dit/{entry.path}" for entry in metacanvas.added_layers(setup.dit)}
+    weights = {path: np.zeros(structs[path].shape, np.float32) for path in wanted & added}
+    if missing := wanted - weights.keys():
+        raise UserError(f"{setup.name}: no weights for the frozen parameter {min(missing)}, which the export needs")
+    return {path: weights[path] for path in wanted}
+
+
+def _size(leaf: Any, dtype: str) -> int:
+    return math.prod(leaf.shape) * jnp.dtype(dtype).itemsize
+
+
+def write_weights(
+    draft: Path, part: Part, leaves: Mapping[str, Any], setup: Experiment, options: Options
+) -> LoraConfig | None:
+    """The tensors of a part, from parameters by path; returns the config of its adapters if it holds such."""
+    adapters = {layout.MLLM_LORA: setup.mllm.language.lora, layout.TRANSFORMER_LORA: layout.transformer_lora(setup)}
+    config = adapters.get(part.folder)
+    metadata = {}
+    if part.folder == layout.TRANSFORMER_LORA:
+        values = {f"{lora.DIFFUSERS}{k}": v for k, v in peft_config(part, config, lora.DIFFUSERS).items()}
+        metadata = {"lora_adapter_metadata": json.dumps(values, sort_keys=True)}
+    save_params(
+        nested({path: leaves[path] for path in part.paths}),
+        part.table,
+        draft / part.folder,
+        max_shard_bytes=options.shard_bytes if part.sharded else math.inf,
+        dtype=options.dtype,
+        metadata=metadata,
+        stem=part.stem,
+        progress=options.progress,
+    )
+    return config
+
+
+def _write_part(draft: Path, part: Part, leaves: Mapping[str, Any], setup: Experiment, options: Options) -> None:
+    config = write_weights(draft, part, leaves, setup, options)
+    if part.folder == layout.MLLM_LORA:
+        _write_json(draft / part.folder / "adapter_config.json", peft_config(part, config, lora.PEFT))
+        (draft / part.folder / "README.md").write_text(GATE_NOTE)
+    elif part.folder in (layout.TRANSFORMER, layout.TRANSFORMER_PARTIAL):
+        _write_json(draft / part.folder / "config.json", layout.backbone(setup).config(setup.dit))
+    elif part.folder == layout.MLLM:
+        _write_json(draft / part.folder / "config.json", _qwen_config(setup))
+
+
+def _write_bases(draft: Path, setup: Experiment, options: Options) -> None:
+    """Tokenizer, and the bases that are this project's own: nobody else has them."""
+    if setup.mllm.tokenizer:
+        save_tokenizer(load_tokenizer(setup.mllm.tokenizer), draft / "tokenizer")
+    if setup.objective != "paint":
+        return
+    (draft / layout.CONNECTOR).mkdir(exist_ok=True)  # there is none in the baseline of text alone
+    _write_json(draft / layout.CONNECTOR / "config.json", connector_config(setup))
+    if own_weights(setup.mllm.weights):
+        params, _ = store.load_params(setup.mllm.weights)
+        mllm = MllmConfig(setup.mllm.language, setup.mllm.vision)
+        table = qwen2_5_vl.table(mllm)
+        held = flat(params.get("mllm", params))
+        held = nested({entry.path: held[entry.path] for entry in table})
+        save_params(held, table, draft / layout.MLLM, dtype=options.dtype, progress=False)
+        _write_json(draft / layout.MLLM / "config.json", _qwen_config(setup))
+    if isinstance(setup.vae, PatchPcaConfig) and setup.vae_weights:
+        params, _ = store.load_params(setup.vae_weights)
+        (draft / "vae").mkdir()
+        leaves = {name: np.asarray(leaf) for name, leaf in sorted(flat(params).items())}
+        shapes = {name: (leaf.dtype, leaf.shape) for name, leaf in leaves.items()}
+        write_file(draft / "vae" / "model.safetensors", shapes, leaves.values(), {"format": "pt"})
+
+
+def own_weights(folder: str) -> bool:
+    """Whether a folder of weights is of this project's own making, and no published one."""
+    return bool(folder) and (Path(folder) / "params.json").is_file()
+
+
+def _qwen_config(setup: Experiment) -> dict[str, Any]:
+    vocabulary = load_tokenizer(setup.mllm.tokenizer).get_vocab()
+    return reference_configs.qwen(setup.mllm.language, setup.mllm.vision, vocabulary)
+
+
+def connector_config(setup: Experiment) -> dict[str, Any]:
+    """The ``config.json`` of the connector: what ``torch_export/connector.py`` is built from."""
+    added = dict.fromkeys(("extra_in", "pool"))
+    if getattr(setup.dit, "extra_channels", 0):
+        patch = list(setup.dit.patch)
+        added["extra_in"] = {"channels": setup.dit.extra_channels, "width": setup.dit.width, "patch": patch}
+    if getattr(setup.dit, "pooled", None) == "learned":
+        added["pool"] = {"in_width": setup.dit.context_width, "out_width": setup.dit.pooled_width}
+    sections = {name: getattr(setup, name) for name in ("canvas", "canvas_connector", "context_connector", "queries")}
+    described = {name: None if part is None else dataclasses.asdict(part) for name, part in sections.items()}
+    return {"mllm_width": setup.mllm.language.width, **described, **added}
+
+
+def peft_config(part: Part, config: LoraConfig, prefix: str) -> dict[str, Any]:
+    """The adapters of a part as PEFT describes them."""
+    return {
+        "peft_type": "LORA",
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": lora.modules(part.table, prefix),
+        "bias": "none",
+        "inference_mode": True,
+    }
+
+
+def make_index(setup: Experiment, found: list[Part], about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reader needs to know to put the parts together."""
+    folders = {part.folder for part in found}
+    there = lambda name: name if name in folders else None  # noqa: E731
+    index = {"format": "metacanvas", "version": VERSION, "name": setup.name, "objective": setup.objective, **about}
+    own = layout.MLLM if layout.MLLM in folders or own_weights(setup.mllm.weights) else None
+    mllm = {"folder": own, "base": setup.mllm.weights, "lora": there(layout.MLLM_LORA), "gate": "canvas"}
+    prompts = jobs.prompter(setup).config if setup.mllm.tokenizer else None
+    prompt = None
+    if prompts is not None:
+        prompt = {
+            "system": prompts.system,
+            "length": max(bucket.length for bucket in setup.shapes),
+            "tokens_per_second": prompts.tokens_per_second,
+            "video_fps": setup.mllm.video_fps,
+            "media": dataclasses.asdict(prompts.media),
+        }
+    index |= {"mllm": mllm, "prompt": prompt}
+    if setup.objective != "paint":
+        return index
+    vae = autoencoder(setup)
+    return index | {
+        "backbone": layout.backbone(setup).name,
+        "connector": there(layout.CONNECTOR),
+        "canvas": None if setup.canvas is None else dataclasses.asdict(setup.canvas),
+        "queries": None if setup.queries is None else dataclasses.asdict(setup.queries),
+        "mllm": mllm if setup.uses_mllm else None,
+        "text": None if setup.text is None else _text(setup.text),
+        "transformer": {
+            "folder": there(layout.TRANSFORMER),
+            "partial": there(layout.TRANSFORMER_PARTIAL),
+            "lora": there(layout.TRANSFORMER_LORA),
+            "base": setup.dit_weights,
+        },
+        "settings": {
+            "time_scale": getattr(setup.dit, "time_scale", 1000.0),
+            "mask_context": getattr(setup.dit, "mask_context", True),
+            "pooled": getattr(setup.dit, "pooled", None),
+            "guidance": setup.dit_guidance,
+        },
+        "vae": {
+            "kind": next(name for name, (cls, _) in VAES.items() if isinstance(setup.vae, cls)),
+            "folder": "vae" if isinstance(setup.vae, PatchPcaConfig) and setup.vae_weights else None,
+            "base": setup.vae_weights,
+            "spatial": vae.spatial,
+            "temporal": vae.temporal,
+        },
+        "latent_channels": vae.channels,
+        "latents": list(jobs.latent_grid(setup)),
+        "sampler": dataclasses.asdict(setup.sampler),
+    }
+
+
+def _text(text: TextSection) -> dict[str, Any]:
+    return {
+        "folder": None,
+        "base": text.weights,
+        "length": text.length,
+        "instruction": INSTRUCTION if text.instruction else "",
+        "reads_prompt": text.reads_prompt,
+    }
+
+
+def _scores(run: Path) -> dict[str, Any] | None:
+    file = run / "scores.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2) + "\n")

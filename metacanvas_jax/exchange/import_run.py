@@ -1,0 +1,170 @@
+"""The way back: an exported folder, or a connector's state dict, as a run that training can go on from.
+
+The run has one checkpoint, with a fresh optimizer and without a position in the data. `metacanvas train --workdir RUN`
+goes on from its step with the data from their beginning, `metacanvas train --config.start=RUN` begins another run with
+its parameters, and `sample`, `evaluate` and `export` take it as any other.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from metacanvas_jax.build import Experiment, experiment
+from metacanvas_jax.cli.options import write_config
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.exchange import parts as layout
+from metacanvas_jax.exchange.export_run import INDEX, RUN_CONFIG, VERSION, abstract_params
+from metacanvas_jax.train import jobs, store, weights
+from metacanvas_jax.train.loop import fingerprint
+from metacanvas_jax.train.optimizer import make_optimizer
+from metacanvas_jax.train.state import new_state
+from metacanvas_jax.trees import flat, nested, partition
+from metacanvas_jax.types import Params
+from metacanvas_jax.weights.hf_export import new_folder
+from metacanvas_jax.weights.hf_import import load_params
+from metacanvas_jax.weights.table import Entry, published_shape
+
+STATE_DICTS = (".pt", ".pth", ".bin")
+
+
+def import_run(source: Path, to: Path, config: ConfigDict | None = None) -> Path:
+    """Makes a run of an exported folder, or of a connector's state dict (``.pt``, or a folder of torch's DCP).
+
+    ``config`` is that of the run to be; without it the one in the exported folder. A state dict needs one, and what it
+    does not hold starts as the config says.
+
+    Raises:
+        UserError: neither of the two; tensors that are missing, left over or of another shape; a folder ``to`` that has
+            contents; frozen weights that the config names and that are not there.
+    """
+    exported = (source / INDEX).is_file()
+    if config is None:
+        if not exported:
+            raise UserError(f"{source} is no exported folder: say with --config what it shall become")
+        config = ConfigDict(json.loads((source / RUN_CONFIG).read_text()))
+    setup = experiment(config)
+    trainable, _ = partition(abstract_params(setup), setup.train.rules)
+    if exported:
+        params, step = read_exported(source, setup, trainable), read_index(source)["step"]
+    else:
+        params, step = _completed(setup, trainable, read_connector(source, setup, trainable)), 0
+    job = jobs.make_job(setup)
+    with new_folder(to) as draft:
+        write_config(config, draft)
+        state = new_state(params, make_optimizer(setup.optimizer), ema=setup.train.ema is not None)
+        state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32))
+        meta = store.describe(fingerprint(job, jobs.fit_config(setup)), job.frozen)
+        meta |= {"imported": str(source), "recent_losses": [], "owed": False}
+        with store.Store(draft / "checkpoints") as checkpoints:
+            checkpoints.save(state, None, meta)
+    return to
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The index of an exported folder. Raises UserError for one of another version."""
+    try:
+        index = json.loads((folder / INDEX).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / INDEX} cannot be read: {error}") from error
+    if index.get("version") != VERSION:
+        raise UserError(f"{folder / INDEX}: version {index.get('version')!r}, expected {VERSION}")
+    return index
+
+
+def read_exported(folder: Path, setup: Experiment, trainable: Params) -> Params:
+    """What trains, from an exported folder; ``trainable`` are its shapes.
+
+    Raises UserError for a folder whose parts are not those of ``setup``, or whose tensors do not fit.
+    """
+    wanted, found = flat(trainable), {}
+    for part in layout.parts(setup, list(wanted)):
+        if not (folder / part.folder).is_dir():
+            have = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+            raise UserError(f"{folder}: no {part.folder} in it, which {setup.name} trains; it has {have}")
+        table = [entry for entry in part.table if entry.path in wanted]
+        left_out = [name for e in part.table if e.path not in wanted for i in e.tensors for name in e.names(i)]
+        structs = nested({entry.path: wanted[entry.path] for entry in table})
+        found |= flat(load_params(part.weights(folder), table, structs, ignore=left_out, progress=False))
+    return nested({path: found[path] for path in wanted})
+
+
+def read_connector(source: Path, setup: Experiment, trainable: Params) -> Params:
+    """The connector's parameters from a state dict in the names of ``torch_export/connector.py``.
+
+    Raises UserError for tensors that are missing, unknown or of another shape, and for a file that holds more than
+    tensors: nothing but weights is ever unpickled.
+    """
+    wanted = flat(trainable)
+    part = next((p for p in layout.parts(setup, list(wanted)) if p.folder == layout.CONNECTOR), None)
+    if part is None:
+        raise UserError(f"{setup.name} has no connector")
+    state = read_state_dict(source)
+    leaves = {entry.path: _tensor(state, entry, wanted[entry.path], source) for entry in part.table}
+    if state:
+        raise UserError(f"{source}: {min(state)} is no tensor of this connector")
+    return nested(leaves)
+
+
+def _tensor(state: dict[str, np.ndarray], entry: Entry, struct: Any, source: Path) -> jax.Array:
+    expected = published_shape(entry, struct.shape)
+    if entry.name not in state:
+        raise UserError(f"{source}: {entry.name} is missing (expected shape {list(expected)})")
+    value = state.pop(entry.name)
+    if value.shape != expected:
+        raise UserError(f"{source}: {entry.name} has shape {list(value.shape)}, expected {list(expected)}")
+    return jnp.asarray(np.ascontiguousarray(entry.transform.forward(value.astype(np.float32))))
+
+
+def read_state_dict(source: Path) -> dict[str, np.ndarray]:
+    """Tensors of a ``.pt`` file or of a DCP folder, in float32, taken out of ``state_dict`` or ``model``.
+
+    Raises UserError for what is neither, and for a file that holds anything but tensors.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError("reading a state dict needs torch: pip install 'metacanvas_jax[torch]'") from error
+
+    if source.is_dir() and (source / ".metadata").is_file():
+        from metacanvas_jax.torch_export.dcp import read_dcp
+
+        values: Any = read_dcp(source)
+    elif source.suffix in STATE_DICTS and source.is_file():
+        try:
+            values = torch.load(source, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many types for a file that is not what it should be
+            raise UserError(f"{source} holds more than weights, or is damaged; only tensors are read") from error
+    else:
+        raise UserError(
+            f"{source}: expected an exported folder, a DCP folder or a state dict ({', '.join(STATE_DICTS)})"
+        )
+    for name in ("state_dict", "model"):
+        values = values.get(name, values) if isinstance(values, Mapping) else values
+    if not isinstance(values, Mapping) or not all(isinstance(v, torch.Tensor) for v in values.values()):
+        raise UserError(f"{source}: expected a dict of tensors")
+    return {name.removeprefix("module."): tensor.float().numpy() for name, tensor in values.items()}
+
+
+def _completed(setup: Experiment, trainable: Params, known: Params) -> Params:
+    """The parameters that a state dict did not hold, from the weights the config names, or else as a run starts."""
+    wanted, have = flat(trainable), flat(known)
+    missing = [path for path in wanted if path not in have]
+    if missing:
+        parts, whole = {path.partition("/")[0] for path in missing}, abstract_params(setup)
+        found = {part: s.load(whole[part]) for part, s in weights.sources(setup).items() if part in parts}
+        loaded = {path: leaf for path, leaf in flat(found).items() if path in missing}
+        start = jax.jit(lambda key: _chosen(jobs.unboxed(jobs.initial(setup, key)), missing))
+        have |= start(jax.random.key(setup.seed)) | loaded
+    return nested({path: have[path] for path in wanted})
+
+
+def _chosen(params: Params, paths: list[str]) -> dict[str, jax.Array]:
+    leaves = flat(params)
+    return {path: leaves[path] for path in paths}

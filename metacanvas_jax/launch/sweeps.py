@@ -1,0 +1,251 @@
+"""Sweeps: the points of one, run one after another, handed to machines, and gathered into one table and page.
+
+A sweep file has one function, ``sweep(add)``, that calls ``add(name, variant, **{"train.steps": 9})`` for
+every point, as in big_vision (google-research/big_vision ``configs/*/sweep``).
+"""
+
+import csv
+import html
+import importlib.util
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metacanvas_jax import files
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.report import charts
+
+TPU_SCRIPTS = ("create.sh", "setup.sh", "launch.sh")  # of tpu_scripts/, in this order, for every point
+GKE_SCRIPTS = ("jobset.sh",)
+LAST = 0.1  # share of a run at its end over which its losses are averaged
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep: its name, ``FILE:VARIANT``, and values that differ from that config."""
+
+    name: str
+    config: str
+    changes: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def overrides(self) -> list[str]:
+        """The changes as arguments of `metacanvas train`."""
+        return [f"--config.{key}={value}" for key, value in self.changes]
+
+
+def read(sweep: str | Path, config: str) -> list[Point]:
+    """The points of a sweep file over a config. Words of the config's variant, such as ``miniature``, hold for all.
+
+    Raises UserError for a file that is missing or has no ``sweep``, a point without name, and a name given twice.
+    """
+    path = Path(sweep)
+    if not path.is_file():
+        raise UserError(f"no sweep file {sweep}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "sweep"):
+        raise UserError(f"{sweep} has no function sweep(add)")
+    file, _, words = config.partition(":")
+    points: list[Point] = []
+
+    def add(name: str, variant: str = "", **changes: Any) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_.=+-]+", name) or name.startswith("."):
+            raise UserError(f"{sweep}: the point {name!r} needs a name that can be a folder's")
+        if name in {point.name for point in points}:
+            raise UserError(f"{sweep}: two points are named {name!r}")
+        chosen = ".".join(word for word in (variant, words) if word)
+        points.append(Point(name, f"{file}:{chosen}" if chosen else file, tuple(changes.items())))
+
+    module.sweep(add)
+    if not points:
+        raise UserError(f"{sweep} adds no point")
+    return points
+
+
+def train_command(point: Point, workdir: Path, extra: Sequence[str] = ()) -> list[str]:
+    """`metacanvas train` of a point; ``extra`` are further ``--config.KEY=VALUE``."""
+    folder = ["--workdir", str(workdir / point.name)]
+    return ["metacanvas", "train", "--config", point.config, *folder, *point.overrides, *extra]
+
+
+def run(points: Sequence[Point], workdir: Path, extra: Sequence[str] = ()) -> None:
+    """Trains the points one after another, each in a process of its own; runs that were begun go on.
+
+    A point that fails does not stop the others; raises UserError with the names of all that failed.
+    """
+    failed = []
+    for number, point in enumerate(points, 1):
+        print(f"[{number}/{len(points)}] {point.name}", flush=True)
+        arguments = train_command(point, workdir, extra)[1:]
+        if subprocess.run([sys.executable, "-m", "metacanvas_jax.cli.main", *arguments], check=False).returncode:
+            failed.append(point.name)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(points)} points failed: {', '.join(failed)}")
+
+
+Job = tuple[Mapping[str, str], Sequence[str]]
+"""The variables of ``tpu_scripts/env.sh`` and the scripts to run with them, one after the other."""
+
+
+def tpu_jobs(points: Sequence[Point], sweep: str, extra: Sequence[str] = (), *, gke: bool = False) -> list[Job]:
+    """A slice of its own for every point: a queued resource, or a JobSet on GKE."""
+    name = Path(sweep).stem
+    jobs: list[Job] = []
+    for point in points:
+        label = re.sub("[^a-z0-9-]", "-", f"{name}-{point.name}".lower())
+        overrides = shlex.join([*point.overrides, *extra])
+        variables = {"NAME": label, "RUN": f"{name}/{point.name}", "CONFIG": point.config, "OVERRIDES": overrides}
+        jobs.append((variables, [f"tpu_scripts/{script}" for script in (GKE_SCRIPTS if gke else TPU_SCRIPTS)]))
+    return jobs
+
+
+def shell(variables: Mapping[str, str], scripts: Sequence[str]) -> str:
+    """A job as one line of shell."""
+    settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    return f"(export {settings}; {' && '.join(scripts)})"
+
+
+def launch(jobs: Sequence[Job], root: Path, *, dry_run: bool = False) -> None:
+    """Runs the scripts of all jobs side by side, as requests wait for machines; with ``dry_run`` they print commands.
+
+    A job that fails does not stop the others; raises UserError naming each one with the script that failed.
+    """
+    options = ["--dry-run"] if dry_run else []
+
+    def run_scripts(job: Job) -> str:
+        variables, scripts = job
+        for script in scripts:
+            if subprocess.run([str(root / script), *options], env={**os.environ, **variables}, check=False).returncode:
+                return f"{variables['NAME']} ({script})"
+        return ""
+
+    with ThreadPoolExecutor(1 if dry_run else len(jobs)) as pool:
+        failed = list(filter(None, pool.map(run_scripts, jobs)))
+    if failed:
+        raise UserError(f"{len(failed)} of {len(jobs)} jobs failed to start: {', '.join(failed)}")
+
+
+def collect(points: Sequence[Point], workdir: Path) -> list[dict[str, Any]]:
+    """One row per point: what was changed, how far it came, its last losses, its best and last score, its speed.
+
+    Points without a run are rows without numbers. Raises UserError when no point has any.
+    """
+    rows = []
+    for point in points:
+        row: dict[str, Any] = {"name": point.name, "config": point.config, **dict(point.changes)}
+        logged = history(workdir / point.name)
+        row["steps"] = max((entry["step"] for entry in logged), default=0)
+        losses = [entry["loss"] for entry in logged if "loss" in entry]
+        if losses:
+            row["loss"] = float(np.mean(losses[-max(1, int(LAST * len(losses))) :]))
+        for key in ("score", "steps_per_second"):
+            values = [entry[key] for entry in logged if key in entry]
+            if values:
+                row[key] = values[-1] if key == "score" else float(np.median(values))
+        scores = workdir / point.name / "scores.json"
+        if scores.is_file():
+            row |= {f"overall_{split}": found["overall"] for split, found in json.loads(scores.read_text()).items()}
+        rows.append(row)
+    if not any(row["steps"] for row in rows):
+        raise UserError(f"{workdir} holds no run of this sweep; its points are {', '.join(p.name for p in points)}")
+    return rows
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The logged rows of a run, of a step logged twice the later; empty for a run that has none."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    latest: dict[int, dict[str, Any]] = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        latest[row["step"]] = latest.get(row["step"], {}) | row
+    return [latest[step] for step in sorted(latest)]
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table with one column for every key of any row."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, _columns(rows), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The same for reading: numbers to four digits."""
+    columns = _columns(rows)
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[_shown(row.get(column)) for column in columns] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def as_page(title: str, points: Sequence[Point], rows: Sequence[Mapping[str, Any]], workdir: Path) -> str:
+    """Loss and score over steps, at most six runs to a chart, and the table, as one HTML file."""
+    parts = []
+    for key in ("loss", "score"):
+        lines = {}
+        for point in points:
+            logged = [entry for entry in history(workdir / point.name) if key in entry]
+            if logged:
+                lines[point.name] = ([entry["step"] for entry in logged], [entry[key] for entry in logged])
+        names = list(lines)
+        for start in range(0, len(names), charts.SERIES):
+            part = {name: lines[name] for name in names[start : start + charts.SERIES]}
+            chart = charts.Chart(key, "step", key, part, smooth=key == "loss")
+            parts.append(f"<h2>{key}</h2>{charts.line_chart(chart)}{charts.legend(chart)}")
+    columns = _columns(rows)
+    cells = ["".join(f"<th>{html.escape(column)}</th>" for column in columns)]
+    cells += ["".join(f"<td>{html.escape(_shown(row.get(column)))}</td>" for column in columns) for row in rows]
+    table = "".join(f"<tr>{line}</tr>" for line in cells)
+    return f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>" + (
+        f"<h1>{html.escape(title)}</h1>{''.join(parts)}<table>{table}</table>\n"
+    )
+
+
+def write(title: str, points: Sequence[Point], workdir: Path) -> list[Path]:
+    """``sweep.csv``, ``sweep.md`` and ``sweep.html`` in the folder of the sweep; raises UserError as ``collect``."""
+    rows = collect(points, workdir)
+    written = []
+    texts = {"csv": as_csv(rows), "md": as_markdown(rows), "html": as_page(title, points, rows, workdir)}
+    for kind, text in texts.items():
+        path = workdir / f"sweep.{kind}"
+        files.write(path, text)
+        written.append(path)
+    return written
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+_COLOURS = ("#1f6f78", "#c8742b", "#7a4fb5", "#1a7f4b", "#b8323f", "#6b6f7a")
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:900px;margin:2em auto;padding:0 1em}svg{width:100%}"
+    ".line{fill:none;stroke-width:2}.faint{opacity:.3;stroke-width:1}.rule{stroke:#ddd}.tick,.axis{font-size:11px}"
+    "table{border-collapse:collapse}td,th{border-bottom:1px solid #ddd;padding:.3em .7em;text-align:left}"
+    ".key{margin-right:1.2em;border-left:12px solid;padding-left:6px}"
+) + "".join(
+    f"path.s{i}{{stroke:{colour}}}circle.s{i}{{fill:{colour}}}.key.s{i}{{border-color:{colour}}}"
+    for i, colour in enumerate(_COLOURS)
+)

@@ -1,0 +1,194 @@
+"""Prompts: chat template, placeholders for media, positions, and batches of static shape. On the host, in numpy.
+
+A prompt is one user turn in Qwen's chat format. It ends at the end-of-sequence token of that turn, where a canvas
+starts (paper, section 3.2); ``assistant=True`` opens the assistant's turn instead, for generating text.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+from transformers import PreTrainedTokenizerFast
+
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.positions import RULES, Block, sequence_positions
+from metacanvas_jax.mllm.qwen2_5_vl.media import MediaConfig, Patches
+from metacanvas_jax.types import Grid, Media, MllmInputs
+
+Part = str | Patches
+Layout = tuple[tuple[Grid, int], ...]
+"""Media of a batch: each grid, in patches, and how many of it every sample has room for."""
+
+START, END = "<|im_start|>", "<|im_end|>"
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+IMAGE, VIDEO, PADDING = "<|image_pad|>", "<|video_pad|>", "<|endoftext|>"
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """How prompts are worded and batched.
+
+    ``buckets`` are the padded lengths in use, ascending; ``rule`` is the rule for text after a video
+    (``positions.py``); ``tokens_per_second`` is that of the model; ``media`` is how the media of its prompts are read.
+    """
+
+    buckets: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
+    system: str | None = "You are a helpful assistant."
+    assistant: bool = False
+    pad_left: bool = False
+    rule: str = "published"
+    tokens_per_second: float = 2.0
+    media: MediaConfig = dataclasses.field(default_factory=MediaConfig)
+
+    def __post_init__(self):
+        if not self.buckets or list(self.buckets) != sorted(set(self.buckets)) or self.buckets[0] < 1:
+            raise ValueError(f"buckets must be positive and ascending, not {self.buckets}")
+        if self.rule not in RULES:
+            raise ValueError(f"unknown position rule {self.rule!r}: choose from {RULES}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One prompt without padding. ``media`` pairs patches with the index of their first placeholder token."""
+
+    tokens: Int[np.ndarray, " l"]
+    positions: Int[np.ndarray, "3 l"]
+    media: tuple[tuple[Patches, int], ...] = ()
+
+
+class Prompter:
+    """Makes prompts with a tokenizer that holds Qwen's special tokens, which it looks up by name."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, config: PromptConfig):
+        """Raises UserError if the tokenizer lacks one of the special tokens."""
+        self.config = config
+        self._encoder = tokenizer.backend_tokenizer
+        special = (START, END, VISION_START, VISION_END, IMAGE, VIDEO, PADDING)
+        self.ids = {token: self._encoder.token_to_id(token) for token in special}
+        if missing := [token for token, number in self.ids.items() if number is None]:
+            raise UserError(f"the tokenizer has no {', '.join(missing)}: it is not one of the Qwen2-VL family")
+        self._reserved = frozenset(self.ids.values())
+        self._newline = self._encode(["\n"])[0]
+        system = []
+        if config.system is not None:
+            (text,) = self._texts([f"system\n{config.system}"])
+            system = [self.ids[START], *text, self.ids[END], *self._newline]
+        self._head = np.asarray([*system, self.ids[START]], np.int32)
+        opened = [*self._newline, self.ids[START], *self._encode(["assistant\n"])[0]] if config.assistant else []
+        self._tail = np.asarray([self.ids[END], *opened], np.int32)
+
+    def __call__(self, parts: Part | Sequence[Part]) -> Prompt:
+        """One prompt of texts and media in their order. Raises UserError for text that holds a special token."""
+        parts = [parts] if isinstance(parts, str | Patches) else list(parts)
+        # Text is encoded from one special token to the next, which is how the tokenizer itself would cut it.
+        runs, media = ["user\n"], []
+        for part in parts:
+            if isinstance(part, str):
+                runs[-1] += part
+            else:
+                media.append(part)
+                runs.append("")
+        texts = self._texts(runs)
+        tokens, lengths, places = [self._head, texts[0]], [len(self._head) + len(texts[0])], []
+        for patches, text in zip(media, texts[1:], strict=True):
+            block = self._block(patches)
+            pad = self.ids[IMAGE if patches.seconds is None else VIDEO]
+            count = int(np.prod(block.grid))
+            places.append((patches, sum(map(len, tokens)) + 1))
+            tokens += [[self.ids[VISION_START]], np.full(count, pad), [self.ids[VISION_END]], text]
+            lengths[-1] += 1
+            lengths += [block, 1 + len(text)]
+        tokens.append(self._tail)
+        lengths[-1] += len(self._tail)
+        positions = sequence_positions(lengths, self.config.rule)
+        return Prompt(np.concatenate(tokens).astype(np.int32), positions, tuple(places))
+
+    def text(self, text: str) -> Int[np.ndarray, " n"]:
+        """Tokens of bare text, such as an answer. Raises UserError for text that holds a special token."""
+        return self._texts([text])[0]
+
+    def decode(self, tokens: Int[np.ndarray, " n"]) -> str:
+        """Text of tokens, such as a generated answer."""
+        return self._encoder.decode([int(token) for token in tokens]).strip()
+
+    def texts(self, texts: Sequence[str]) -> list[Prompt]:
+        """Many prompts of text only, encoded together: the fast path. Raises UserError as a single prompt does."""
+        prompts = []
+        for text in self._texts([f"user\n{text}" for text in texts]):
+            tokens = np.concatenate([self._head, text, self._tail])
+            positions = np.broadcast_to(np.arange(len(tokens), dtype=np.int32), (3, len(tokens)))
+            prompts.append(Prompt(tokens, positions))
+        return prompts
+
+    def batch(
+        self, prompts: Sequence[Prompt], *, length: int | None = None, layout: Layout | None = None
+    ) -> MllmInputs:
+        """Pads prompts to ``length`` (the smallest bucket that holds them unless given) and stacks them.
+
+        ``layout`` fixes the media of the batch where shapes must agree between batches; otherwise it is what the
+        prompts need. Raises UserError for a prompt that is longer than the length or the largest bucket, or does not
+        fit the layout.
+        """
+        longest = max(len(prompt.tokens) for prompt in prompts)
+        if length is None:
+            length = next((bucket for bucket in self.config.buckets if bucket >= longest), None)
+        if length is None or longest > length:
+            room = f"buckets {self.config.buckets}" if length is None else f"length {length}"
+            raise UserError(f"a prompt of {longest} tokens does not fit {room}")
+        tokens = np.full((len(prompts), length), self.ids[PADDING], np.int32)
+        positions = np.zeros((3, *tokens.shape), np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        starts = []
+        for i, prompt in enumerate(prompts):
+            start = length - len(prompt.tokens) if self.config.pad_left else 0
+            real = slice(start, start + len(prompt.tokens))
+            tokens[i, real], positions[:, i, real], mask[i, real] = prompt.tokens, prompt.positions, True
+            starts.append(start)
+        layout = needed_layout(prompts) if layout is None else layout
+        return MllmInputs(tokens, positions, mask, self._media(prompts, starts, length, layout))
+
+    def _media(self, prompts: Sequence[Prompt], starts: list[int], length: int, layout: Layout) -> tuple[Media, ...]:
+        room = dict(layout)
+        for grid, count in needed_layout(prompts):
+            if count > room.get(grid, 0):
+                raise UserError(
+                    f"a prompt has {count} media of grid {grid}, the layout of the batch has room for {layout}"
+                )
+        groups = []
+        for grid, count in layout:
+            merged = int(np.prod(grid)) // self.config.media.merge**2
+            patches = np.zeros((len(prompts), count, int(np.prod(grid)), self.config.media.values), np.float32)
+            slots = np.full((len(prompts), count, merged), length, np.int32)
+            for b, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
+                own = [(p, place) for p, place in prompt.media if p.grid == grid]
+                for i, (p, place) in enumerate(own):
+                    patches[b, i] = p.values
+                    slots[b, i] = np.arange(merged) + start + place
+            groups.append(Media(patches, slots, grid))
+        return tuple(groups)
+
+    def _block(self, patches: Patches) -> Block:
+        t, h, w = patches.grid
+        step = 1.0 if patches.seconds is None else self.config.tokens_per_second * patches.seconds
+        return Block((t, h // self.config.media.merge, w // self.config.media.merge), step)
+
+    def _texts(self, texts: Sequence[str]) -> list[Int[np.ndarray, " n"]]:
+        encoded = self._encode(texts)
+        for text, numbers in zip(texts, encoded, strict=True):
+            if not self._reserved.isdisjoint(numbers):
+                found = [token for token, number in self.ids.items() if number in numbers]
+                raise UserError(f"the text {text[:80]!r} holds {found[0]}, which has a meaning of its own in a prompt")
+        return [np.asarray(numbers, np.int32) for numbers in encoded]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def needed_layout(prompts: Sequence[Prompt]) -> Layout:
+    """The media of each grid that the prompt with most of them has, ordered by grid."""
+    most = Counter()
+    for prompt in prompts:
+        most |= Counter(patches.grid for patches, _ in prompt.media)
+    return tuple(sorted(most.items()))

@@ -1,0 +1,223 @@
+"""What a user asks to be drawn, as a sample of a task in a shape that the experiment can draw. On the host.
+
+Everything that can be wrong with a request is said here, before any weight is read.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from metacanvas_jax.build import Experiment, autoencoder, check_bucket, network
+from metacanvas_jax.data.decoding import MediaError, decode_image
+from metacanvas_jax.data.samples import Sample
+from metacanvas_jax.data.tokenizer import load_tokenizer
+from metacanvas_jax.data.transforms import Clip, fit_frames
+from metacanvas_jax.data.video import container_of, decode_video
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.qwen2_5_vl import media
+from metacanvas_jax.mllm.qwen2_5_vl.media import Patches
+from metacanvas_jax.tasks import TASKS, Bucket
+from metacanvas_jax.text.gemma2.network import INSTRUCTION, sana_tokens
+from metacanvas_jax.train import jobs
+from metacanvas_jax.train.objectives import Batch, batch_of, mllm_inputs
+from metacanvas_jax.types import MllmInputs
+
+Frames = UInt8[np.ndarray, "t h w 3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt and what goes with it.
+
+    ``image`` is where a video begins, or, with ``edit``, what is changed; so is ``video``. ``references`` are pictures
+    that the result is to show. ``size`` (rows, columns), ``frames`` and ``fps`` are those of the result; None leaves
+    them to the config, and the sides of an edit to what is edited.
+    """
+
+    prompt: str
+    image: Path | None = None
+    video: Path | None = None
+    references: tuple[Path, ...] = ()
+    edit: bool = False
+    size: tuple[int, int] | None = None
+    frames: int | None = None
+    fps: float | None = None
+
+    def task(self, setup: Experiment) -> str:
+        """Which task it is. Raises UserError for media that belong to none."""
+        given = [name for name, there in (("--image", self.image), ("--video", self.video)) if there is not None]
+        given += ["--reference"] * bool(self.references)
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given)} are of different tasks: give one of them")
+        if self.edit and given not in (["--image"], ["--video"]):
+            raise UserError("an edit needs what is to be changed: --image or --video")
+        if self.edit:
+            return "image_editing" if self.image is not None else "video_editing"
+        if self.video is not None:
+            raise UserError("a video is changed by `metacanvas edit`; `metacanvas sample` begins with an --image")
+        if self.image is not None:
+            return "image_to_video"
+        if self.references:
+            return "reference_to_video"
+        makes_video = self.frames > 1 if self.frames is not None else setup.shapes[0].frames > 1
+        return "text_to_video" if makes_video else "text_to_image"
+
+
+def bucket(setup: Experiment, request: Request, source: Frames | None = None) -> Bucket:
+    """The shape of the result: that of the config's bucket of the task, or the nearest kin, as the request changes it.
+
+    Raises UserError for sizes and frames that the autoencoder or the DiT cannot have.
+    """
+    task = request.task(setup)
+    makes = TASKS[task].makes
+    kin = [b for b in setup.shapes if b.task == task] or [b for b in setup.shapes if TASKS[b.task].makes == makes]
+    nearest = (kin or setup.shapes)[0]
+    frames = request.frames or (1 if makes == "image" else nearest.frames)
+    size = request.size or nearest.size
+    if request.size is None and source is not None:
+        size = fitting_size(source.shape[1:3], math.prod(nearest.size), unit(setup))
+    try:
+        chosen = dataclasses.replace(
+            nearest,
+            task=task,
+            size=size,
+            frames=frames,
+            fps=request.fps or nearest.fps,
+            references=len(request.references),
+            batch=1,
+        )
+    except ValueError as error:
+        raise UserError(f"{task}: {error}") from error
+    check_bucket(setup, chosen, task)
+    return chosen
+
+
+def unit(setup: Experiment) -> int:
+    """Pixels that the sides of a result are multiples of."""
+    patch = network(setup).dit.patch
+    return autoencoder(setup).spatial * math.lcm(*patch[1:])
+
+
+def fitting_size(sides: tuple[int, int], area: int, unit: int) -> tuple[int, int]:
+    """(rows, columns) in multiples of ``unit``, with about this area in pixels, of the aspect ratio of ``sides``."""
+    scale = math.sqrt(area / (sides[0] * sides[1])) / unit
+    rows, columns = (max(1, round(side * scale)) * unit for side in sides)
+    return rows, columns
+
+
+def sample_of(setup: Experiment, request: Request) -> tuple[Sample, Bucket]:
+    """The request as a sample, whose target is blank but for the first frame of image-to-video, and its shape.
+
+    Raises UserError for files that are missing or cannot be decoded, and for shapes that cannot be drawn.
+    """
+    task, source = request.task(setup), None
+    if request.image is not None:
+        source = read_image(request.image)[None]
+    shape = bucket(setup, request, source if request.edit else None)
+    if request.video is not None:
+        source = read_video(request.video, Clip(None, shape.frames, shape.fps))
+        shape = bucket(setup, request, source)
+    target = np.zeros((shape.frames, *shape.size, 3), np.uint8)
+    references = tuple(fit_frames(read_image(path)[None], shape.size)[0] for path in request.references)
+    if source is not None:
+        source = fit_frames(source, shape.size)
+    if task == "image_to_video":
+        target[0], source = source[0], None
+    fps = shape.fps if shape.frames > 1 else None
+    return Sample(request.prompt, target, task=task, source=source, references=references, fps=fps), shape
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture from a file. Raises UserError for one that is missing or cannot be decoded."""
+    try:
+        return np.asarray(decode_image(_bytes(path)))
+    except MediaError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def read_video(path: Path, clip: Clip) -> Frames:
+    """A clip of a video file. Raises UserError for one that is missing, cannot be decoded or is too short."""
+    data = _bytes(path)
+    if container_of(data) is None:
+        raise UserError(f"{path}: no MP4 or WebM video")
+    try:
+        return decode_video(data, clip)[0]
+    except MediaError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+
+
+class Reader:
+    """Samples of a task as the arrays that a painter takes: those of a training batch, without the target."""
+
+    def __init__(self, setup: Experiment):
+        """Raises UserError for a tokenizer that is missing."""
+        self.setup = setup
+        self.prompter = jobs.prompter(setup) if setup.uses_mllm else None
+        self.tokenizer = None if setup.text is None else load_tokenizer(setup.text.tokenizer)
+
+    def __call__(self, samples: Sequence[Sample], bucket: Bucket) -> Batch:
+        """A batch. Raises UserError for prompts that are too long, or pictures that differ in size."""
+        batch = self.prompts(samples, bucket)
+        if self.tokenizer is not None:
+            batch |= self.text([sample.prompt for sample in samples])
+        row = TASKS[bucket.task]
+        if row.vae == "source":
+            batch["source"] = np.stack([sample.source for sample in samples])
+        if row.vae == "references":
+            batch["references"] = np.stack([np.stack(sample.references) for sample in samples])
+        if row.vae == "first frame":
+            batch["pixels"] = np.stack([sample.target[:1] for sample in samples])
+        return batch
+
+    def empty(self, samples: Sequence[Sample], bucket: Bucket) -> MllmInputs:
+        """What guidance leads away from: the same without words."""
+        return mllm_inputs(self([dataclasses.replace(sample, prompt="") for sample in samples], bucket))
+
+    def prompts(self, samples: Sequence[Sample], bucket: Bucket) -> Batch:
+        """What the MLLM reads; one token of nothing where there is none."""
+        if self.prompter is None:
+            nothing = np.zeros((len(samples), 1), np.int32)
+            return batch_of(MllmInputs(nothing, np.zeros((3, *nothing.shape), np.int32), nothing == 0))
+        if TASKS[bucket.task].mllm == "nothing":
+            read = self.prompter.texts([sample.prompt for sample in samples])
+        else:
+            read = [self.prompter([*self.media(sample, bucket), sample.prompt]) for sample in samples]
+        return batch_of(self.prompter.batch(read, length=bucket.length))
+
+    def media(self, sample: Sample, bucket: Bucket) -> list[Patches]:
+        """What stands before the prompt."""
+        config, medium = self.prompter.config.media, TASKS[bucket.task].mllm
+        if medium == "references":
+            return [media.read_image(picture, config) for picture in sample.references]
+        frames = sample.source if medium == "source" else sample.target
+        if medium == "first frame" or len(frames) == 1:
+            return [media.read_image(frames[0], config)]
+        chosen, fps = media.sample_frames(len(frames), sample.fps, target=self.setup.mllm.video_fps)
+        return [media.read_video(list(frames[chosen]), fps, config)]
+
+    def text(self, prompts: Sequence[str]) -> Batch:
+        """What the DiT's own encoder reads. The empty prompt goes without the instruction, as in SANA's pipeline."""
+        section = self.setup.text
+        prompts = list(prompts) if section.reads_prompt else [""] * len(prompts)
+        instruction = INSTRUCTION if section.instruction and any(prompts) else ""
+        pad = self.tokenizer.pad_token_id or 0
+        tokens, mask = sana_tokens(
+            self.tokenizer.encode, prompts, instruction=instruction, length=section.length, pad=pad
+        )
+        return {"text_tokens": tokens, "text_mask": mask}
+
+
+def side_by_side(videos: Sequence[Frames]) -> Frames:
+    """Videos of one shape next to each other."""
+    return np.concatenate(list(videos), axis=2)

@@ -1,0 +1,146 @@
+"""From prompts to pictures: read once, plan once, then follow the velocity from noise to data and decode."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Key
+
+from metacanvas_jax.diffusion.flow import Latents, Time
+from metacanvas_jax.diffusion.guidance import classifier_free, pair
+from metacanvas_jax.diffusion.samplers import Method, sample
+from metacanvas_jax.diffusion.schedules import Schedule
+from metacanvas_jax.dit.wan.network import first_frame_inputs, replace_first_frame
+from metacanvas_jax.metacanvas import MetaCanvas
+from metacanvas_jax.tasks import TASKS, TaskName, canvas_shape, condition
+from metacanvas_jax.train.objectives import Batch, given_latents, mllm_inputs
+from metacanvas_jax.types import Condition, Grid, MllmInputs, Params, Plan
+from metacanvas_jax.vae.tiling import tiled_decode
+
+Guide = TypeVar("Guide")
+
+MAP_TIME = 0.5  # the noise level at which canvas maps are taken (paper, appendix I: 499 of 1000)
+
+
+@struct.dataclass
+class Painted:
+    """Pictures in [-1, 1], and what the canvas connector added to the tokens half-way (None without maps or canvas)."""
+
+    pixels: Float[Array, "b t h w 3"]
+    canvas: Float[Array, "b t h w d"] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How noise becomes latents. ``guidance`` is the scale of classifier-free guidance; 1 is none, at half the cost."""
+
+    schedule: Schedule
+    method: Method = "euler"
+    guidance: float = 1.0
+
+
+def draw(
+    velocity: Callable[[Latents, Time, Guide], Latents],
+    guide: Guide,
+    noise: Latents,
+    recipe: Recipe,
+    *,
+    empty: Guide | None = None,
+    first: Float[Array, "b 1 h w c"] | None = None,
+    stop: int | None = None,
+) -> Latents:
+    """Latents from noise: ``velocity(latents, time, guide)`` followed along a schedule.
+
+    ``guide`` is what the network is conditioned on, any tree of arrays with the batch in front; ``empty`` is the same
+    of the empty prompt, which guidance needs. With ``first``, the clean latent of an image, every step sees it as its
+    first frame at noise level 0, and so does the result (first-frame image-to-video; diffusers
+    ``pipeline_wan_i2v.py`` with ``expand_timesteps``). ``stop`` is that of ``samplers.sample``.
+    """
+    if recipe.guidance == 1.0:
+        bound = lambda z, t: velocity(z, t, guide)  # noqa: E731
+    else:
+        both = pair(guide, empty)
+        bound = classifier_free(lambda z, t: velocity(z, t, both), recipe.guidance)
+    if first is None:
+        return sample(bound, noise, recipe.schedule, recipe.method, stop=stop)
+
+    def after_first(z: Latents, t: Time) -> Latents:
+        seen, levels, _ = first_frame_inputs(z, first, t)
+        return bound(seen, levels)
+
+    drawn = sample(after_first, noise, recipe.schedule, recipe.method, stop=stop)
+    return replace_first_frame(drawn, first)
+
+
+Painter = Callable[[Params, Batch, MllmInputs, Key[Array, ""]], Painted]
+"""``paint(params, batch, empty, key)``: ``batch`` as in training (``train/objectives.py``), of which ``pixels`` are
+read for a first frame only; ``empty`` is the same without its prompt, for guidance."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is painted: the grid of its latents, its task, and how the DiT is told what the task gives it.
+
+    ``channels`` and ``told`` (a scale) are those of ``tasks.condition``. ``canvas`` False leaves a canvas that the
+    model has out. ``tile`` is the side in latents of the tiles that are decoded one by one (0: all at once).
+    """
+
+    latents: Grid
+    task: str = "text_to_image"
+    channels: bool = False
+    told: float | None = None
+    canvas: bool = True
+    tile: int = 0
+
+
+def make_painter(model: MetaCanvas, vae: nn.Module, recipe: Recipe, target: Target, *, maps: bool = False) -> Painter:
+    """A jitted painter. ``params`` hold the model's parameters and ``vae``.
+
+    Noise depends on ``key`` alone, so that one key gives one set of noises for any prompts. With guidance 1 the empty
+    prompt is not run. ``maps`` asks for the canvas features, which costs the first half of the steps again.
+    """
+    row = TASKS[target.task]
+
+    def paint(params: Params, batch: Batch, empty: MllmInputs, key: Key[Array, ""]) -> Painted:
+        variables = {"params": {name: tree for name, tree in params.items() if name != "vae"}}
+        inputs = mllm_inputs(batch)
+        noise = jax.random.normal(key, (inputs.tokens.shape[0], *target.latents, vae.channels), jnp.float32)
+        given = given_latents(vae, params["vae"], TaskName(target.task), batch)
+
+        def planned(inputs: MllmInputs) -> Plan:
+            shape = None if model.canvas is None else canvas_shape(model.canvas.config.shape, target.latents[0])
+            plan = model.apply(variables, model.apply(variables, inputs, method="read"), shape, method="plan")
+            return plan if target.canvas else plan.replace(canvas=None)
+
+        def velocity(latents: Latents, time: Time, guide: tuple[Plan, Condition]) -> Latents:
+            return model.apply(variables, latents, time, *guide, method="velocity")
+
+        plan = planned(inputs)
+        told = condition(given, plan.context, noise, channels=target.channels, guidance=target.told)
+        nothing = None if recipe.guidance == 1.0 else (planned(empty), told)
+        first = given.first if row.first_frame == "clean" else None
+        painted = draw(velocity, (plan, told), noise, recipe, empty=nothing, first=first)
+        canvas = None
+        if maps and plan.canvas is not None:
+            middle = recipe.schedule.step_near(MAP_TIME)
+            halfway = draw(velocity, (plan, told), noise, recipe, empty=nothing, first=first, stop=middle)
+            time = jnp.full(noise.shape[:1], recipe.schedule.times[middle], jnp.float32)
+            canvas = model.apply(variables, halfway, time, plan, method="canvas_features")
+        return Painted(decode(vae, params["vae"], painted, target.tile), canvas)
+
+    return jax.jit(paint)
+
+
+def decode(vae: nn.Module, params: Params, latents: Latents, tile: int = 0) -> Float[Array, "b t h w 3"]:
+    """Float32 pixels of latents, by overlapping tiles of ``tile`` latents a side where they are larger (0: at once)."""
+
+    def whole(z: Latents) -> Float[Array, "b t h w 3"]:
+        return vae.apply({"params": params}, z, method="decode").astype(jnp.float32)
+
+    if not tile or max(latents.shape[2:4]) <= tile:
+        return whole(latents)
+    return tiled_decode(whole, latents, spatial=vae.spatial, tile=tile, overlap=max(1, tile // 4))

@@ -1,0 +1,376 @@
+"""Checkpoints of a training (Orbax), and folders of frozen weights (safetensors with a JSON beside them).
+
+A checkpoint holds what trains, its average, the optimizer, the position in the data and a JSON that says what it
+belongs to: the config, and which frozen weights it was trained beside. The frozen weights themselves are never copied.
+Nothing here reads or writes pickle.
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as managers
+from safetensors.numpy import load_file, save_file
+
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.parallel.distributed import gather
+from metacanvas_jax.train.state import TrainState
+from metacanvas_jax.trees import flat, nested
+from metacanvas_jax.types import Params
+from metacanvas_jax.weights.hashes import checksums, content_hash, paths
+
+Meta = dict[str, Any]
+PACKAGES = ("metacanvas_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain")
+
+
+def describe(config: Mapping[str, Any], frozen: Mapping[str, str] | None = None) -> Meta:
+    """What a checkpoint says about itself, beside what `Store.save` adds.
+
+    ``config`` holds whatever a resumed run must agree on (nested, JSON-able); ``frozen`` maps the path of each set of
+    frozen weights to its hash.
+    """
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
+    meta = {
+        "config": dict(config),
+        "frozen": dict(frozen or {}),
+        "versions": versions,
+    }
+    return json.loads(json.dumps(meta))  # tuples become lists now, not on the way through a file
+
+
+class Store:
+    """The checkpoints of one run, one folder per step; local or any path that etils.epath knows (``gs://``).
+
+    Only complete checkpoints are ever listed or restored: Orbax commits a folder as its last act. ``keep_last`` newest
+    ones stay, those at multiples of ``keep_every`` and the ``keep_best`` with the highest scores. A store that is not
+    ``writable`` changes nothing on disk.
+
+    Raises UserError, from any method, when the folder cannot be written: no space, no permission, no such place.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        keep_last: int = 3,
+        keep_every: int | None = None,
+        keep_best: int = 0,
+        writable: bool = True,
+    ):
+        self.folder = epath.Path(os.fspath(folder))
+        if not writable and not self.folder.exists():
+            raise UserError(f"no checkpoint: folder {self.folder} does not exist")
+        if not self.folder.is_absolute() and "://" not in str(self.folder):
+            self.folder = epath.Path(Path(self.folder).absolute())
+        keep = [managers.LatestN(keep_last)]
+        if keep_every is not None:
+            keep.append(managers.EveryNSteps(keep_every))
+        if keep_best:
+            keep.append(managers.BestN(get_metric_fn=_score, n=keep_best, keep_checkpoints_without_metrics=False))
+        self._writable = writable
+        with self._writing():
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                item_handlers={
+                    "params": ocp.StandardCheckpointHandler(),
+                    "ema": ocp.StandardCheckpointHandler(),
+                    "optimizer": ocp.StandardCheckpointHandler(),
+                    "data": ocp.JsonCheckpointHandler(),
+                    "meta": ocp.JsonCheckpointHandler(),
+                    "metrics": ocp.JsonCheckpointHandler(),
+                },
+                options=ocp.CheckpointManagerOptions(
+                    create=writable,
+                    save_root_metadata=False,
+                    cleanup_tmp_directories=writable,
+                    best_fn=_score if keep_best or not writable else None,
+                    preservation_policy=managers.AnyPreservationPolicy(keep),
+                ),
+            )
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best(self) -> int | None:
+        """The step with the highest score among the complete checkpoints; None if none was scored."""
+        scored = self._manager.best_step()
+        return scored if scored is not None and self._manager.metrics(scored) is not None else None
+
+    def save(
+        self, state: TrainState, batches: grain.DatasetIterator | None, meta: Meta, *, score: float | None = None
+    ) -> None:
+        """Saves under the state's own step, writing in the background; the state may be donated at once afterwards.
+
+        A step that is there already is left alone: the same step of the same run is the same state. Errors of the
+        writing surface in ``check``, the next ``save``, ``wait`` or ``close``.
+        """
+        if not self._writable:
+            raise ValueError(f"{self.folder} was not opened for writing")
+        step = int(state.step)
+        if step in self.steps():
+            return
+        items = {
+            "params": ocp.args.StandardSave(state.params),
+            "optimizer": ocp.args.StandardSave(_rest(state)),
+            "meta": ocp.args.JsonSave(meta | {"checksums": checksums(state)}),
+        }
+        if state.ema is not None:
+            items["ema"] = ocp.args.StandardSave(state.ema)
+        if batches is not None:
+            items["data"] = ocp.args.JsonSave({"positions": _positions(batches)})
+        metrics = None if score is None or not math.isfinite(score) else {"score": float(score)}
+        with self._writing():
+            # Force, because Orbax skips a step that is not newer than the last one.
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+
+    def meta(self, step: int | None = None) -> Meta:
+        """The JSON of a checkpoint (the newest one by default)."""
+        step = self._step(step)
+        with self._reading(step):
+            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def restore(
+        self,
+        abstract: TrainState,
+        batches: grain.DatasetIterator | None,
+        meta: Meta,
+        step: int | None = None,
+    ) -> TrainState:
+        """The whole state, straight into the shardings that ``abstract`` carries; sets ``batches`` to where they were.
+
+        A checkpoint that was imported has read no data: ``batches`` then begin at their beginning.
+
+        Raises:
+            UserError: no complete checkpoint; one of another config or of other frozen weights; other parameters or
+                shapes; a position in the data that only another number of processes can take up; files that cannot be
+                read.
+        """
+        step = self._step(step)
+        where = self.folder / str(step)
+        saved = self.meta(step)
+        check_same(saved, meta, str(where))
+        trees: dict[str, Any] = {"params": abstract.params, "optimizer": _rest(abstract)}
+        if abstract.ema is not None:
+            trees["ema"] = abstract.ema
+        args: dict[str, Any] = self._arguments(step, trees)
+        positioned = batches is not None and "imported" not in saved
+        if positioned:
+            args["data"] = ocp.args.JsonRestore()
+        with self._reading(step):
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        rest = restored["optimizer"]
+        ema = restored["ema"] if abstract.ema is not None else None
+        state = TrainState(rest["step"], restored["params"], rest["opt_state"], ema, rest["finite"], rest["skipped"])
+        _check_sums(saved["checksums"], checksums(state), str(where))
+        if positioned:
+            batches.set_state(_position(restored["data"]["positions"], str(where)))
+        return state
+
+    def restore_params(self, abstract: Params, *, ema: bool = False, step: int | None = None) -> Params:
+        """The trainable parameters alone, or their moving average, for sampling and export.
+
+        Raises:
+            UserError: as ``restore``, and if the run kept no moving average.
+        """
+        step = self._step(step)
+        name = "ema" if ema else "params"
+        args = self._arguments(step, {name: abstract})
+        with self._reading(step):
+            params = self._manager.restore(step, args=ocp.args.Composite(**args))[name]
+        _check_sums(self.meta(step)["checksums"], checksums({name: params}), str(self.folder / str(step)))
+        return params
+
+    def check(self) -> None:
+        """Raises UserError if the writing in the background has failed; costs nothing otherwise."""
+        with self._writing():
+            self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Blocks until the last save is complete."""
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """Waits, then frees the writer's threads."""
+        with self._writing():
+            self._manager.close()
+
+    def _step(self, step: int | None) -> int:
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"no complete checkpoint in {self.folder}")
+        if step is not None and step not in steps:
+            raise UserError(f"no complete checkpoint of step {step} in {self.folder}, only of {steps}")
+        return steps[-1] if step is None else step
+
+    def _arguments(self, step: int, trees: dict[str, Any]) -> dict[str, ocp.args.StandardRestore]:
+        with self._reading(step):
+            saved = dict(self._manager.item_metadata(step).items())
+        for name, tree in trees.items():
+            if saved.get(name) is None:
+                raise UserError(f"checkpoint {self.folder / str(step)} holds no {name}")
+            _check_shapes(_shapes(saved[name].tree), _shapes(tree), f"{self.folder / str(step)}, {name}")
+        return {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # OSError from Python, ValueError and others from tensorstore
+            raise UserError(f"checkpoint cannot be written to {self.folder}: {_first_line(error)}") from error
+
+    @contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # Orbax raises many types, and for a damaged array Exception itself
+            raise UserError(f"checkpoint {self.folder / str(step)} cannot be read: {_first_line(error)}") from error
+
+
+def check_same(saved: Meta, now: Meta, where: str) -> None:
+    """Compares what a checkpoint says about itself with the present run.
+
+    Raises:
+        UserError: naming every key that differs, with both values.
+    """
+    old, new = _dotted(saved["config"]), _dotted(now["config"])
+    different = [key for key in sorted(old.keys() | new.keys()) if old.get(key, "absent") != new.get(key, "absent")]
+    if different:
+        pairs = [f"{key} was {old.get(key, 'absent')!r}, is {new.get(key, 'absent')!r}" for key in different]
+        raise UserError(f"checkpoint {where} is of another config: {'; '.join(pairs)}")
+    # Paths may move; the content may not.
+    old, new = sorted(saved["frozen"].values()), sorted(now["frozen"].values())
+    if old != new:
+        raise UserError(
+            f"checkpoint {where} was trained beside other frozen weights: {saved['frozen']}, not {now['frozen']}"
+        )
+
+
+def save_params(folder: str | os.PathLike, params: Params, meta: Mapping[str, Any] | None = None) -> str:
+    """Writes ``params.safetensors`` and ``params.json`` (``meta``, and the hash of the content); returns the hash.
+
+    The JSON is written last, by renaming, so that a folder with it is complete.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    leaves = {path: np.asarray(leaf, order="C") for path, leaf in flat(jax.device_get(params)).items()}
+    (folder / "params.json").unlink(missing_ok=True)
+    save_file(leaves, folder / "params.safetensors.tmp")
+    os.replace(folder / "params.safetensors.tmp", folder / "params.safetensors")
+    digest = content_hash(params)
+    text = json.dumps({"hash": digest, "meta": dict(meta or {})}, indent=2)
+    (folder / "params.json.tmp").write_text(text + "\n")
+    os.replace(folder / "params.json.tmp", folder / "params.json")
+    return digest
+
+
+def load_params(folder: str | os.PathLike, abstract: Params | None = None) -> tuple[Params, Meta]:
+    """Numpy parameters and ``{"hash", "meta"}`` of a folder written by ``save_params``.
+
+    Raises:
+        UserError: the folder is missing, incomplete or damaged, or the parameters are not those of ``abstract``.
+    """
+    folder = Path(folder)
+    try:
+        info = json.loads((folder / "params.json").read_text())
+        leaves = load_file(folder / "params.safetensors")
+    except FileNotFoundError as error:
+        raise UserError(f"no saved parameters in {folder}: {error.filename or error} is missing") from error
+    except Exception as error:  # safetensors raises its own type for a damaged header
+        raise UserError(f"saved parameters in {folder} cannot be read: {error}") from error
+    params = nested(leaves)
+    if content_hash(params) != info.get("hash"):
+        raise UserError(f"saved parameters in {folder} are damaged: their hash is not the one in params.json")
+    if abstract is not None:
+        _check_shapes(_shapes(params), _shapes(abstract), str(folder))
+    return params, info
+
+
+def _check_sums(saved: Mapping[str, int], now: Mapping[str, int], where: str) -> None:
+    damaged = [name for name, value in now.items() if saved.get(name) != value]
+    if damaged:
+        raise UserError(f"checkpoint {where} is damaged: the values of {damaged[0]} are not those that were saved")
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "opt_state": state.opt_state, "finite": state.finite, "skipped": state.skipped}
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return metrics["score"]
+
+
+def _positions(batches: grain.DatasetIterator) -> list[Any]:
+    """Where the processes are in the data: one entry if all are at the same place, as the pipeline's streams are."""
+    texts = gather(json.dumps(batches.get_state(), sort_keys=True))
+    return [json.loads(text) for text in (texts[:1] if len(set(texts)) == 1 else texts)]
+
+
+def _position(positions: list[Any], where: str) -> Any:
+    """This process's place in the data."""
+    if len(positions) == 1:
+        return positions[0]
+    if len(positions) == jax.process_count():
+        return positions[jax.process_index()]
+    raise UserError(
+        f"checkpoint {where}: its {len(positions)} processes were at different places in the data, which "
+        f"{jax.process_count()} cannot take up; start {len(positions)} processes, or a new run from its parameters"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in zip(paths(tree), jax.tree.leaves(tree), strict=True)}
+
+
+def _check_shapes(saved: dict[str, tuple[int, ...]], now: dict[str, tuple[int, ...]], where: str) -> None:
+    for path in sorted(saved.keys() | now.keys()):
+        if path not in saved:
+            raise UserError(f"{where}: parameter {path} {now[path]} is not in the checkpoint")
+        if path not in now:
+            raise UserError(f"{where}: parameter {path} {saved[path]} of the checkpoint is not in the model")
+        if saved[path] != now[path]:
+            raise UserError(f"{where}: parameter {path} has shape {saved[path]} there, the model's is {now[path]}")
+
+
+def _dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            out |= _dotted(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

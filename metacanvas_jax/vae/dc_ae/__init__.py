@@ -1,0 +1,1 @@
+"""SANA's autoencoder, DC-AE."""

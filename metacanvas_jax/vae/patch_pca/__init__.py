@@ -1,0 +1,1 @@
+"""A linear autoencoder of patches, for miniatures."""

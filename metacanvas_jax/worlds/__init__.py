@@ -1,0 +1,1 @@
+"""Exact worlds of OpenMoji drawings: requests, scenes, questions about them, edits, animations, and their judge."""
