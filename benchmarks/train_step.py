@@ -19,6 +19,7 @@ from einops import rearrange
 from metacanvas_jax import runs
 from metacanvas_jax.build import autoencoder, experiment, network
 from metacanvas_jax.cli.options import load_config
+from metacanvas_jax.data.inputs import batches
 from metacanvas_jax.diffusion.flow import flow_loss, sample_time
 from metacanvas_jax.mllm.canvas import canvas_positions
 from metacanvas_jax.train import jobs, objectives
@@ -85,8 +86,8 @@ def measure(setup, rounds: int) -> None:
     params |= jobs.frozen_weights(setup, params)
     trainable, frozen = partition(params, setup.train.rules)
     optimizer = make_optimizer(setup.optimizer)
-    batches = jobs.batches(setup)
-    batch = jax.tree.map(jnp.asarray, next(batches))
+    stream = batches(setup)
+    batch = jax.tree.map(jnp.asarray, next(stream))
     variants = {
         "prefix once": objectives.painting(model, vae, setup.time),
         "joint": joint_loss(model, vae, setup.time),
@@ -104,7 +105,7 @@ def measure(setup, rounds: int) -> None:
     median = {name: statistics.median(values) for name, values in seconds.items()}
     start = time.perf_counter()
     for _ in range(20):
-        next(batches)
+        next(stream)
     loader = (time.perf_counter() - start) / 20
     size = setup.train.batch
     device = jax.devices()[0]

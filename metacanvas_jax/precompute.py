@@ -11,12 +11,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from metacanvas_jax.build import Experiment, autoencoder
+from metacanvas_jax.config.weights import weight_folders
+from metacanvas_jax.data import latents
 from metacanvas_jax.data.formats.shards import Compute
+from metacanvas_jax.data.inputs import paint_examples, sources_of
 from metacanvas_jax.data.samples import LATENTS, Sample
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh, replicated
 from metacanvas_jax.parallel.rules import RULES, placed, shardings
-from metacanvas_jax.train import jobs, latents, objectives, weights
+from metacanvas_jax.train import jobs, objectives, weights
 from metacanvas_jax.trees import partition
 
 Stored = Literal["float32", "float16"]
@@ -82,13 +85,13 @@ def fill_contexts(
     batch += -batch % (mesh.shape["data"] * mesh.shape["fsdp"])
     boxed = jax.eval_shape(lambda key: jobs.initial(setup, key), jax.random.key(0))
     frozen = partition(placed(boxed, shardings(boxed, mesh, whole=setup.mesh.whole)), setup.train.rules)[1]
-    parts = [part for part in ("mllm", "text") if part in weights.sources(setup)]
+    parts = [part for part in ("mllm", "text") if part in weight_folders(setup)]
     params = {part: weights.load_frozen(setup, part, frozen[part]) for part in parts}
     rng, done = np.random.default_rng(0), 0
     for bucket in setup.shapes:
         stored = latents.stored(setup, bucket)
-        examples = jobs.paint_examples(setup, bucket, stored=stored)
-        for source in jobs.sources_of(setup, bucket, stored=stored):
+        examples = paint_examples(setup, bucket, stored=stored)
+        for source in sources_of(setup, bucket, stored=stored):
             numbers = range(process_index, len(source.records), process_count)
             with (
                 tqdm(total=len(numbers), desc=bucket.task, unit=" samples", disable=not progress) as bar,

@@ -19,9 +19,12 @@ from tqdm import tqdm
 from metacanvas_jax import files
 from metacanvas_jax.build import Experiment, autoencoder, experiment, network
 from metacanvas_jax.cli.options import read_config, write_config
+from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.data.formats import records as dataset
 from metacanvas_jax.data.formats.emoji import SERVES
+from metacanvas_jax.data.inputs import sources_of
 from metacanvas_jax.data.samples import Sample
+from metacanvas_jax.data.shapes import latent_grid
 from metacanvas_jax.data.tokenizer import save_tokenizer, train_tokenizer
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.evaluate import geneval
@@ -66,7 +69,7 @@ def prepare(setup: Experiment) -> list[Path]:
     if isinstance(setup.vae, patch_pca.PatchPcaConfig) and setup.vae_weights:
         folder = Path(setup.vae_weights)
         if not (folder / "params.json").exists():
-            records = jobs.sources_of(setup, setup.shapes[0])[0].records
+            records = sources_of(setup, setup.shapes[0])[0].records
             images = np.stack([records[i].image for i in range(min(2000, len(records)))])
             params, psnr = patch_pca.fit(images, setup.vae)
             store.save_params(folder, params, {"psnr": psnr})
@@ -139,7 +142,7 @@ class Canvas:
         self.reader = Reader(setup)
 
     def _make_painter(self, bucket: Bucket, steps: int, guidance: float, maps: bool, canvas: bool, tile: int):
-        setup, grid = self.setup, jobs.latent_grid(self.setup, bucket)
+        setup, grid = self.setup, latent_grid(self.setup, bucket)
         tokens = int(np.prod(grid)) // int(np.prod(self._model.dit.patch))
         sampler = dataclasses.replace(setup.sampler, steps=steps, guidance=guidance)
         target = Target(grid, bucket.task, setup.given_channels, setup.dit_guidance, canvas, tile)
@@ -276,7 +279,7 @@ def load(run: Path) -> Trained:
         trainable, frozen = partition(abstract, setup.train.rules)
         trained = checkpoints.restore_params(trainable, ema=setup.train.ema is not None)
     given = flat(jobs.start_weights(setup, abstract))
-    named = {name for name, source in weights.sources(setup).items() if source.place}
+    named = {name for name, source in weight_folders(setup).items() if source.place}
     # What no folder holds was made by the seed, in training as here.
     made = _fresh(setup, [path for path in flat(frozen) if path not in given and path.split("/")[0] not in named])
     params = merge(trained, jobs.chosen(nested(given | made), frozen, run))
@@ -298,7 +301,7 @@ def assembled(setup: Experiment) -> Trained:
 
     Raises UserError for folders that are missing, damaged, or of other networks.
     """
-    for source in weights.sources(setup).values():
+    for source in weight_folders(setup).values():
         if not source.saved:
             published.check_folder(source.place, source.config, source.key)
     canvas = Canvas(setup)  # its tokenizers are looked for before any weight is read, too

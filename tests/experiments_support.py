@@ -11,6 +11,7 @@ import optax
 
 from metacanvas_jax.build import Experiment, experiment
 from metacanvas_jax.cli.options import load_config
+from metacanvas_jax.data.shapes import batch_shapes
 from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.train import jobs
 from metacanvas_jax.train.loop import Job
@@ -49,7 +50,7 @@ def miniature(file: str, variant: str = "") -> Experiment:
 
 def batch(setup: Experiment, bucket: Bucket):
     """A batch of zeros, except that a few tokens are real and media stand in their places."""
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jobs.batch_shapes(setup, bucket))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch_shapes(setup, bucket))
     zeros["mask"] = zeros["mask"].at[:, : max(1, bucket.length // 2)].set(True)
     if "text_mask" in zeros:
         zeros["text_mask"] = zeros["text_mask"].at[:, :4].set(True)
@@ -64,7 +65,7 @@ def shapes_of_a_step(setup: Experiment, bucket: Bucket):
     trainable, frozen = partition(jax.eval_shape(lambda key: jobs.unboxed(job.init(key)), key), job.rules)
     state = jax.eval_shape(lambda params: new_state(params, optimizer), trainable)
     one = make_step(job.prepare, job.loss, optimizer)
-    return state, *jax.eval_shape(one, state, frozen, jobs.batch_shapes(setup, bucket), key)
+    return state, *jax.eval_shape(one, state, frozen, batch_shapes(setup, bucket), key)
 
 
 def take_step(setup: Experiment, bucket: Bucket):

@@ -19,6 +19,7 @@ from PIL import Image
 from vae_support import FAST_COMPILE
 
 from metacanvas_jax import build
+from metacanvas_jax.data.inputs import prompter
 from metacanvas_jax.diffusion.guidance import classifier_free, pair
 from metacanvas_jax.diffusion.samplers import sample
 from metacanvas_jax.dit.flux import table as flux
@@ -117,7 +118,7 @@ def whole(config, leaves, base, backbone):
 def jax_latents(config, params, backbone, noise, given, image):
     """``latents(params, canvas)``: what this project's own sampler paints."""
     setup = build.experiment(config)
-    model, prompts = build.network(setup), jobs.prompter(setup)
+    model, prompts = build.network(setup), prompter(setup)
     media = [] if image is None else [read_image(image, prompts.config.media)]
     inputs, empty = (
         jax.tree.map(jnp.asarray, prompts.batch([prompts([*media, text]) for text in texts], length=LENGTH))

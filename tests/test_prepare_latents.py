@@ -11,15 +11,17 @@ from experiments_support import miniature
 from tasks_support import Spy
 
 from metacanvas_jax import build, precompute
-from metacanvas_jax.data import sources
+from metacanvas_jax.data import inputs, latents, sources
 from metacanvas_jax.data.formats.shards import WriteConfig
+from metacanvas_jax.data.inputs import paint_examples
 from metacanvas_jax.data.samples import LATENTS
+from metacanvas_jax.data.shapes import batch_shapes
 from metacanvas_jax.data.sources import SourceSection, open_source
 from metacanvas_jax.data.tokenizer import save_tokenizer, train_tokenizer
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.tasks import TASKS
-from metacanvas_jax.train import jobs, latents, store
+from metacanvas_jax.train import store
 from metacanvas_jax.train.objectives import painting
 from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
 from metacanvas_jax.train.state import new_state
@@ -88,7 +90,7 @@ def both(setup, task):
     """A batch of pixels and the same batch of stored latents."""
     batches = []
     for changed in (encoding(setup), setup):
-        stream = jobs.batches(only(changed, task))
+        stream = inputs.batches(only(changed, task))
         batches.append(next(stream))
         stream.close()
     return batches
@@ -100,7 +102,7 @@ def test_prepare_gives_a_step_the_latents_that_it_would_encode(setup, task):
     assert pixels.keys() & LATENTS.keys() and not stored.keys() & LATENTS.keys()
     for name in pixels.keys() - LATENTS.keys():  # the MLLM reads the same samples
         jax.tree.map(np.testing.assert_array_equal, pixels[name], stored[name])
-    shapes = jobs.batch_shapes(only(setup, task), only(setup, task).shapes[0])
+    shapes = batch_shapes(only(setup, task), only(setup, task).shapes[0])
     assert shapes.keys() == stored.keys() and all(shapes[n].shape == stored[n].shape for n in shapes if "latents" in n)
     prepare, _ = painting(Spy(), build.autoencoder(setup), setup.time, channels=setup.given_channels)
     prepared = jax.jit(lambda batch: dataclasses.astuple(prepare(frozen_of(setup), batch, jax.random.key(0)))[1:3])
@@ -174,11 +176,11 @@ def altered(setup, task, change):
     ],
 )
 def test_prepare_latents_of_another_making_are_refused_in_one_line(setup, task, change, message):
-    jobs.batches(only(setup, task)).close()
+    inputs.batches(only(setup, task)).close()
     path, text = altered(setup, task, change)
     try:
         with pytest.raises(UserError, match=message) as caught:
-            jobs.batches(only(setup, task))
+            inputs.batches(only(setup, task))
         assert "\n" not in str(caught.value)
     finally:
         with open(path, "w") as file:
@@ -189,7 +191,7 @@ def test_prepare_latents_of_other_weights_are_refused(setup, tmp_path):
     other = np.random.default_rng(1).integers(0, 256, (40, 60, 60, 3), dtype=np.uint8)
     store.save_params(tmp_path / "vae", patch_pca.fit(other, setup.vae)[0], {})
     with pytest.raises(UserError, match="its latents were made with weights"):
-        jobs.batches(only(dataclasses.replace(setup, vae_weights=str(tmp_path / "vae")), "text_to_image"))
+        inputs.batches(only(dataclasses.replace(setup, vae_weights=str(tmp_path / "vae")), "text_to_image"))
     with pytest.raises(UserError, match="vae_weights is empty"):
         precompute.make_latents(dataclasses.replace(setup, vae_weights=""), 4)
 
@@ -197,7 +199,7 @@ def test_prepare_latents_of_other_weights_are_refused(setup, tmp_path):
 def test_prepare_latents_of_the_wrong_shape_or_missing_name_the_sample(setup):
     bucket = next(b for b in setup.shapes if b.task == "image_editing")
     sample = open_source(next(s for s in setup.sources if s.task == "image_editing"), Clip((60, 60)))[0]
-    examples = jobs.paint_examples(setup, bucket, stored=True)
+    examples = paint_examples(setup, bucket, stored=True)
     rng = np.random.default_rng(0)
     for arrays, message in (
         ({"latents": sample.arrays["latents"]}, "source_latents is missing, expected"),

@@ -18,6 +18,8 @@ import numpy as np
 from metacanvas_jax.build import VAES, Experiment, TextSection, autoencoder, experiment
 from metacanvas_jax.cli.options import read_config
 from metacanvas_jax.connectors import table as metacanvas
+from metacanvas_jax.data.inputs import prompter
+from metacanvas_jax.data.shapes import latent_grid
 from metacanvas_jax.data.tokenizer import load_tokenizer, save_tokenizer
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.exchange import parts as layout
@@ -235,7 +237,7 @@ def make_index(setup: Experiment, found: list[Part], about: Mapping[str, Any]) -
     index = {"format": "metacanvas", "version": VERSION, "name": setup.name, "objective": setup.objective, **about}
     own = layout.MLLM if layout.MLLM in folders or own_weights(setup.mllm.weights) else None
     mllm = {"folder": own, "base": setup.mllm.weights, "lora": there(layout.MLLM_LORA), "gate": "canvas"}
-    prompts = jobs.prompter(setup).config if setup.mllm.tokenizer else None
+    prompts = prompter(setup).config if setup.mllm.tokenizer else None
     prompt = None
     if prompts is not None:
         prompt = {
@@ -276,7 +278,7 @@ def make_index(setup: Experiment, found: list[Part], about: Mapping[str, Any]) -
             "temporal": vae.temporal,
         },
         "latent_channels": vae.channels,
-        "latents": list(jobs.latent_grid(setup)),
+        "latents": list(latent_grid(setup)),
         "sampler": dataclasses.asdict(setup.sampler),
     }
 

@@ -18,10 +18,11 @@ from ml_collections import ConfigDict
 
 from metacanvas_jax.build import Experiment, experiment
 from metacanvas_jax.cli.options import write_config
+from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.exchange import parts as layout
 from metacanvas_jax.exchange.export_run import INDEX, RUN_CONFIG, VERSION, abstract_params
-from metacanvas_jax.train import jobs, store, weights
+from metacanvas_jax.train import jobs, store
 from metacanvas_jax.train.loop import fingerprint
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import new_state
@@ -158,7 +159,7 @@ def _completed(setup: Experiment, trainable: Params, known: Params) -> Params:
     missing = [path for path in wanted if path not in have]
     if missing:
         parts, whole = {path.partition("/")[0] for path in missing}, abstract_params(setup)
-        found = {part: s.load(whole[part]) for part, s in weights.sources(setup).items() if part in parts}
+        found = {part: s.load(whole[part]) for part, s in weight_folders(setup).items() if part in parts}
         loaded = {path: leaf for path, leaf in flat(found).items() if path in missing}
         start = jax.jit(lambda key: _chosen(jobs.unboxed(jobs.initial(setup, key)), missing))
         have |= start(jax.random.key(setup.seed)) | loaded

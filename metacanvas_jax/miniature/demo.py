@@ -17,13 +17,14 @@ from ml_collections import ConfigDict
 from metacanvas_jax import runs
 from metacanvas_jax.build import Experiment, experiment, network, parameter_count
 from metacanvas_jax.data.examples import UnderstandExamples
+from metacanvas_jax.data.inputs import prompter
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.miniature import exam as understanding
 from metacanvas_jax.report import page as report
 from metacanvas_jax.report import pictures
 from metacanvas_jax.report.canvas_maps import canvas_maps
 from metacanvas_jax.report.charts import Chart
-from metacanvas_jax.train import jobs, store
+from metacanvas_jax.train import store
 from metacanvas_jax.train.metrics import read_metrics
 from metacanvas_jax.trees import partition
 from metacanvas_jax.worlds.scenes import Scene, eval_prompts
@@ -94,7 +95,7 @@ def demo(mllm: ConfigDict, painter: ConfigDict, workdir: Path, mllm_workdir: Pat
 def interview(teaching: Experiment, mllm_workdir: Path) -> list[understanding.Answered]:
     """Questions about scenes that were never trained on."""
     params, _ = store.load_params(mllm_workdir / "weights")
-    examples = UnderstandExamples(jobs.prompter(teaching), teaching.world, max(teaching.mllm.buckets))
+    examples = UnderstandExamples(prompter(teaching), teaching.world, max(teaching.mllm.buckets))
     return understanding.interview(network(teaching), params, examples, QUESTIONS)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 
 from metacanvas_jax.build import Experiment, autoencoder, check_bucket, network
 from metacanvas_jax.data.decoding import MediaError, decode_image
+from metacanvas_jax.data.inputs import prompter
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.tokenizer import load_tokenizer
 from metacanvas_jax.data.transforms import Clip, fit_frames
@@ -22,7 +23,6 @@ from metacanvas_jax.mllm.qwen2_5_vl import media
 from metacanvas_jax.mllm.qwen2_5_vl.media import Patches
 from metacanvas_jax.tasks import TASKS, Bucket
 from metacanvas_jax.text.gemma2.network import INSTRUCTION, sana_tokens
-from metacanvas_jax.train import jobs
 from metacanvas_jax.train.objectives import Batch, batch_of, mllm_inputs
 from metacanvas_jax.types import MllmInputs
 
@@ -163,7 +163,7 @@ class Reader:
     def __init__(self, setup: Experiment):
         """Raises UserError for a tokenizer that is missing."""
         self.setup = setup
-        self.prompter = jobs.prompter(setup) if setup.uses_mllm else None
+        self.prompter = prompter(setup) if setup.uses_mllm else None
         self.tokenizer = None if setup.text is None else load_tokenizer(setup.text.tokenizer)
 
     def __call__(self, samples: Sequence[Sample], bucket: Bucket) -> Batch:

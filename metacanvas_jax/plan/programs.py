@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from metacanvas_jax.build import Experiment, autoencoder, network
+from metacanvas_jax.data.shapes import batch_shapes, latent_grid
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.paint.sampling import Recipe, Target, make_painter
 from metacanvas_jax.parallel.mesh import on_mesh, replicated
@@ -100,7 +101,7 @@ def train_program(experiment: Experiment, mesh: Mesh, bucket: Bucket, rules: Rul
 def sample_program(experiment: Experiment, mesh: Mesh, bucket: Bucket, rules: Rules = RULES) -> Program:
     """Sampling with the config's schedule and guidance, decoding included: one prompt per part of the batch axes."""
     model, vae = network(experiment), autoencoder(experiment)
-    grid = jobs.latent_grid(experiment, bucket)
+    grid = latent_grid(experiment, bucket)
     sampler = experiment.sampler
     schedule = sampler.make(math.prod(grid) // math.prod(model.dit.patch))
     recipe = Recipe(schedule, sampler.method, sampler.guidance)
@@ -150,7 +151,7 @@ def boxed(experiment: Experiment) -> Params:
 
 def abstract_batch(experiment: Experiment, bucket: Bucket, mesh: Mesh, rules: Rules = RULES) -> dict[str, Any]:
     """A batch of a bucket, as ``train/objectives.py`` describes it, with its shardings."""
-    shapes = jobs.batch_shapes(experiment, bucket)
+    shapes = batch_shapes(experiment, bucket)
     return jax.tree.map(lambda x: spread(x.shape, x.dtype, mesh, rules), shapes)
 
 

@@ -1,11 +1,10 @@
-"""From an experiment to a training: what is made, loaded, frozen, read and minimised."""
+"""From an experiment to a training: what is initialised, loaded, frozen and minimised."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,27 +13,16 @@ from jaxtyping import Array, Key
 from metacanvas_jax import build, tasks
 from metacanvas_jax.build import Experiment, autoencoder, network
 from metacanvas_jax.cli.options import read_config
-from metacanvas_jax.data.examples import PaintExamples, TextRows, UnderstandExamples, media_layout
-from metacanvas_jax.data.formats.records import Records
-from metacanvas_jax.data.mixture import Mixture, Source, Stream
-from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
-from metacanvas_jax.data.samples import LATENTS
-from metacanvas_jax.data.sources import open_source
-from metacanvas_jax.data.tokenizer import load_tokenizer
-from metacanvas_jax.data.transforms import Clip
+from metacanvas_jax.config.weights import identities, weight_folders
+from metacanvas_jax.data.inputs import batches
+from metacanvas_jax.data.shapes import latent_grid, smallest_inputs
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.context_cache import ContextCache
-from metacanvas_jax.mllm.qwen2_5_vl.media import MediaConfig
-from metacanvas_jax.mllm.qwen2_5_vl.prompt import PromptConfig, Prompter
-from metacanvas_jax.parallel.mesh import batch_part, make_mesh
-from metacanvas_jax.tasks import Bucket, Given
-from metacanvas_jax.text.gemma2.network import INSTRUCTION
-from metacanvas_jax.train import contexts, latents, objectives, store, weights
+from metacanvas_jax.tasks import Given
+from metacanvas_jax.train import contexts, objectives, store, weights
 from metacanvas_jax.train.loop import FitConfig, Job
 from metacanvas_jax.trees import flat, nested, partition
-from metacanvas_jax.types import Context, Grid, Media, MllmInputs, Params, Text
-
-INSTRUCTION_TOKENS = 240  # of SANA's instruction, about
+from metacanvas_jax.types import Context, MllmInputs, Params
 
 
 def make_job(experiment: Experiment) -> Job:
@@ -51,7 +39,7 @@ def make_job(experiment: Experiment) -> Job:
             channels=experiment.given_channels,
             guidance=experiment.dit_guidance,
         )
-        frozen = weights.identities(experiment)
+        frozen = identities(experiment)
     return Job(
         init=lambda key: initial(experiment, key),
         prepare=prepare,
@@ -74,7 +62,7 @@ def context_reader(experiment: Experiment) -> contexts.Enrich | None:
     section, model = experiment.mllm, network(experiment)
     if not section.context_cache or experiment.objective != "paint":
         return None
-    sources = {part: source for part, source in weights.sources(experiment).items() if part in ("mllm", "text")}
+    sources = {part: source for part, source in weight_folders(experiment).items() if part in ("mllm", "text")}
     names = {part: source.identity() for part, source in sources.items()}
     contexts.check_frozen(lambda key: initial(experiment, key), experiment.train.rules, names)
     networks = {part: source.config for part, source in sources.items()}
@@ -110,18 +98,6 @@ def fit_config(experiment: Experiment) -> FitConfig:
     )
 
 
-def latent_grid(experiment: Experiment, bucket: Bucket | None = None) -> Grid:
-    """Frames, rows and columns of the latents of a bucket, the experiment's first unless given."""
-    vae = autoencoder(experiment)
-    bucket = experiment.shapes[0] if bucket is None else bucket
-    rows, columns = bucket.size
-    if rows % vae.spatial or columns % vae.spatial:
-        raise UserError(
-            f"config: pictures of {rows} x {columns} px do not divide by the autoencoder's factor {vae.spatial}"
-        )
-    return ((bucket.frames - 1) // vae.temporal + 1, rows // vae.spatial, columns // vae.spatial)
-
-
 def initial(experiment: Experiment, key: Key[Array, ""]) -> Params:
     """All parameters with their logical axes: the model's and, beside them under ``vae``, the autoencoder's."""
     model = network(experiment)
@@ -144,22 +120,6 @@ def initial(experiment: Experiment, key: Key[Array, ""]) -> Params:
     params = model.init(keys, inputs, latents, jnp.ones((1,), jnp.float32), condition)["params"]
     vae_params = vae.init(key, jnp.zeros((1, 1, *size, 3), jnp.float32))["params"]
     return params | {"vae": vae_params}
-
-
-def smallest_inputs(experiment: Experiment) -> MllmInputs:
-    """One sample of two tokens, the first of them an image if the MLLM can see: enough to make all parameters."""
-    media: tuple[Media, ...] = ()
-    vision = experiment.mllm.vision
-    if vision is not None:
-        grid = (1, vision.merge, vision.merge)
-        patches = jnp.zeros((1, 1, vision.merge**2, vision.patch_values), jnp.float32)
-        media = (Media(patches, jnp.zeros((1, 1, 1), jnp.int32), grid),)
-    zeros = jnp.zeros((1, 2), jnp.int32)
-    text = None
-    if experiment.text is not None:
-        blank = jnp.zeros((1, experiment.text.length), jnp.int32)
-        text = Text(blank, blank == 0)
-    return MllmInputs(zeros, jnp.broadcast_to(zeros, (3, 1, 2)), zeros == 0, media, text)
 
 
 def frozen_weights(experiment: Experiment, abstract: Params) -> Params:
@@ -203,164 +163,6 @@ def chosen(weights: Params, wanted: Params, where: object) -> Params:
     if missing := [path for path in flat(wanted) if path not in have]:
         raise UserError(f"{where}: no weights for the frozen parameter {missing[0]} ({len(missing)} are missing)")
     return nested({path: have[path] for path in flat(wanted)})
-
-
-def prompter(experiment: Experiment) -> Prompter:
-    """Makes the experiment's prompts. Raises UserError when the tokenizer is missing or larger than the vocabulary."""
-    section = experiment.mllm
-    tokenizer = load_tokenizer(section.tokenizer)
-    if len(tokenizer) > section.language.vocab:
-        raise UserError(
-            f"config: mllm.language.vocab is {section.language.vocab}, "
-            f"but the tokenizer in {section.tokenizer} has {len(tokenizer)} tokens"
-        )
-    assistant = experiment.objective == "understand"
-    config = PromptConfig(
-        buckets=section.buckets, system=section.system, assistant=assistant, media=media_config(experiment)
-    )
-    return Prompter(tokenizer, config)
-
-
-def media_config(experiment: Experiment) -> MediaConfig:
-    """How images and videos become patches of the MLLM; the published way where it cannot see."""
-    section = experiment.mllm
-    if section.vision is None:
-        return MediaConfig()
-    return MediaConfig(
-        patch=section.vision.patch,
-        merge=section.vision.merge,
-        tokens=section.image_tokens,
-        image_pixels=section.image_pixels or MediaConfig.image_pixels,
-    )
-
-
-def text_rows(experiment: Experiment) -> TextRows | None:
-    """Prompts for the DiT's own text encoder; None where there is none. Raises UserError for a missing tokenizer."""
-    section = experiment.text
-    if section is None:
-        return None
-    instruction = INSTRUCTION if section.instruction else ""
-    tokenizer = load_tokenizer(section.tokenizer)
-    return TextRows(tokenizer, section.length, instruction=instruction, reads_prompt=section.reads_prompt)
-
-
-def paint_examples(experiment: Experiment, bucket: Bucket, *, stored: bool = False) -> PaintExamples:
-    """Samples of a bucket, which bring their latents if ``stored``, to arrays. Raises UserError for no tokenizer."""
-    prompts = prompter(experiment) if experiment.uses_mllm else None
-    shape = (*latent_grid(experiment, bucket), autoencoder(experiment).channels) if stored else None
-    rate = experiment.mllm.video_fps
-    return PaintExamples(prompts, bucket, text=text_rows(experiment), video_fps=rate, latents=shape)
-
-
-def batch_shapes(experiment: Experiment, bucket: Bucket) -> dict[str, Any]:
-    """The arrays of a whole batch of a bucket as shapes, for a painter; needs no file.
-
-    The length of SANA's instruction depends on the tokenizer, which may not be there: ``INSTRUCTION_TOKENS`` stands in.
-    """
-    array, b, (rows, columns) = jax.ShapeDtypeStruct, bucket.batch, bucket.size
-    length = bucket.length if experiment.uses_mllm else 1
-    task = tasks.TASKS[bucket.task]
-    batch: dict[str, Any] = {
-        "pixels": array((b, bucket.frames, rows, columns, 3), np.uint8),
-        "tokens": array((b, length), np.int32),
-        "positions": array((b, 3, length), np.int32),
-        "mask": array((b, length), np.bool_),
-        "task": tasks.TaskName(bucket.task),
-    }
-    if task.vae == "source":
-        batch["source"] = batch["pixels"]
-    if task.vae == "references":
-        batch["references"] = array((b, bucket.references, rows, columns, 3), np.uint8)
-    if latents.stored(experiment, bucket):
-        grid, channels = latent_grid(experiment, bucket), autoencoder(experiment).channels
-        for part in LATENTS.keys() & batch.keys():
-            frames = bucket.references if part == "references" else grid[0]
-            batch.pop(part)
-            batch[LATENTS[part]] = array((b, frames, *grid[1:], channels), np.float32)
-    if experiment.text is not None:
-        text = experiment.text
-        instructed = text.instruction and text.reads_prompt
-        width = text.length + (INSTRUCTION_TOKENS - 2 if instructed else 0)
-        batch |= {"text_tokens": array((b, width), np.int32), "text_mask": array((b, width), np.bool_)}
-    media = media_config(experiment)
-    layout = media_layout(bucket, media, experiment.mllm.video_fps) if experiment.uses_mllm else ()
-    groups = []
-    for grid, count in layout:
-        merged = int(np.prod(grid)) // media.merge**2
-        patches = array((b, count, int(np.prod(grid)), media.values), np.float32)
-        groups.append(Media(patches, array((b, count, merged), np.int32), grid))
-    return batch | ({"media": tuple(groups)} if groups else {})
-
-
-def batches(experiment: Experiment) -> grain.DatasetIterator:
-    """The stream of this process's batches, from its beginning: its part of every batch on the experiment's mesh."""
-    if experiment.objective == "understand":
-        examples = UnderstandExamples(prompter(experiment), experiment.world, max(experiment.mllm.buckets))
-        return iter(_stream(experiment, _world_records(experiment)[:1], examples, experiment.train.batch))
-    streams = []
-    for number, bucket in enumerate(experiment.shapes):
-        stored = latents.stored(experiment, bucket)
-        examples = paint_examples(experiment, bucket, stored=stored)
-        sources = sources_of(experiment, bucket, stored=stored)
-        batches = _stream(experiment, sources, examples, bucket.batch, seed=number)
-        rows, columns = bucket.size
-        streams.append(Stream(f"{bucket.task} {bucket.frames}x{rows}x{columns}", batches, bucket.weight))
-    return iter(streams[0].batches) if len(streams) == 1 else Mixture(streams, experiment.seed)
-
-
-def sources_of(experiment: Experiment, bucket: Bucket, *, stored: bool = False) -> list[Source]:
-    """The sources of a bucket's task, in its shape; their pixels, unless the samples' latents are wanted (``stored``).
-
-    Raises UserError when there is none, one is not there, or its latents are not those of this experiment.
-    """
-    if not experiment.sources:
-        return _world_records(experiment)
-    clip = Clip(bucket.size, bucket.frames, bucket.fps if bucket.frames > 1 else None)
-    sections = [section for section in experiment.sources if section.task == bucket.task]
-    if stored:
-        for section in sections:
-            latents.check(experiment, section, clip)
-    else:
-        sections = [dataclasses.replace(section, latents=False) for section in sections]
-    opened = [Source(open_source(section, clip, experiment.world), section.weight) for section in sections]
-    if not opened:
-        raise UserError(f"config: no source has the task {bucket.task!r}, which a bucket draws")
-    return opened
-
-
-def _world_records(experiment: Experiment) -> list[Source]:
-    data = experiment.data
-    sources = [Source(Records(data.path, data.max_skips, data.in_memory), 1.0 - data.picture_weight)]
-    if data.picture_weight and experiment.objective == "paint":
-        sources.append(Source(Records(data.pictures_path, data.max_skips, data.in_memory), data.picture_weight))
-    return sources
-
-
-def _stream(
-    experiment: Experiment,
-    sources: list[Source],
-    examples: PaintExamples | UnderstandExamples,
-    batch: int,
-    seed: int = 0,
-) -> grain.IterDataset:
-    part, parts = (0, 1) if jax.process_count() == 1 else batch_part(make_mesh(experiment.mesh))
-    config = PipelineConfig(
-        batch=batch,
-        seed=experiment.seed + 1000 * seed,  # far from the numbers of the sources, which are added to it
-        caption_dropout=experiment.data.caption_dropout if experiment.objective == "paint" else 0.0,
-        threads=experiment.data.threads,
-    )
-    return pipeline(sources, config, examples.collate, format=examples, process_index=part, process_count=parts)
-
-
-def empty_prompts(prompts: Prompter, count: int, length: int) -> MllmInputs:
-    """The empty prompt, ``count`` times: the other half of guidance."""
-    return jax.tree.map(jnp.asarray, prompts.batch(prompts.texts([""] * count), length=length))
-
-
-def encode_prompts(prompts: Prompter, texts: list[str], length: int) -> MllmInputs:
-    """Prompts of text only, padded to ``length``. Raises UserError for one that is too long."""
-    return jax.tree.map(jnp.asarray, prompts.batch(prompts.texts(texts), length=length))
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:

@@ -7,7 +7,7 @@ videos; ``text_tokens`` [b n] and ``text_mask`` [b n] (optional) are for a DiT's
 uint8 ``pixels`` [b t h w 3], the target, and where the task gives them ``source`` [b t h w 3] and ``references``
 [b r h w 3]. ``task`` is a ``TaskName``. In place of what is read there may be the ``context`` it leads to
 (``train/contexts.py``), and the latents of what the autoencoder reads: ``latents``, ``source_latents`` [b t h w c] and
-``reference_latents`` [b r h w c] (``train/latents.py``). ``weights`` [b l] say which tokens the MLLM must predict.
+``reference_latents`` [b r h w c] (``data/latents.py``). ``weights`` [b l] say which tokens the MLLM must predict.
 """
 
 import dataclasses

@@ -1,43 +1,14 @@
 """What a run's parameters start from: the folders its config names, read by each host as far as its devices need."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from metacanvas_jax.build import Experiment
-from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
+from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Params
-from metacanvas_jax.weights.sources import Source
-
-
-def sources(experiment: Experiment) -> dict[str, Source]:
-    """The folders of an experiment by the part of the model they are for; parts without one start at random.
-
-    An MLLM that is taught by itself (objective "understand") starts at random as well.
-    """
-    if experiment.objective != "paint":
-        return {}
-    mllm = MllmConfig(experiment.mllm.language, experiment.mllm.vision)
-    named = {
-        "mllm": ("mllm.weights", experiment.mllm.weights, mllm, "text_encoder"),
-        "dit": ("dit_weights", experiment.dit_weights, experiment.dit, "transformer"),
-        "vae": ("vae_weights", experiment.vae_weights, experiment.vae, "vae"),
-    }
-    if experiment.text is not None:
-        named["text"] = ("text.weights", experiment.text.weights, experiment.text.encoder, "text_encoder")
-    return {
-        part: Source(key, Path(folder), config, subfolder)
-        for part, (key, folder, config, subfolder) in named.items()
-        if folder
-    }
-
-
-def identities(experiment: Experiment) -> dict[str, str]:
-    """Folder of frozen weights to what tells them from others; for the description of a checkpoint."""
-    return {str(source.folder): source.identity() for source in sources(experiment).values()}
 
 
 def load(experiment: Experiment, abstract: Params) -> Params:
@@ -46,13 +17,13 @@ def load(experiment: Experiment, abstract: Params) -> Params:
     What the experiment freezes comes in its frozen dtype, cast while it is read; what it trains comes in float32.
     """
     wanted = _dtypes(experiment, abstract)
-    return {part: source.load(wanted[part]) for part, source in sources(experiment).items() if part in wanted}
+    return {part: source.load(wanted[part]) for part, source in weight_folders(experiment).items() if part in wanted}
 
 
 def load_frozen(experiment: Experiment, part: str, abstract: Mapping[str, Any]) -> Params:
     """The parameters of one part of the model that its folder holds, as a training holds what it freezes."""
     dtype = experiment.train.frozen_dtype
-    return sources(experiment)[part].load(jax.tree.map(lambda leaf: _as(leaf, dtype), abstract))
+    return weight_folders(experiment)[part].load(jax.tree.map(lambda leaf: _as(leaf, dtype), abstract))
 
 
 def _dtypes(experiment: Experiment, abstract: Mapping[str, Any]) -> Params:

@@ -9,12 +9,12 @@ import json
 from typing import Any
 
 from metacanvas_jax.build import Experiment
+from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.data.formats.shards import read_recipe
 from metacanvas_jax.data.sources import SourceSection
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.tasks import Bucket
-from metacanvas_jax.train import weights
 
 HOW = ("chunk",)  # of an autoencoder's config: how it computes, not what
 
@@ -34,7 +34,7 @@ def made_by(experiment: Experiment) -> dict[str, Any]:
 
     Raises UserError when the config names no weights of an autoencoder, or they are not there.
     """
-    source = weights.sources(experiment).get("vae")
+    source = weight_folders(experiment).get("vae")
     if source is None:
         raise UserError("config: vae_weights is empty; latents need the weights of an autoencoder")
     config = {f"vae.{key}": value for key, value in dataclasses.asdict(experiment.vae).items() if key not in HOW}

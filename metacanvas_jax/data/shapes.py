@@ -1,0 +1,100 @@
+"""The shapes of network inputs, without any file: of a whole batch, and of the smallest one."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metacanvas_jax import tasks
+from metacanvas_jax.build import Experiment, autoencoder
+from metacanvas_jax.data import latents
+from metacanvas_jax.data.examples import media_layout
+from metacanvas_jax.data.samples import LATENTS
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.qwen2_5_vl.media import MediaConfig
+from metacanvas_jax.tasks import Bucket
+from metacanvas_jax.types import Grid, Media, MllmInputs, Text
+
+INSTRUCTION_TOKENS = 240  # of SANA's instruction, about
+
+
+def latent_grid(experiment: Experiment, bucket: Bucket | None = None) -> Grid:
+    """Frames, rows and columns of the latents of a bucket, the experiment's first unless given."""
+    vae = autoencoder(experiment)
+    bucket = experiment.shapes[0] if bucket is None else bucket
+    rows, columns = bucket.size
+    if rows % vae.spatial or columns % vae.spatial:
+        raise UserError(
+            f"config: pictures of {rows} x {columns} px do not divide by the autoencoder's factor {vae.spatial}"
+        )
+    return ((bucket.frames - 1) // vae.temporal + 1, rows // vae.spatial, columns // vae.spatial)
+
+
+def media_config(experiment: Experiment) -> MediaConfig:
+    """How images and videos become patches of the MLLM; the published way where it cannot see."""
+    section = experiment.mllm
+    if section.vision is None:
+        return MediaConfig()
+    return MediaConfig(
+        patch=section.vision.patch,
+        merge=section.vision.merge,
+        tokens=section.image_tokens,
+        image_pixels=section.image_pixels or MediaConfig.image_pixels,
+    )
+
+
+def batch_shapes(experiment: Experiment, bucket: Bucket) -> dict[str, Any]:
+    """The arrays of a whole batch of a bucket as shapes, for a painter; needs no file.
+
+    The length of SANA's instruction depends on the tokenizer, which may not be there: ``INSTRUCTION_TOKENS`` stands in.
+    """
+    array, b, (rows, columns) = jax.ShapeDtypeStruct, bucket.batch, bucket.size
+    length = bucket.length if experiment.uses_mllm else 1
+    task = tasks.TASKS[bucket.task]
+    batch: dict[str, Any] = {
+        "pixels": array((b, bucket.frames, rows, columns, 3), np.uint8),
+        "tokens": array((b, length), np.int32),
+        "positions": array((b, 3, length), np.int32),
+        "mask": array((b, length), np.bool_),
+        "task": tasks.TaskName(bucket.task),
+    }
+    if task.vae == "source":
+        batch["source"] = batch["pixels"]
+    if task.vae == "references":
+        batch["references"] = array((b, bucket.references, rows, columns, 3), np.uint8)
+    if latents.stored(experiment, bucket):
+        grid, channels = latent_grid(experiment, bucket), autoencoder(experiment).channels
+        for part in LATENTS.keys() & batch.keys():
+            frames = bucket.references if part == "references" else grid[0]
+            batch.pop(part)
+            batch[LATENTS[part]] = array((b, frames, *grid[1:], channels), np.float32)
+    if experiment.text is not None:
+        text = experiment.text
+        instructed = text.instruction and text.reads_prompt
+        width = text.length + (INSTRUCTION_TOKENS - 2 if instructed else 0)
+        batch |= {"text_tokens": array((b, width), np.int32), "text_mask": array((b, width), np.bool_)}
+    media = media_config(experiment)
+    layout = media_layout(bucket, media, experiment.mllm.video_fps) if experiment.uses_mllm else ()
+    groups = []
+    for grid, count in layout:
+        merged = int(np.prod(grid)) // media.merge**2
+        patches = array((b, count, int(np.prod(grid)), media.values), np.float32)
+        groups.append(Media(patches, array((b, count, merged), np.int32), grid))
+    return batch | ({"media": tuple(groups)} if groups else {})
+
+
+def smallest_inputs(experiment: Experiment) -> MllmInputs:
+    """One sample of two tokens, the first of them an image if the MLLM can see: enough to make all parameters."""
+    media: tuple[Media, ...] = ()
+    vision = experiment.mllm.vision
+    if vision is not None:
+        grid = (1, vision.merge, vision.merge)
+        patches = jnp.zeros((1, 1, vision.merge**2, vision.patch_values), jnp.float32)
+        media = (Media(patches, jnp.zeros((1, 1, 1), jnp.int32), grid),)
+    zeros = jnp.zeros((1, 2), jnp.int32)
+    text = None
+    if experiment.text is not None:
+        blank = jnp.zeros((1, experiment.text.length), jnp.int32)
+        text = Text(blank, blank == 0)
+    return MllmInputs(zeros, jnp.broadcast_to(zeros, (3, 1, 2)), zeros == 0, media, text)
