@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from metacanvas_jax.data.transforms import Clip, fit_image, frame_indices
+from metacanvas_jax.data.transforms import Clip, fit_image, shown_frames
+from metacanvas_jax.images import to_rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits per channel or fewer
@@ -35,31 +36,41 @@ LIMITS = Limits()
 
 
 def decode_image(data: bytes, limits: Limits = LIMITS) -> Image.Image:
-    """The first frame of a picture in RGB, upright as its EXIF data say; what is transparent lies on white.
+    """The first frame of a picture in sRGB, upright as its EXIF data say; what is transparent lies on white.
 
     Raises MediaError for other formats, other depths than 8 bits, damage, or more bytes or pixels than allowed, which
     are known from the header alone.
     """
     with _reading(data, limits) as image:
-        return _rgb(ImageOps.exif_transpose(image))
+        return to_rgb(ImageOps.exif_transpose(image))
 
 
 def decode_animation(data: bytes, clip: Clip, limits: Limits = LIMITS) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
     """The frames that a clip takes of an animated GIF or WebP, and how many of them make a second.
 
-    Raises MediaError as `decode_image` does, and for more frames than allowed or fewer than the clip wants.
+    Every frame is shown for the delay that the file gives it; a frame without a delay is shown for a 24th of a second.
+    Without ``clip.fps`` every frame is taken once, at the mean rate.
+
+    Raises MediaError as `decode_image` does, and for more frames than allowed or fewer than the clip needs.
     """
     with _reading(data, limits) as image:
         count = getattr(image, "n_frames", 1)
         if count > limits.frames or count * image.width * image.height > limits.decoded_pixels:
             raise MediaError(f"an animation of {count} frames of {image.height} x {image.width} pixels is too large")
-        frames, seconds = [], 0.0
+        starts = [0.0]
         for number in range(count):
             image.seek(number)
-            frames.append(fit_image(_rgb(image), clip.size))
-            seconds += image.info.get("duration", 0) / 1000
-        fps = count / seconds if seconds else 24.0
-        return np.stack(frames)[frame_indices(count, fps, clip)], clip.fps or fps
+            image.load()  # a WebP tells a frame's delay only then
+            starts.append(starts[-1] + (image.info.get("duration", 0) / 1000 or 1 / 24))
+        fps = count / starts[-1]
+        chosen = shown_frames(starts, clip)
+        if len(chosen) * image.width * image.height > limits.decoded_pixels:
+            raise MediaError(f"{len(chosen)} frames of {image.height} x {image.width} pixels are too many")
+        frames = {}
+        for number in sorted(set(chosen.tolist())):
+            image.seek(number)
+            frames[number] = fit_image(to_rgb(image), clip.size)
+        return np.stack([frames[number] for number in chosen.tolist()]), clip.fps or fps
 
 
 @contextlib.contextmanager
@@ -83,13 +94,6 @@ def _reading(data: bytes, limits: Limits) -> Iterator[Image.Image]:
         *(Image.DecompressionBombError, Image.DecompressionBombWarning),
     ) as error:
         raise MediaError(f"no readable picture ({first_line(error)})") from error
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
 
 
 def encode_png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,14 +12,25 @@ import safetensors.numpy
 
 from metacanvas_jax.data.decoding import LIMITS, Limits, MediaError, decode_animation, decode_image
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.data.transforms import AS_FOUND, Clip, fit_frames, fit_image, frame_indices
+from metacanvas_jax.data.transforms import (
+    AS_FOUND,
+    LEAST_FPS,
+    MOST_FPS,
+    Clip,
+    fit_frames,
+    fit_image,
+    frame_indices,
+)
 from metacanvas_jax.data.video import container_of, decode_video
+
+MEDIA = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "mp4", "webm", "mov", "mkv")
+"""Extensions of the pictures and videos that are read."""
 
 NAMES: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "txt", "caption", "text", "instruction", "edit", "edited_prompt_list", "edit_prompt"),
     "target": (
         *("target", "edited_img", "output_image", "image", "video", "file_name"),
-        *("jpg", "jpeg", "png", "webp", "gif", "mp4", "webm", "mov"),
+        *MEDIA,
     ),
     "source": ("source", "src_img", "input_image", "source_image", "source_video"),
     "references": ("references",),
@@ -34,6 +46,11 @@ WebDataset extensions (BLIP3o), of HF image folders, and of the columns of OmniE
 
 STORED = {part: part for part in NAMES}
 """What they are called in the array_record folders of `metacanvas prepare`."""
+
+_NUMBERED = re.compile(r"references?[._-]?(\d+)", re.IGNORECASE)
+MOST_REFERENCES = 64  # of one sample
+
+_PART_NAMES = {name for part in ("target", "source", "references") for name in NAMES[part] if name not in MEDIA}
 
 SOURCED = ("image_editing", "video_editing")
 VIDEO = ("text_to_video", "image_to_video", "video_editing", "reference_to_video")
@@ -69,17 +86,18 @@ class Layout:
     def sample(self, row: Mapping[str, Any]) -> Sample:
         """The sample of a row. Raises MediaError for what is missing, of another type or unreadable."""
         task = self.task or _text(self._get(row, "task"), "task") or "text_to_image"
-        told = _rate(self._get(row, "fps"))
-        target, fps = self._target._frames(self._get(row, "target", True), told, task)
-        source = self._get(row, "source", task in SOURCED)
-        references = self._get(row, "references", task == "reference_to_video")
+        rate = _rate(self._get(row, "fps")) if task in VIDEO else None
+        target, fps = self._target._frames(self._get(row, "target", True), rate, task)
+        # What a task does not need may be anything, such as the name of a collection under the key "source".
+        source = self._get(row, "source", True) if task in SOURCED else None
+        references = self._get(row, "references", True) if task == "reference_to_video" else None
         empty = source is None or (isinstance(source, list | tuple | np.ndarray) and len(source) == 0)
         sample = Sample(
             prompt=_text(self._get(row, "prompt", task != "reconstruction"), "prompt"),
             target=target,
             task=task,
-            source=None if empty else self._frames(source, told, task)[0],
-            references=tuple(self._picture(item) for item in _sequence(references)),
+            source=None if empty else self._frames(source, rate, task)[0],
+            references=tuple(self._picture(item) for item in _references(references)),
             fps=fps,
             name=_text(self._get(row, "name"), "name"),
             metadata=_text(self._get(row, "metadata"), "metadata"),
@@ -97,10 +115,17 @@ class Layout:
     def _get(self, row: Mapping[str, Any], part: str, required: bool = False) -> Any:
         """The value of a part of a sample, None where it is absent."""
         names = (self.columns[part],) if part in self.columns else NAMES[part]
+        medium = part in ("target", "source", "references")
+        if part == "target" and len(same := [name for name in names if name in MEDIA and name in row]) > 1:
+            raise MediaError(f"{' and '.join(same)} of one name: rename one of them, or say which in columns")
+        if medium and any(name in row for name in names):  # a sidecar then only describes it
+            names = tuple(name for name in names if name in row)
         for name in names:
             value = _find(row, name)
             if value is None and part not in self.columns and "json" in row:
                 value = _find(row, f"json.{name}")
+                if medium and self.open is None:  # in a sidecar a medium is a path, which only some layouts can open
+                    value = None
             if value is not None:
                 return value
         if required or part in self.columns:
@@ -146,6 +171,32 @@ class Layout:
         raise MediaError(f"wanted the bytes of a picture or video, found {type(value).__name__}")
 
 
+def place_of(file: str) -> tuple[str, str] | None:
+    """The sample that a file belongs to and the column it fills there; None for files that are passed over.
+
+    ``NAME.jpg`` is the column ``jpg`` of ``NAME``, which may hold dots. ``NAME.PART.jpg`` is the column ``PART`` where
+    that is the name of a part of a sample: ``0001.source.png``, ``0001.reference2.jpg``. Hidden files, such as the
+    ``._NAME.jpg`` that macOS adds, are passed over.
+    """
+    folder, _, base = file.rpartition("/")
+    stem, _, extension = base.rpartition(".")
+    if not stem or base.startswith("."):
+        return None
+    stem, column = (f"{folder}/{stem}" if folder else stem), extension.lower()
+    head, _, part = stem.rpartition(".")
+    numbered = _NUMBERED.fullmatch(part)
+    if column in MEDIA and head and (numbered or part.lower() in _PART_NAMES):
+        return head, f"references.{int(numbered[1]):04d}" if numbered else part.lower()
+    return stem, column
+
+
+def gathered(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose numbered references, each a column after ``place_of``, are one list in the order of their numbers."""
+    numbered = sorted(name for name in row if name.startswith("references."))
+    rest = {name: value for name, value in row.items() if name not in numbered}
+    return rest | ({"references": [row[name] for name in numbered]} if numbered else {})
+
+
 def check(sample: Sample, whole: bool = True) -> None:
     """Raises MediaError when a sample lacks what its task needs; ``whole`` False: its target is a first frame only."""
     if not sample.prompt.strip() and sample.task != "reconstruction":
@@ -187,9 +238,11 @@ def _text(value: Any, part: str) -> str:
     if isinstance(value, list | tuple | np.ndarray):
         value = value[0] if len(value) else ""
     if isinstance(value, bytes):
-        value = value.decode()
+        value = value.decode("utf-8-sig")  # Windows' editors put a byte order mark first
     if not isinstance(value, str):
-        raise MediaError(f"the {part} is of type {type(value).__name__}, wanted text")
+        raise MediaError(f"the {part} is of type {type(value).__name__}, expected text")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise MediaError(f"the {part} holds half a surrogate pair, which is no character")
     return value.strip() if part == "prompt" else value
 
 
@@ -199,11 +252,19 @@ def _sequence(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple | np.ndarray) else (value,)
 
 
+def _references(value: Any) -> Sequence[Any]:
+    items = _sequence(value)
+    if len(items) > MOST_REFERENCES:
+        raise MediaError(f"{len(items)} references, at most {MOST_REFERENCES} are allowed")
+    return items
+
+
 def _rate(value: Any) -> float | None:
     if value is None or value == 0:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < value <= 1000:
-        raise MediaError(f"fps is {value!r}, wanted a number in (0, 1000]")
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not LEAST_FPS <= value <= MOST_FPS:
+        raise MediaError(f"fps is {value!r}, expected a number in [{LEAST_FPS}, {MOST_FPS}]")
     return float(value)
 
 

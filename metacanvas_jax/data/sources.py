@@ -167,8 +167,12 @@ def prepare(
 
 def _files(path: str, pattern: str) -> list[pathlib.Path]:
     """The files that a path, a pattern or a folder names, in order."""
-    wanted = pathlib.Path(path) / pattern if pathlib.Path(path).is_dir() else path
-    found = sorted(glob.glob(str(wanted), recursive=True))
+    if pathlib.Path(path).is_dir():
+        found = sorted(glob.glob(os.path.join(glob.escape(path), pattern)))
+    elif pathlib.Path(path).exists():  # whatever its name means to glob
+        found = [path]
+    else:
+        found = sorted(glob.glob(path, recursive=True))
     if not found:
         raise UserError(f"{path}: no {pattern} there")
     return [pathlib.Path(name) for name in found]

@@ -2,10 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, ImageOps
+
+LEAST_FPS, MOST_FPS = 0.01, 1000.0  # frames per second that are believed; others would make clips without end
+MOST_FRAMES = 1 << 20  # of one clip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +30,8 @@ class Clip:
             raise ValueError(f"a size must be positive, not {self.size}")
         if self.frames is not None and self.frames < 1:
             raise ValueError(f"frames must be at least 1, not {self.frames}")
-        if self.fps is not None and not 0 < self.fps <= 1000:
-            raise ValueError(f"fps must lie in (0, 1000], not {self.fps}")
+        if self.fps is not None and not LEAST_FPS <= self.fps <= MOST_FPS:
+            raise ValueError(f"fps must lie in [{LEAST_FPS}, {MOST_FPS}], not {self.fps}")
 
 
 AS_FOUND = Clip()
@@ -52,6 +56,17 @@ def causal_frames(count: int) -> int:
     return 0 if count < 1 else (count - 1) // 4 * 4 + 1
 
 
+def shown_frames(starts: Sequence[float], clip: Clip) -> Int[np.ndarray, " t"]:
+    """Which frames of an animation a clip takes, by the moments in seconds at which they begin; the last is the end.
+
+    Without ``clip.fps`` every frame is taken once. Raises ValueError where the animation is too short for the clip.
+    """
+    if clip.fps is None:
+        return frame_indices(len(starts) - 1, None, clip)
+    moments = frame_indices(1 + math.floor(starts[-2] * clip.fps + 1e-6), clip.fps, clip) / clip.fps
+    return np.searchsorted(np.asarray(starts[1:-1]), moments + 1e-6, side="right").astype(np.int64)
+
+
 def frame_indices(count: int, fps: float | None, clip: Clip) -> Int[np.ndarray, " t"]:
     """Which of ``count`` frames at ``fps`` a clip takes: for every moment of the clip, the frame shown then.
 
@@ -60,6 +75,8 @@ def frame_indices(count: int, fps: float | None, clip: Clip) -> Int[np.ndarray, 
     ratio = 1.0 if clip.fps is None or fps is None else fps / clip.fps
     available = 0 if count < 1 else math.floor((count - 1) / ratio + 1e-6) + 1
     wanted = causal_frames(available) if clip.frames is None else clip.frames
+    if wanted > MOST_FRAMES:
+        raise ValueError(f"a clip of {wanted} frames, at most {MOST_FRAMES} are allowed")
     if wanted > available or wanted < 1:
         rate = "" if clip.fps is None else f" at {clip.fps:g} per second"
         raise ValueError(f"{available} frames{rate}, {max(wanted, 1)} are wanted")

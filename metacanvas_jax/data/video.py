@@ -7,6 +7,7 @@ files or addresses (playlists can). What an MP4's tables claim is counted before
 import io
 import struct
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from metacanvas_jax.data.transforms import AS_FOUND, Clip, causal_frames, fit_im
 from metacanvas_jax.errors import UserError
 
 _BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}  # those that hold what is looked for
+LONGEST_PAUSE = 600.0  # seconds between two frames; a damaged timestamp would repeat a frame for hours
 _MOST_BOXES = 1 << 18  # a fragmented film of hours has tens of thousands
 
 
@@ -51,7 +53,8 @@ def decode_video(data: bytes, clip: Clip = AS_FOUND, limits: Limits = LIMITS) ->
             _check_size(stream.codec_context.width, stream.codec_context.height, limits)
             stream.codec_context.thread_count = 1  # the pipeline has its own threads
             rate = float(stream.average_rate or stream.guessed_rate or 0)
-            return _take(_frames(opened, stream, rate, limits), rate, clip, limits)
+            aspect = float(stream.sample_aspect_ratio or 1)
+            return _take(_frames(opened, stream, rate, limits), rate, aspect, clip, limits)
     except (av.FFmpegError, OSError, ValueError, EOFError, IndexError) as error:
         if isinstance(error, MediaError):
             raise
@@ -60,17 +63,22 @@ def decode_video(data: bytes, clip: Clip = AS_FOUND, limits: Limits = LIMITS) ->
 
 def _frames(opened: Any, stream: Any, rate: float, limits: Limits) -> Iterator[tuple[float, Any]]:
     """(seconds since the first frame, frame) in the order of showing."""
-    first = None
+    first, before = None, 0.0
     for number, frame in enumerate(opened.decode(stream)):
         if number >= limits.frames:
             raise MediaError(f"more than {limits.frames} frames")
         _check_size(frame.width, frame.height, limits)
         time = frame.time if frame.time is not None else number / (rate or 1.0)
         first = time if first is None else first
-        yield time - first, frame
+        if time - first > before + LONGEST_PAUSE:
+            raise MediaError(f"a pause of {time - first - before:.0f} s between two frames")
+        before = time - first
+        yield before, frame
 
 
-def _take(frames: Iterator[tuple[float, Any]], rate: float, clip: Clip, limits: Limits) -> tuple[np.ndarray, float]:
+def _take(
+    frames: Iterator[tuple[float, Any]], rate: float, aspect: float, clip: Clip, limits: Limits
+) -> tuple[np.ndarray, float]:
     """For every moment of the clip the frame that is shown then; decoding stops with the last of them."""
     fps = clip.fps or rate
     if not 0 < fps <= 1000:
@@ -84,7 +92,7 @@ def _take(frames: Iterator[tuple[float, Any]], rate: float, clip: Clip, limits: 
 
     def keep() -> None:
         nonlocal pixels
-        taken.append(fit_image(shown.to_image(), clip.size))
+        taken.append(fit_image(upright(shown, aspect), clip.size))
         pixels += taken[-1].shape[0] * taken[-1].shape[1]
         if pixels > limits.decoded_pixels:
             raise MediaError(f"{pixels} pixels in {len(taken)} frames, at most {limits.decoded_pixels} are allowed")
@@ -106,6 +114,19 @@ def _take(frames: Iterator[tuple[float, Any]], rate: float, clip: Clip, limits: 
     if len({frame.shape for frame in taken[:wanted]}) > 1:
         raise MediaError("the frames change their size")
     return np.stack(taken[:wanted]), fps
+
+
+def upright(frame: Any, aspect: float) -> Image.Image:
+    """A decoded frame as players show it: square pixels, and turned as the file's display matrix says.
+
+    ``aspect`` is the width of a stored pixel over its height. One side is enlarged, none is shrunk.
+    """
+    image = frame.to_image()
+    if aspect > 0 and abs(aspect - 1) > 1e-3:
+        width, height = image.size
+        size = (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return image.rotate(frame.rotation, expand=True) if frame.rotation % 360 else image
 
 
 def _open(taken: list[np.ndarray], clip: Clip) -> bool:
@@ -150,15 +171,27 @@ def check_claims(data: bytes, limits: Limits = LIMITS) -> None:
 
 
 def encode_mp4(frames: np.ndarray, fps: float) -> bytes:
-    """Frames ``[t h w 3]`` (even sides) as an H.264 MP4 of high quality. Raises UserError without PyAV."""
+    """Frames ``[t h w 3]`` (even sides) as an H.264 MP4 of high quality, in BT.709 and tagged so.
+
+    The rate is kept to a thousandth of a frame per second. Raises UserError without PyAV.
+    """
     av = _av()
     buffer = io.BytesIO()
+    rate = Fraction(fps).limit_denominator(1001)
     with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=round(fps))
+        stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         stream.options = {"crf": "12", "threads": "1"}
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_image(Image.fromarray(frame))))
+        context, bt709, limited = stream.codec_context, 1, 1  # FFmpeg's numbers: AVCOL_*_BT709, AVCOL_RANGE_MPEG
+        context.colorspace = context.color_primaries = context.color_trc = bt709
+        context.color_range = limited
+        for pixels in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame = frame.reformat(
+                format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG", src_color_range="JPEG"
+            )
+            frame.colorspace, frame.color_range = bt709, limited
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return buffer.getvalue()
 

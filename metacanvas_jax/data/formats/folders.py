@@ -1,4 +1,4 @@
-"""Loose media: a folder with a JSONL file of rows, or files of one stem (``CLIP.mp4`` + ``CLIP.txt``)."""
+"""Loose media: a folder with a JSONL file of rows, or files of one name (``CLIP.mp4`` + ``CLIP.txt``)."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import numpy as np
 
 from metacanvas_jax.data.decoding import MediaError
 from metacanvas_jax.data.guard import Guarded
-from metacanvas_jax.data.layout import Layout
+from metacanvas_jax.data.layout import Layout, gathered, place_of
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError
 
@@ -58,7 +58,7 @@ class JsonLines(Guarded):
 
 
 class Files(Guarded):
-    """Files of one stem make a sample: ``CLIP.mp4`` with ``CLIP.txt`` or ``CLIP.json``, in folders of any depth.
+    """Files of one name make a sample: ``CLIP.mp4`` with ``CLIP.txt`` or ``CLIP.json``, in folders of any depth.
 
     Raises UserError when the folder is not there.
     """
@@ -68,14 +68,13 @@ class Files(Guarded):
         if not path.is_dir():
             raise UserError(f"{path}: no such folder")
         self.path, self.layout = path, inside(layout, path)
-        groups: dict[str, dict[str, str]] = {}
+        groups: dict[str, dict[str, list[str]]] = {}
         wanted = layout.keys()
         for file in sorted(path.rglob("*")):
-            extension = file.suffix[1:].lower()
-            if extension in wanted and file.is_file():
-                groups.setdefault(str(file.relative_to(path).with_suffix("")), {})[extension] = str(
-                    file.relative_to(path)
-                )
+            name = file.relative_to(path).as_posix()
+            place = place_of(name)
+            if place is not None and (place[1] in wanted or place[1].startswith("references.")) and file.is_file():
+                groups.setdefault(place[0], {}).setdefault(place[1], []).append(name)
         self._groups = list(groups.items())
 
     def __len__(self) -> int:
@@ -92,9 +91,11 @@ class Files(Guarded):
         """The sample of a stem."""
         key, files = self._groups[index]
         row: dict[str, Any] = {"__key__": key}
-        for extension, name in files.items():
-            row[extension] = self.layout.open(name)
-        return self.layout.sample(row)
+        for column, names in files.items():
+            if len(names) > 1:
+                raise MediaError(f"{' and '.join(names)} are one part of one sample")
+            row[column] = self.layout.open(names[0])
+        return self.layout.sample(gathered(row))
 
 
 def inside(layout: Layout, folder: pathlib.Path) -> Layout:
@@ -117,6 +118,8 @@ def inside(layout: Layout, folder: pathlib.Path) -> Layout:
 def _lines(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     """Start and length of every line that is not empty."""
     starts, lengths, at = [], [], 0
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: no regular file")
     try:
         with open(path, "rb") as file:
             for line in file:

@@ -14,12 +14,13 @@ from typing import Any
 
 from metacanvas_jax.data.decoding import MediaError, first_line
 from metacanvas_jax.data.guard import Guarded
-from metacanvas_jax.data.layout import Layout
+from metacanvas_jax.data.layout import Layout, gathered, place_of
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError
 
-_FORMAT = 1
+_FORMAT = 2
 _DAMAGE = "!"  # no extension is called so
+_ENDS_INSIDE = "the shard is truncated (it ends inside a block)"
 
 
 class WebDataset(Guarded):
@@ -64,14 +65,14 @@ class WebDataset(Guarded):
         row: dict[str, Any] = {"__key__": self.name(index)}
         with open(self.paths[shard], "rb") as file:
             for extension, (offset, size) in members.items():
-                if extension in wanted:
+                if extension in wanted or extension.startswith("references."):
                     if size > self.layout.limits.bytes:
                         raise MediaError(f"a member of {size} bytes, at most {self.layout.limits.bytes} are allowed")
                     file.seek(offset)
                     row[extension] = file.read(size)
                     if len(row[extension]) < size:
                         raise MediaError(f"its .{extension} is truncated: {len(row[extension])} of {size} bytes")
-        return self.layout.sample(row)
+        return self.layout.sample(gathered(row))
 
 
 def load_index(path: pathlib.Path, cache: str = "") -> dict[str, dict[str, Any]]:
@@ -80,14 +81,16 @@ def load_index(path: pathlib.Path, cache: str = "") -> dict[str, dict[str, Any]]
         stat = path.stat()
     except OSError as error:
         raise UserError(f"{path}: no such tar ({error.strerror})") from error
+    if not path.is_file():
+        raise UserError(f"{path}: no regular file")
     stamp = [_FORMAT, stat.st_size, stat.st_mtime_ns]
     places = _places(path, cache)
     for place in places:
         try:
             found = json.loads(place.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
-        if isinstance(found, dict) and found.get("stamp") == stamp:
+        if isinstance(found, dict) and found.get("stamp") == stamp and _is_index(found.get("entries"), stat.st_size):
             return found["entries"]
     entries = make_index(path)
     text = json.dumps({"stamp": stamp, "entries": entries})
@@ -98,44 +101,84 @@ def load_index(path: pathlib.Path, cache: str = "") -> dict[str, dict[str, Any]]
 
 
 def make_index(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """The index of a shard. Raises UserError for what is compressed or no tar."""
+    """The index of a shard. What cannot be read in it becomes one bad record, so that no sample is lost in silence.
+
+    Raises UserError for what is compressed or no tar.
+    """
     entries: dict[str, dict[str, Any]] = {}
     size = path.stat().st_size
+    damage = ""
     try:
         with tarfile.open(path, "r:") as archive:  # "r:" refuses compression, which has no random access
             try:
                 for member in archive:
                     _add(entries, member, size)
-            except tarfile.ReadError as error:
-                entries[f"(end at byte {size})"] = {_DAMAGE: f"the shard is truncated ({first_line(error)})"}
-    except (tarfile.ReadError, EOFError) as error:
+            except (tarfile.TarError, RecursionError, ValueError, OverflowError) as error:
+                damage = f"the shard is damaged after byte {archive.offset} ({first_line(error)})"
+            else:
+                cut = 0 < size - archive.offset < tarfile.BLOCKSIZE
+                damage = _ENDS_INSIDE if cut else _left(path, archive.offset)
+    except (tarfile.TarError, EOFError, RecursionError, ValueError, OverflowError) as error:
         raise UserError(
             f"{path}: no uncompressed tar ({first_line(error)}); unpack .tar.gz, which cannot be read at random"
         ) from error
-    if size % tarfile.BLOCKSIZE and not any(_DAMAGE in members for members in entries.values()):
-        entries[f"(end at byte {size})"] = {_DAMAGE: "the shard is truncated (it ends inside a block)"}
+    if not damage and size % tarfile.BLOCKSIZE and not any(_DAMAGE in members for members in entries.values()):
+        damage = _ENDS_INSIDE
+    if damage:
+        entries[f"(end at byte {size})"] = {_DAMAGE: damage}
     return entries
+
+
+def _left(path: pathlib.Path, at: int) -> str:
+    """What is wrong with the rest of a shard, after the byte where its reader stopped; "" for the zeros of an end."""
+    with open(path, "rb") as file:
+        file.seek(at)
+        while block := file.read(1 << 20):
+            if rest := block.lstrip(b"\0"):
+                place = file.tell() - len(rest)
+                return f"data follow the end mark, from byte {place} on: a second archive, or a damaged header"
+    return ""
 
 
 def _add(entries: dict[str, dict[str, Any]], member: tarfile.TarInfo, size: int) -> None:
     if member.isdir():
         return
-    folder, _, base = member.name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    if not stem:  # hidden files, such as ._NAME that macOS adds
+    # Bytes that are not UTF-8 come as surrogates, which cannot be written; such names are read as Latin-1.
+    name = member.name
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        name = name.encode("utf-8", "surrogateescape").decode("latin-1")
+    place = place_of(name)
+    if place is None:
         return
-    members = entries.setdefault(f"{folder}/{stem}" if folder else stem, {})
-    extension = extension.lower()
+    members = entries.setdefault(place[0], {})
     if not member.isreg():
-        members[_DAMAGE] = f"{member.name} is a link or device"
-    elif member.name.startswith("/") or ".." in member.name.split("/"):
-        members[_DAMAGE] = f"{member.name} points outside the archive"
-    elif extension in members:
-        members[_DAMAGE] = f"there are two members {member.name}"
+        members[_DAMAGE] = f"{name} is a link or device"
+    elif member.issparse():
+        members[_DAMAGE] = f"{name} is a sparse file"
+    elif name.startswith("/") or ".." in name.split("/"):
+        members[_DAMAGE] = f"{name} points outside the archive"
+    elif place[1] in members:
+        members[_DAMAGE] = f"there are two members {name}"
+    elif member.size < 0:
+        members[_DAMAGE] = f"{name} has the size {member.size}: its header is damaged"
     elif member.offset_data + member.size > size:
-        members[_DAMAGE] = f"the shard is truncated inside {member.name}"
+        members[_DAMAGE] = f"the shard is truncated inside {name}"
     else:
-        members[extension] = (member.offset_data, member.size)
+        members[place[1]] = (member.offset_data, member.size)
+
+
+def _is_index(entries: Any, size: int) -> bool:
+    """Whether entries of an index file have the form of ``make_index`` and lie inside a shard of ``size`` bytes."""
+
+    def is_member(name: Any, value: Any) -> bool:
+        if name == _DAMAGE:
+            return isinstance(value, str)
+        whole = isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value)
+        return whole and value[0] >= 0 and value[1] >= 0 and sum(value) <= size
+
+    return isinstance(entries, dict) and all(
+        isinstance(members, dict) and all(is_member(*item) for item in members.items()) for members in entries.values()
+    )
 
 
 def _places(path: pathlib.Path, cache: str) -> list[pathlib.Path]:
