@@ -36,7 +36,8 @@ from metacanvas_jax.parallel import distributed
 from metacanvas_jax.report import pictures
 from metacanvas_jax.tasks import TASKS, Bucket
 from metacanvas_jax.train import jobs, store, weights
-from metacanvas_jax.train.loop import check_workdir, fit
+from metacanvas_jax.train.checkpoints import check_workdir
+from metacanvas_jax.train.loop import fit
 from metacanvas_jax.train.profiling import Steps
 from metacanvas_jax.train.state import TrainState
 from metacanvas_jax.trees import flat, merge, nested, partition

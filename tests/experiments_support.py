@@ -14,7 +14,7 @@ from metacanvas_jax.cli.options import load_config
 from metacanvas_jax.data.shapes import batch_shapes
 from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.train import jobs
-from metacanvas_jax.train.loop import Job
+from metacanvas_jax.train.job import Job
 from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.train.step import make_step

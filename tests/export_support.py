@@ -24,7 +24,7 @@ from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.train import jobs, store
-from metacanvas_jax.train.loop import fingerprint
+from metacanvas_jax.train.job import fingerprint
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.trees import flat, nested, partition

@@ -27,7 +27,8 @@ from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import Preempted, UserError
 from metacanvas_jax.parallel.distributed import together
 from metacanvas_jax.parallel.mesh import MeshConfig
-from metacanvas_jax.train.loop import FitConfig, fit
+from metacanvas_jax.train.job import FitConfig
+from metacanvas_jax.train.loop import fit
 from metacanvas_jax.weights.hashes import checksums
 
 ROOT = Path(__file__).parents[1]

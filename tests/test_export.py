@@ -34,7 +34,7 @@ from metacanvas_jax.mllm.qwen2_5_vl import table as qwen2_5_vl
 from metacanvas_jax.mllm.qwen2_5_vl.media import read_image
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
 from metacanvas_jax.train import jobs, store
-from metacanvas_jax.train.loop import check_workdir
+from metacanvas_jax.train.checkpoints import check_workdir
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Condition
 from metacanvas_jax.weights.hf_import import load_params

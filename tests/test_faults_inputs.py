@@ -24,7 +24,7 @@ from metacanvas_jax.data.sources import SourceSection, open_source
 from metacanvas_jax.data.tokenizer import load_tokenizer
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
-from metacanvas_jax.train.loop import FitConfig
+from metacanvas_jax.train.job import FitConfig
 from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
 from metacanvas_jax.train.state import abstract_state, new_state
 from metacanvas_jax.train.store import Store, describe, load_params, save_params

@@ -16,7 +16,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from metacanvas_jax import files
 from metacanvas_jax.cli.options import read_config, write_config
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.train.loop import FitConfig, fit
+from metacanvas_jax.train.job import FitConfig
+from metacanvas_jax.train.loop import fit
 from metacanvas_jax.train.metrics import Writer, read_metrics
 from metacanvas_jax.train.store import Store
 

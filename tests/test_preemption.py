@@ -14,7 +14,8 @@ import pytest
 import train_support as support
 
 from metacanvas_jax.errors import Preempted
-from metacanvas_jax.train.loop import FitConfig, fit
+from metacanvas_jax.train.job import FitConfig
+from metacanvas_jax.train.loop import fit
 from metacanvas_jax.train.metrics import read_metrics
 from metacanvas_jax.train.preemption import Interrupted, Preemption
 from metacanvas_jax.train.store import Store

@@ -16,7 +16,8 @@ import train_support as support
 from safetensors.numpy import load_file
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.train.loop import FitConfig, NonFiniteError
+from metacanvas_jax.train.in_flight import NonFiniteError
+from metacanvas_jax.train.job import FitConfig
 from metacanvas_jax.train.loop import fit as fit_on
 from metacanvas_jax.train.metrics import read_metrics
 from metacanvas_jax.train.optimizer import OptimizerConfig

@@ -14,7 +14,8 @@ import numpy as np
 
 from metacanvas_jax.nn.layers import Dense
 from metacanvas_jax.parallel.mesh import MeshConfig
-from metacanvas_jax.train.loop import FitConfig, Job, fit
+from metacanvas_jax.train.job import FitConfig, Job
+from metacanvas_jax.train.loop import fit
 from metacanvas_jax.train.optimizer import OptimizerConfig
 
 WIDTH, BATCH = 8, 16

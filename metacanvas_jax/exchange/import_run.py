@@ -23,7 +23,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.exchange import parts as layout
 from metacanvas_jax.exchange.export_run import INDEX, RUN_CONFIG, VERSION, abstract_params
 from metacanvas_jax.train import jobs, store
-from metacanvas_jax.train.loop import fingerprint
+from metacanvas_jax.train.job import fingerprint
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.trees import flat, nested, partition

@@ -20,7 +20,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.context_cache import ContextCache
 from metacanvas_jax.tasks import Given
 from metacanvas_jax.train import contexts, objectives, store, weights
-from metacanvas_jax.train.loop import FitConfig, Job
+from metacanvas_jax.train.job import FitConfig, Job
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Context, MllmInputs, Params
 

@@ -1,0 +1,126 @@
+"""What one training is: a `Job` says what is trained, a `FitConfig` how long, how often and on which mesh."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import grain
+from jaxtyping import Array, Key
+
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.parallel.mesh import MeshConfig
+from metacanvas_jax.train.contexts import Enrich
+from metacanvas_jax.train.optimizer import OptimizerConfig
+from metacanvas_jax.train.step import Loss, Prepare
+from metacanvas_jax.trees import Rules
+from metacanvas_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Everything in which one training differs from another, as plain functions and plain data.
+
+    ``init(key)`` makes all parameters as Linen does, with their logical axes. It is only ever traced.
+    ``load(abstract)`` gets parameters as shapes with shardings and returns those that it has weights for; the others
+    start at random. A run that continues from a checkpoint asks for its frozen parameters only. ``frozen`` maps the
+    folder of each set of frozen weights to what identifies its content.
+    ``batches()`` opens the stream of batches at its beginning. Arrays have the samples of this process along their
+    first axis. If the iterator's state is the same in all processes, another number of processes may continue the run.
+    ``config`` is everything else that must be the same when a run continues (nested, JSON-able).
+    ``enrich`` adds to a batch on the host; it may read the frozen parameters.
+    ``flops_per_step`` counts the operations of the model in one step.
+    """
+
+    init: Callable[[Key[Array, ""]], Params]
+    prepare: Prepare
+    loss: Loss
+    rules: Rules
+    batches: Callable[[], grain.DatasetIterator]
+    optimizer: OptimizerConfig
+    config: Mapping[str, Any]
+    load: Callable[[Params], Params] | None = None
+    frozen: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    enrich: Enrich | None = None
+    flops_per_step: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Due:
+    """What happens after a step."""
+
+    log: bool
+    evaluate: bool
+    preview: bool
+    save: bool
+
+    @property
+    def hooks(self) -> bool:
+        """Whether a hook runs."""
+        return self.evaluate or self.preview
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """How long, how often, and on which mesh. A period of 0 means never; a checkpoint is always made at the end.
+
+    These checkpoints are kept: the ``keep_last`` newest, those at multiples of ``keep_every`` and, of those made when
+    the training is evaluated, the ``keep_best`` with the highest ``best``. Up to ``max_skips`` batches of a run are
+    skipped because their loss or gradient is not finite. Losses ``spike`` standard deviations above the median
+    (`Spikes`) are reported, and so are activities that take more than ``stall_s`` seconds. Processes wait ``barrier_s``
+    seconds for each other at start and end.
+    """
+
+    steps: int
+    seed: int = 0
+    accumulate: int = 1
+    ema_decay: float | None = None
+    ema_warmup: bool = True
+    frozen_dtype: str = "bfloat16"
+    log_every: int = 10
+    preview_every: int = 0
+    evaluate_every: int = 0
+    checkpoint_every: int = 1000
+    keep_last: int = 3
+    keep_every: int | None = None
+    keep_best: int = 0
+    best: str = "score"
+    max_skips: int = 0
+    spike: float = 10.0
+    stall_s: float = 300.0
+    barrier_s: int = 1800
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self):
+        periods = ("log_every", "preview_every", "evaluate_every", "checkpoint_every")
+        for name in (*periods, "keep_best", "max_skips", "spike", "stall_s"):
+            if getattr(self, name) < 0:
+                raise UserError(f"fit.{name} is {getattr(self, name)}, expected 0 or more")
+        if self.steps < 1 or self.accumulate < 1:
+            raise UserError(f"fit.steps is {self.steps} and fit.accumulate {self.accumulate}, expected at least 1")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise UserError(f"fit.ema_decay is {self.ema_decay}, expected a number in [0, 1) or None")
+
+    def due(self, step: int) -> Due:
+        """What happens after ``step``. Everything that ever happens also happens after the last step."""
+        last = step == self.steps
+
+        def at(period: int) -> bool:
+            return period > 0 and (last or step % period == 0)
+
+        evaluate = at(self.evaluate_every)
+        save = last or at(self.checkpoint_every) or (evaluate and self.keep_best > 0)
+        return Due(at(self.log_every), evaluate, at(self.preview_every), save)
+
+
+def fingerprint(job: Job, config: FitConfig) -> dict[str, Any]:
+    """What must be the same in a run and in the checkpoint that it continues from."""
+    optimizer = dataclasses.asdict(job.optimizer)
+    if job.optimizer.schedule == "constant":  # these two then change nothing, and a run may be made longer
+        del optimizer["total_steps"], optimizer["final_fraction"]
+    names = ("seed", "accumulate", "ema_decay", "ema_warmup", "frozen_dtype")
+    return {
+        **job.config,
+        "optimizer": optimizer,
+        "partition": [list(rule) for rule in job.rules],
+        "fit": {name: getattr(config, name) for name in names},
+    }

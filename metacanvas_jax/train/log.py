@@ -1,0 +1,86 @@
+"""What a training reports while it runs: metrics.jsonl, TensorBoard, a progress bar and lines on stderr."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.train.metrics import Meter, Writer, model_flops_utilisation
+
+SHOWN = ("loss", "samples_per_second", "mfu")
+
+
+class Log:
+    """The reports of a run of ``steps`` steps that begins after step ``done``; process 0 alone writes them.
+
+    ``flops`` per step and the ``peak`` FLOP/s of a device give the MFU; it is left out where one of them is not known.
+    As a context manager it closes its files; after an error of the training, an error of the closing is ignored.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        done: int,
+        steps: int,
+        devices: int,
+        *,
+        progress: bool = True,
+        flops: float | None = None,
+        peak: float | None = None,
+    ):
+        self._chief = jax.process_index() == 0
+        self._meter, self._devices, self._flops, self._peak = Meter(), devices, flops, peak
+        self._writer = Writer(workdir, done) if self._chief else None
+        hidden = not (progress and self._chief)
+        self._bar = tqdm(total=steps, initial=done, unit="step", file=sys.stderr, disable=hidden)
+        self._bar.set_description("compiling")
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._bar.close()
+        with contextlib.suppress(*([] if kind is None else [UserError])):
+            if self._writer is not None:
+                self._writer.close()
+
+    def tick(self, samples: int) -> None:
+        """One more step, on so many samples of all processes together, is complete."""
+        self._meter.tick(samples)
+        self._bar.set_description("training", refresh=False)
+        self._bar.update()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside does not count as training."""
+        with self._meter.paused():
+            yield
+
+    def progress(self, step: int, metrics: Mapping[str, float], learning_rate: float) -> None:
+        """Writes the metrics of a step with the speed since the last time."""
+        row = dict(metrics)
+        if (rates := self._meter.read()) is not None:
+            row |= {"steps_per_second": rates[0], "samples_per_second": rates[1]}
+            if self._flops is not None and self._peak is not None:
+                row["mfu"] = model_flops_utilisation(self._flops, 1 / rates[0], self._peak, self._devices)
+        self.write(step, row | {"learning_rate": learning_rate})
+        self._bar.set_postfix({name: f"{row[name]:.4g}" for name in SHOWN if name in row}, refresh=False)
+
+    def write(self, step: int, scalars: Mapping[str, float] | None) -> None:
+        """One record."""
+        if self._writer is not None and scalars:
+            self._writer.write(step, dict(scalars))
+
+    def note(self, text: str) -> None:
+        """A line on stderr, above the bar."""
+        if self._chief:
+            tqdm.write(text, file=sys.stderr)
+
+    def flush(self) -> None:
+        """Everything written so far survives the machine."""
+        if self._writer is not None:
+            self._writer.flush()
