@@ -140,7 +140,8 @@ def sana_block() -> Case:
     import torch
     from diffusers.models.transformers.sana_transformer import SanaTransformerBlock
 
-    from metacanvas_jax.dit.sana.network import SanaBlock, sana_1600m
+    from metacanvas_jax.dit.blocks import LinearBlock
+    from metacanvas_jax.dit.sana.network import sana_1600m
     from metacanvas_jax.dit.sana.table import table
 
     config, side, length = sana_1600m(heads=35, cross_heads=10, layers=1), 32, 300
@@ -155,7 +156,7 @@ def sana_block() -> Case:
         attention_bias=False,
         mlp_ratio=config.mlp_ratio,
     )
-    ours = SanaBlock(config.heads, config.hidden, config.dtype, config.cross_heads)
+    ours = LinearBlock(config.heads, config.hidden, config.dtype, config.cross_heads)
     caption, chunks = random(1, length, width, seed=1), random(1, 6, width, seed=2)
     caption_torch, chunks_torch = torch.from_numpy(caption), torch.from_numpy(chunks.reshape(1, -1))
 

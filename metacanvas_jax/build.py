@@ -275,8 +275,7 @@ def network(config: Experiment) -> MetaCanvas | Qwen25VL:
         canvas=canvas,
         canvas_connector=connector,
         queries=None if config.queries is None else Queries(config.queries, width, config.mllm.language.dtype),
-        text=None if config.text is None else Gemma2(config.text.encoder),
-        text_length=300 if config.text is None else config.text.length,
+        text=None if config.text is None else Gemma2(config.text.encoder, config.text.length),
     )
 
 

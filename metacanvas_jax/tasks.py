@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from metacanvas_jax.types import Condition, Grid
+from metacanvas_jax.types import Given, Grid
 
 Medium = Literal["nothing", "source", "references", "first frame", "target"]
 
@@ -91,7 +91,7 @@ class TaskName:
 
 
 @struct.dataclass
-class Given:
+class GivenLatents:
     """Clean latents that a task gives to the DiT beside the prompt."""
 
     source: Float[Array, "b t h w c"] | None = None
@@ -99,18 +99,13 @@ class Given:
     references: Float[Array, "b r h w c"] | None = None
 
 
-def condition(
-    given: Given,
-    context: Float[Array, "b l d"],
-    latents: Float[Array, "b t h w c"],
-    *,
-    channels: bool,
-    guidance: float | None = None,
-) -> Condition:
-    """What ``MetaCanvas.velocity`` needs for a task; the plan's own context then replaces ``context``.
+def for_dit(
+    given: GivenLatents, latents: Float[Array, "b t h w c"], *, channels: bool, guidance: float | None = None
+) -> Given:
+    """Given latents, and a guidance scale, in the form that ``MetaCanvas.velocity`` takes.
 
-    ``latents`` are the noisy ones, of which only the shape counts. ``channels`` says that the DiT has input channels
-    for given latents; ``guidance`` is the scale told to a guidance-distilled DiT.
+    ``latents`` are the noisy ones, of which only shape and dtype count. ``channels`` says that the DiT has input
+    channels for given latents. ``guidance`` is the guidance scale that a guidance-distilled DiT reads.
     """
     reference = (
         () if given.references is None else tuple(jnp.split(given.references, given.references.shape[1], axis=1))
@@ -120,11 +115,11 @@ def condition(
         extra = given_channels(given, latents)
     elif given.source is not None:
         reference = (given.source, *reference)
-    told = None if guidance is None else jnp.full(latents.shape[:1], guidance, jnp.float32)
-    return Condition(context, reference=reference, channels=extra, guidance=told)
+    scale = None if guidance is None else jnp.full(latents.shape[:1], guidance, jnp.float32)
+    return Given(reference=reference, channels=extra, guidance=scale)
 
 
-def given_channels(given: Given, latents: Float[Array, "b t h w c"]) -> Float[Array, "b r+t h w c+1"]:
+def given_channels(given: GivenLatents, latents: Float[Array, "b t h w c"]) -> Float[Array, "b r+t h w c+1"]:
     """The given latents on the frames they are given for, zeros elsewhere, and a last channel of ones and zeros."""
     if given.source is not None:
         frames = marked(given.source, 1.0)
@@ -144,10 +139,20 @@ def marked(latents: Float[Array, "b t h w c"], mark: float) -> Float[Array, "b t
 
 
 def frame_levels(task: Task, time: Float[Array, " b"], frames: int) -> Float[Array, "b"] | Float[Array, "b t"]:
-    """Noise levels as the task wants them: one per sample, or one per frame with 0 for a clean first frame."""
-    if task.first_frame == "noisy":
-        return time
+    """Noise levels of a task: one per sample, or one per frame where the first frame is clean."""
+    return time if task.first_frame == "noisy" else clean_first_levels(time, frames)
+
+
+def clean_first_levels(time: Float[Array, " b"], frames: int) -> Float[Array, "b t"]:
+    """One noise level per frame: 0 for the first frame, ``time`` for the others."""
     return jnp.where(jnp.arange(frames)[None] > 0, time[:, None], jnp.zeros_like(time)[:, None])
+
+
+def replace_first_frame(
+    latents: Float[Array, "b t h w c"], image: Float[Array, "b 1 h w c"]
+) -> Float[Array, "b t h w c"]:
+    """The latents with the clean latent of an image as their first frame."""
+    return jnp.concatenate([image.astype(latents.dtype), latents[:, 1:]], axis=1)
 
 
 def canvas_shape(shape: Grid, frames: int) -> Grid:

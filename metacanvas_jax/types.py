@@ -1,6 +1,6 @@
 """Input and output structs, and the one dimension glossary of the project.
 
-Dimensions (as they stand in jaxtyping shapes everywhere):
+Dimensions (the names used in every jaxtyping shape):
 
 ====  =====================================================================================
 b     batch
@@ -36,9 +36,9 @@ Grid = tuple[int, int, int]
 class Media:
     """Images or videos of one grid, the same number of them in every sample of the batch.
 
-    ``patches`` are normalised pixels, one row per patch, in Qwen's merge-block order. ``slots[b, i, j]`` is where
-    merged token ``j`` of medium ``i`` goes in the sequence of sample ``b``; an index of ``l`` or more means that the
-    sample has no such medium and the features are dropped.
+    ``patches`` are normalised pixels, one row per patch, in the order in which the vision tower merges them.
+    ``slots[b, i, j]`` is the place of merged token ``j`` of medium ``i`` in the sequence of sample ``b``; an index of
+    ``l`` or more means that the sample has no such medium, and its features are dropped.
     """
 
     patches: Float[Array, "b i p q"]
@@ -48,7 +48,7 @@ class Media:
 
 @struct.dataclass
 class Text:
-    """Tokens for the text encoder that a DiT keeps for itself (SANA's Gemma-2); padding stands on the right."""
+    """Tokens for the text encoder that a DiT keeps for itself; padding stands on the right."""
 
     tokens: Int[Array, "b n"]
     mask: Bool[Array, "b n"]
@@ -77,52 +77,60 @@ class KeyValues:
 
 
 @struct.dataclass
-class Context:
-    """The MLLM's reading of its inputs: hidden states after the final norm, and what the canvas is written against.
+class States:
+    """Hidden states of a text and which of them belong to real tokens; ``mask`` None: all of them do."""
 
-    ``next_position`` is the first position free after the last real token, where the canvas block starts. ``text`` and
-    ``text_mask`` are the states of the DiT's own text encoder, where there is one.
+    states: Float[Array, "b l d"]
+    mask: Bool[Array, "b l"] | None = None
+
+
+@struct.dataclass
+class Context:
+    """What the frozen encoders made of a prompt: hidden states after the final norm, and what the canvas attends to.
+
+    ``next_position`` is the first free position after the last real token; the canvas starts there. ``text`` are the
+    states of the text encoder that the DiT keeps for itself, where there is one.
     """
 
     hidden: Float[Array, "b l d"]
     mask: Bool[Array, "b l"]
-    cache: KeyValues | None  # None when it was not asked for
+    cache: KeyValues | None  # None unless it was asked for
     next_position: Int[Array, " b"]
-    text: Float[Array, "b n e"] | None = None
-    text_mask: Bool[Array, "b n"] | None = None
+    text: States | None = None
 
 
 @struct.dataclass
 class Plan:
-    """What the connectors hand to a DiT: its condition, and the canvas in the DiT's width (None without canvas)."""
+    """What MetaCanvas gives a DiT: the text states, and the canvas in the DiT's width (None without canvas)."""
 
-    context: Float[Array, "b l d"]
-    mask: Bool[Array, "b l"]
+    text: States
     canvas: Float[Array, "b k y x d"] | None = None
 
 
 @struct.dataclass
-class Condition:
-    """What a DiT is conditioned on. A backbone ignores no field that is set: it raises for what it cannot use.
+class Given:
+    """What a task gives a DiT besides the plan. A DiT raises ValueError for a field that it cannot use.
 
-    ``reference`` are clean latents of reference images or frames, ``channels`` are latents concatenated to the noisy
-    ones along the channels (condition video and mask of Wan), ``pooled`` and ``guidance`` belong to FLUX.
+    ``reference`` are clean latents of reference images or frames. ``channels`` are latents that are concatenated to the
+    noisy ones along the channels. ``pooled`` is one vector of the whole text. ``guidance`` is the guidance scale, an
+    input of a guidance-distilled DiT.
     """
 
-    context: Float[Array, "b l d"]
-    mask: Bool[Array, "b l"] | None = None
     reference: tuple[Float[Array, "b t h w c"], ...] = ()
     channels: Float[Array, "b t h w c"] | None = None
     pooled: Float[Array, "b d"] | None = None
     guidance: Float[Array, " b"] | None = None
 
 
+NOTHING = Given()
+
+
 @struct.dataclass
 class Tokens:
     """Patch tokens on their grid, between ``embed``, ``run`` and ``unembed`` of a DiT.
 
-    The canvas connector reads ``grid`` and ``time`` and replaces ``grid``; it leaves ``reference`` (tokens of reference
-    images or frames) and ``private`` (whatever the backbone hands from one of its methods to the next) alone.
+    The canvas connector reads ``grid`` and ``time`` and replaces ``grid``. It does not touch ``reference`` (tokens of
+    reference images or frames) and ``private`` (what a DiT passes from one of its methods to the next).
     """
 
     grid: Float[Array, "b t h w d"]

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from metacanvas_jax.dit.flux.network import Flux, FluxConfig
 from metacanvas_jax.dit.sana.network import Sana, SanaConfig
 from metacanvas_jax.dit.wan.network import Wan, WanConfig
-from metacanvas_jax.types import Condition, Tokens
+from metacanvas_jax.types import Given, States, Tokens
 
 BATCH, LENGTH = 2, 6
 
@@ -24,26 +24,26 @@ def draw(*shape, seed):
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """A tiny network that reads ``Condition.mask``, and the shape of its latents without the batch."""
+    """A tiny network that reads ``States.mask``, and the shape of its latents without the batch."""
 
     net: type[nn.Module]
     config: Any
     grid: tuple[int, int, int, int]  # t h w c
-    extra: Callable[[], dict] = dict  # other fields of the condition
+    extra: Callable[[], dict] = dict  # fields of ``Given``
     frames: bool = False  # noise levels per frame
 
     def build(self, **changes) -> nn.Module:
         return self.net(dataclasses.replace(self.config, **changes))
 
-    def inputs(self) -> tuple[jax.Array, jax.Array, Condition]:
-        """Latents, noise levels and a condition whose second sample is padded."""
+    def inputs(self) -> tuple[jax.Array, jax.Array, States, Given]:
+        """Latents, noise levels, a text whose second sample is padded, and what is given."""
         time = np.array([0.9, 0.35], np.float32)
         if self.frames:
             time = np.stack([0 * time, *[time] * (self.grid[0] - 1)], axis=1)
         mask = np.array([[True] * LENGTH, [True] * 4 + [False] * 2])
-        context = draw(BATCH, LENGTH, self.config.context_width, seed=2)
-        condition = Condition(jnp.asarray(context), jnp.asarray(mask), **self.extra())
-        return jnp.asarray(draw(BATCH, *self.grid, seed=1)), jnp.asarray(time), condition
+        states = draw(BATCH, LENGTH, self.config.context_width, seed=2)
+        text, given = States(jnp.asarray(states), jnp.asarray(mask)), Given(**self.extra())
+        return jnp.asarray(draw(BATCH, *self.grid, seed=1)), jnp.asarray(time), text, given
 
     def abstract(self) -> Any:
         """Parameter shapes with their logical axes."""
@@ -59,9 +59,9 @@ class Backbone:
         return unflatten_dict(values)
 
 
-def finish(net: nn.Module, params: Any, tokens: Tokens, condition: Condition) -> jax.Array:
+def finish(net: nn.Module, params: Any, tokens: Tokens, text: States) -> jax.Array:
     """The velocity from tokens as ``embed`` makes them."""
-    return net.apply({"params": params}, tokens, condition, method=lambda net, *a: net.unembed(net.run(*a)))
+    return net.apply({"params": params}, tokens, text, method=lambda net, *a: net.unembed(net.run(*a)))
 
 
 BACKBONES = {

@@ -19,16 +19,16 @@ def random_like(abstract):
     return jax.tree.map(lambda x: jnp.asarray(random(*x.shape, seed=x.size) / max(x.shape[-2:][0], 1) ** 0.5), abstract)
 
 
-def shapes(net, latents, condition):
+def shapes(net, latents, *conditions):
     """The unboxed parameter shapes of a network, from inputs or their shapes."""
     time = jax.ShapeDtypeStruct(latents.shape[:1], jnp.float32)
-    return nn.meta.unbox(jax.eval_shape(net.init, jax.random.key(0), latents, time, condition))["params"]
+    return nn.meta.unbox(jax.eval_shape(net.init, jax.random.key(0), latents, time, *conditions))["params"]
 
 
-def imported(net, table, torch_net, folder, latents, condition):
+def imported(net, table, torch_net, folder, latents, *conditions):
     """Saves the torch network and reads it back through the importer."""
     torch_net.save_pretrained(folder)
-    return load_params(folder, table, shapes(net, latents, condition), progress=False)
+    return load_params(folder, table, shapes(net, latents, *conditions), progress=False)
 
 
 def torch_gradients(table, torch_net):
@@ -58,13 +58,13 @@ def assert_gradients_equal(ours, reference, tolerance):
     assert not wrong, wrong
 
 
-def check_manifest(net, table, build, latents, condition, parameters):
+def check_manifest(net, table, build, latents, *conditions, parameters):
     """Names and shapes of the full-size torch network, built without memory, are the table's; so is their number."""
     import torch
 
     with torch.device("meta"):
         published = {name: tuple(parameter.shape) for name, parameter in build().named_parameters()}
-    abstract = shapes(net, latents, condition)
+    abstract = shapes(net, latents, *conditions)
     assert published_shapes(table, abstract) == published
     assert count(abstract) == parameters
 
@@ -76,17 +76,17 @@ def relative(actual, expected) -> float:
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
-def dtypes_in_bfloat16(net, latents, condition):
+def dtypes_in_bfloat16(net, latents, *conditions):
     """Dtypes of parameters, patch tokens and velocity when a network computes in bfloat16, without running it."""
     time = jnp.zeros(latents.shape[:1], jnp.float32)
 
     def both(key):
-        variables = net.init(key, latents, time, condition)
-        tokens = net.apply(variables, latents, time, condition, method="embed")
+        variables = net.init(key, latents, time, *conditions)
+        tokens = net.apply(variables, latents, time, *conditions, method="embed")
         return (
             variables,
-            net.apply(variables, tokens, condition, method="run").grid,
-            net.apply(variables, latents, time, condition),
+            net.apply(variables, tokens, conditions[0], method="run").grid,
+            net.apply(variables, latents, time, *conditions),
         )
 
     variables, tokens, velocity = jax.eval_shape(both, jax.random.key(0))

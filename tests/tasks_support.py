@@ -11,7 +11,7 @@ from metacanvas_jax.data.tokenizer import train_tokenizer
 from metacanvas_jax.mllm.qwen2_5_vl.media import MediaConfig
 from metacanvas_jax.mllm.qwen2_5_vl.prompt import PromptConfig, Prompter
 from metacanvas_jax.tasks import TASKS, Bucket
-from metacanvas_jax.types import Plan
+from metacanvas_jax.types import Plan, States
 
 SIZE, FRAMES, FPS = (32, 64), 9, 8.0
 VOCABULARY = ["make the cat red", "a cat and a dog", "Show this picture again, exactly as it is."]
@@ -39,9 +39,10 @@ class Spy:
         if method == "read":
             return inputs[0]
         if method == "plan":
-            return Plan(jnp.zeros((inputs[0].tokens.shape[0], 1, 4)), jnp.ones((inputs[0].tokens.shape[0], 1), bool))
-        latents, time, _, condition = inputs
-        self.seen = {"latents": latents, "time": time, "condition": condition}
+            samples = inputs[0].tokens.shape[0]
+            return Plan(States(jnp.zeros((samples, 1, 4)), jnp.ones((samples, 1), bool)))
+        latents, time, _, given = inputs
+        self.seen = {"latents": latents, "time": time, "given": given}
         return jnp.full_like(latents, self.velocity)
 
 

@@ -12,12 +12,12 @@ from dit_torch_support import assert_gradients_equal, random, relative, torch_gr
 from vae_support import FAST_COMPILE
 
 from metacanvas_jax.connectors.canvas import CanvasConnector, CanvasConnectorConfig
-from metacanvas_jax.connectors.context import ContextConnector, ContextConnectorConfig
-from metacanvas_jax.connectors.queries import Queries, QueriesConfig, append_queries
+from metacanvas_jax.connectors.context import ContextConnector, ContextConnectorConfig, joined
+from metacanvas_jax.connectors.queries import Queries, QueriesConfig
 from metacanvas_jax.connectors.table import canvas_connector
 from metacanvas_jax.mllm.canvas import canvas_positions
 from metacanvas_jax.nn.resize import linear_resize
-from metacanvas_jax.types import Tokens
+from metacanvas_jax.types import States, Tokens
 
 MLLM = 24  # width of the MLLM
 CONFIG = CanvasConnectorConfig(width=64, vanilla_width=32, vanilla_head_width=16)
@@ -290,17 +290,17 @@ def test_context_output_norm_gives_states_of_unit_size():
 def test_queries_stand_after_the_text_and_are_always_seen():
     hidden, mask = jnp.asarray(random(2, 3, 8)), jnp.array([[True, True, False], [True, False, False]])
     queries = jnp.asarray(random(2, 4, 8, seed=1))
-    states, seen = append_queries(hidden, mask, queries)
-    assert np.array_equal(states[:, :3], hidden)
-    assert np.array_equal(states[:, 3:], queries)
-    assert np.array_equal(seen, [[1, 1, 0, 1, 1, 1, 1], [1, 0, 0, 1, 1, 1, 1]])
+    text = joined(States(hidden, mask), States(queries, jnp.ones((2, 4), bool)))
+    assert np.array_equal(text.states[:, :3], hidden)
+    assert np.array_equal(text.states[:, 3:], queries)
+    assert np.array_equal(text.mask, [[1, 1, 0, 1, 1, 1, 1], [1, 0, 0, 1, 1, 1, 1]])
 
 
 def test_queries_are_numbered_like_text():
     net = Queries(QueriesConfig(count=4), width=8)
     params = net.init(jax.random.key(0))
     assert net.apply(params).shape == (1, 1, 4, 8)
-    positions = canvas_positions(jnp.array([5, 9]), (1, 1, 4), net.positions)
+    positions = canvas_positions(jnp.array([5, 9]), (1, 1, 4), net.config.positions)
     assert np.array_equal(positions, np.broadcast_to([[5, 6, 7, 8], [9, 10, 11, 12]], (3, 2, 4)))
     with pytest.raises(ValueError, match="at least 1"):
         QueriesConfig(count=0)

@@ -23,11 +23,11 @@ class Case:
 
     def __init__(self, backbone):
         self.backbone, self.net, self.params = backbone, backbone.build(), backbone.params()
-        self.latents, self.time, self.condition = backbone.inputs()
+        self.latents, self.time, self.text, self.given = backbone.inputs()
         self.embed = jit(lambda *inputs: self.net.apply({"params": self.params}, *inputs, method="embed"))
         self.finish = jit(lambda *inputs: finish(self.net, self.params, *inputs))
-        self.tokens = self.embed(self.latents, self.time, self.condition)
-        self.velocity = self.finish(self.tokens, self.condition)
+        self.tokens = self.embed(self.latents, self.time, self.text, self.given)
+        self.velocity = self.finish(self.tokens, self.text)
         self.canvas_hidden = jnp.asarray(draw(2, 2, 2, 3, MLLM, seed=5))
 
     def add_canvas(self, *, random: bool):
@@ -56,25 +56,25 @@ def test_velocity_has_the_shape_of_the_latents_and_depends_on_every_input(case):
     assert case.velocity.shape == case.latents.shape
     assert np.isfinite(case.velocity).all()
     for changed in (
-        (case.latents.at[:, -1, -1, -1, -1].add(1.0), case.time, case.condition),
-        (case.latents, 0.5 * case.time, case.condition),
-        (case.latents, case.time, case.condition.replace(context=-case.condition.context)),
+        (case.latents.at[:, -1, -1, -1, -1].add(1.0), case.time, case.text),
+        (case.latents, 0.5 * case.time, case.text),
+        (case.latents, case.time, case.text.replace(states=-case.text.states)),
     ):
-        velocity = case.finish(case.embed(*changed), changed[2])
+        velocity = case.finish(case.embed(*changed, case.given), changed[2])
         assert np.abs(velocity - case.velocity).max() > 1e-3
 
 
 def test_samples_do_not_see_each_other(case):
     latents = case.latents.at[1].add(1.0)
-    condition = case.condition.replace(context=case.condition.context.at[1].add(1.0))
-    velocity = case.finish(case.embed(latents, case.time, condition), condition)
+    text = case.text.replace(states=case.text.states.at[1].add(1.0))
+    velocity = case.finish(case.embed(latents, case.time, text, case.given), text)
     assert np.array_equal(velocity[0], case.velocity[0])
     assert not np.array_equal(velocity[1], case.velocity[1])
 
 
 def test_padding_of_the_context_is_never_seen(case):
-    padded = case.condition.replace(context=case.condition.context.at[1, 4:].set(50.0))
-    velocity = case.finish(case.embed(case.latents, case.time, padded), padded)
+    padded = case.text.replace(states=case.text.states.at[1, 4:].set(50.0))
+    velocity = case.finish(case.embed(case.latents, case.time, padded, case.given), padded)
     np.testing.assert_allclose(velocity, case.velocity, rtol=0, atol=1e-6 * np.abs(case.velocity).max())
 
 
@@ -87,7 +87,7 @@ def test_fresh_canvas_connector_changes_nothing_bit_for_bit(case):
 def test_trained_canvas_reaches_the_velocity_and_touches_the_grid_only(case):
     tokens = case.add_canvas(random=True)
     assert jax.tree.all(jax.tree.map(np.array_equal, tokens.replace(grid=None), case.tokens.replace(grid=None)))
-    velocity = case.finish(tokens, case.condition)
+    velocity = case.finish(tokens, case.text)
     assert np.abs(velocity - case.velocity).max() > 1e-2 * np.abs(case.velocity).max()
 
 
@@ -96,7 +96,7 @@ def test_recomputed_blocks_have_the_same_gradients(case):
         net = case.backbone.build(remat=remat)
 
         def loss(params, grid):
-            return jnp.sum(finish(net, params, case.tokens.replace(grid=grid), case.condition) ** 2)
+            return jnp.sum(finish(net, params, case.tokens.replace(grid=grid), case.text) ** 2)
 
         return jit(jax.grad(loss, argnums=(0, 1)))(case.params, case.tokens.grid)
 
@@ -112,7 +112,7 @@ def test_sharded_network_gives_the_same_velocity(case):
     params = jax.tree.map(jax.device_put, case.params, layout)
     split = {axis for x in jax.tree.leaves(layout) for part in x.spec if part for axis in np.atleast_1d(part)}
     assert {"fsdp", "context", "tensor"} <= split
-    inputs = put_batch((case.latents, case.time, case.condition), mesh)
+    inputs = put_batch((case.latents, case.time, case.text, case.given), mesh)
     with on_mesh(mesh):
         apply = jit(lambda params, inputs: case.net.apply({"params": params}, *inputs))
         velocity = apply(params, inputs)
@@ -121,7 +121,7 @@ def test_sharded_network_gives_the_same_velocity(case):
 
 def test_bfloat16_computes_the_same_velocity_roughly_from_float32_parameters(case):
     net = case.backbone.build(dtype="bfloat16")
-    apply = jit(lambda params: net.apply({"params": params}, case.latents, case.time, case.condition))
+    apply = jit(lambda params: net.apply({"params": params}, case.latents, case.time, case.text, case.given))
     velocity = np.asarray(apply(case.params), np.float32)
     error = np.sqrt(np.mean((velocity - case.velocity) ** 2) / np.mean(np.square(case.velocity)))
     assert 1e-5 < error < 0.05

@@ -23,7 +23,7 @@ from vae_support import FAST_COMPILE
 
 from metacanvas_jax.dit.flux.network import Flux, FluxConfig, flux_dev, flux_kontext_dev
 from metacanvas_jax.dit.flux.table import fresh, table
-from metacanvas_jax.types import Condition
+from metacanvas_jax.types import Given, States
 
 TINY = FluxConfig(
     latent_channels=4,
@@ -62,8 +62,8 @@ def build(config):
 
 def inputs(config, size=(8, 12), references=(), batch=2):
     latents = random(batch, 1, *size, config.latent_channels, seed=1)
-    condition = Condition(
-        context=jnp.asarray(random(batch, LENGTH, config.context_width, seed=2)),
+    text = States(jnp.asarray(random(batch, LENGTH, config.context_width, seed=2)))
+    given = Given(
         reference=tuple(
             jnp.asarray(random(batch, 1, *side, config.latent_channels, seed=3 + i))
             for i, side in enumerate(references)
@@ -71,13 +71,13 @@ def inputs(config, size=(8, 12), references=(), batch=2):
         pooled=jnp.asarray(random(batch, config.pooled_width, seed=8)) if config.pooled == "given" else None,
         guidance=jnp.array([2.5, 3.5], jnp.float32)[:batch] if config.guidance else None,
     )
-    return jnp.asarray(latents), jnp.array([0.9, 0.25], jnp.float32)[:batch], condition
+    return jnp.asarray(latents), jnp.array([0.9, 0.25], jnp.float32)[:batch], text, given
 
 
-def run_torch(torch, torch_net, latents, time, condition, pooled=None):
+def run_torch(torch, torch_net, latents, time, text, given, pooled=None):
     """The target's velocity ``[b 1 h w c]``, packed and numbered as diffusers ``FluxKontextPipeline`` does."""
     tokens, ids = [], []
-    for index, z in enumerate((latents, *condition.reference)):
+    for index, z in enumerate((latents, *given.reference)):
         z = torch.from_numpy(np.array(z[:, 0])).permute(0, 3, 1, 2)
         batch, channels, rows, columns = z.shape
         z = z.view(batch, channels, rows // 2, 2, columns // 2, 2).permute(0, 2, 4, 1, 3, 5)
@@ -86,10 +86,10 @@ def run_torch(torch, torch_net, latents, time, condition, pooled=None):
         ids.append(torch.stack([torch.full_like(grid[0], index), *grid], dim=-1).reshape(-1, 3).float())
     out = torch_net(
         hidden_states=torch.cat(tokens, 1),
-        encoder_hidden_states=torch.from_numpy(np.array(condition.context)),
-        pooled_projections=torch.from_numpy(np.array(condition.pooled if pooled is None else pooled)),
+        encoder_hidden_states=torch.from_numpy(np.array(text.states)),
+        pooled_projections=torch.from_numpy(np.array(given.pooled if pooled is None else pooled)),
         timestep=torch.from_numpy(np.array(time)),
-        guidance=None if condition.guidance is None else torch.from_numpy(np.array(condition.guidance)),
+        guidance=None if given.guidance is None else torch.from_numpy(np.array(given.guidance)),
         img_ids=torch.cat(ids),
         txt_ids=torch.zeros(LENGTH, 3),
     ).sample[:, : tokens[0].shape[1]]
@@ -104,21 +104,21 @@ def kontext(torch, tmp_path_factory):
     from torch_support import randomize
 
     torch_net = randomize(build(TINY))
-    latents, _, condition = inputs(TINY)
-    params = imported(Flux(TINY), table(TINY), torch_net, tmp_path_factory.mktemp("flux"), latents, condition)
+    latents, _, *conditions = inputs(TINY)
+    params = imported(Flux(TINY), table(TINY), torch_net, tmp_path_factory.mktemp("flux"), latents, *conditions)
     return torch_net, params
 
 
 @pytest.fixture(scope="module")
 def random_params():
     """Parameters that need no torch, all of them random."""
-    latents, _, condition = inputs(TINY)
-    return random_like(shapes(Flux(TINY), latents, condition))
+    latents, _, *conditions = inputs(TINY)
+    return random_like(shapes(Flux(TINY), latents, *conditions))
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=FAST_COMPILE)
-def velocity(config, params, latents, time, condition):
-    return Flux(config).apply({"params": params}, latents, time, condition)
+def velocity(config, params, latents, time, *conditions):
+    return Flux(config).apply({"params": params}, latents, time, *conditions)
 
 
 @pytest.mark.torch
@@ -129,10 +129,10 @@ def velocity(config, params, latents, time, condition):
 )
 def test_velocity_equals_diffusers(torch, kontext, size, references):
     torch_net, params = kontext
-    latents, time, condition = inputs(TINY, size, references)
+    latents, time, *conditions = inputs(TINY, size, references)
     with torch.no_grad():
-        expected = run_torch(torch, torch_net, latents, time, condition).numpy()
-    actual = velocity(TINY, params, latents, time, condition)
+        expected = run_torch(torch, torch_net, latents, time, *conditions).numpy()
+    actual = velocity(TINY, params, latents, time, *conditions)
     assert relative(actual, expected) <= 2e-5
 
 
@@ -142,25 +142,25 @@ def test_without_guidance_and_zero_pooled_vector_equals_diffusers(torch, tmp_pat
 
     config = dataclasses.replace(TINY, guidance=False, pooled="zeros", layers_double=1, layers_single=1)
     torch_net = randomize(build(config), seed=5)
-    latents, time, condition = inputs(config, (4, 6))
+    latents, time, *conditions = inputs(config, (4, 6))
     with torch.no_grad():
         zeros = np.zeros((2, config.pooled_width), np.float32)
-        expected = run_torch(torch, torch_net, latents, time, condition, zeros).numpy()
-    params = imported(Flux(config), table(config), torch_net, tmp_path, latents, condition)
-    actual = velocity(config, params, latents, time, condition)
+        expected = run_torch(torch, torch_net, latents, time, *conditions, zeros).numpy()
+    params = imported(Flux(config), table(config), torch_net, tmp_path, latents, *conditions)
+    actual = velocity(config, params, latents, time, *conditions)
     assert relative(actual, expected) <= 2e-5
 
 
 @pytest.mark.torch
 def test_every_parameter_gradient_equals_torch_autograd(torch, kontext):
     torch_net, params = kontext
-    latents, time, condition = inputs(TINY, references=[(6, 10)])
+    latents, time, *conditions = inputs(TINY, references=[(6, 10)])
     weights = random(*latents.shape, seed=9)
     torch_net.zero_grad()
-    (run_torch(torch, torch_net, latents, time, condition) * torch.from_numpy(weights)).sum().backward()
+    (run_torch(torch, torch_net, latents, time, *conditions) * torch.from_numpy(weights)).sum().backward()
 
     def loss(params):
-        return jnp.sum(Flux(TINY).apply({"params": params}, latents, time, condition) * weights)
+        return jnp.sum(Flux(TINY).apply({"params": params}, latents, time, *conditions) * weights)
 
     assert_gradients_equal(
         jax.jit(jax.grad(loss), compiler_options=FAST_COMPILE)(params), torch_gradients(table(TINY), torch_net), 2e-4
@@ -171,47 +171,46 @@ def test_every_parameter_gradient_equals_torch_autograd(torch, kontext):
 @pytest.mark.parametrize("preset", [flux_kontext_dev, flux_dev])
 def test_full_size_names_and_shapes_are_those_of_the_published_model(torch, preset):
     config = preset()
-    latents, _, condition = inputs(config, (2, 2), batch=1)
-    check_manifest(Flux(config), table(config), lambda: build(config), latents, condition, 11_901_408_320)
+    latents, _, *conditions = inputs(config, (2, 2), batch=1)
+    check_manifest(Flux(config), table(config), lambda: build(config), latents, *conditions, parameters=11_901_408_320)
 
 
 def test_context_padding_is_invisible_when_masked(random_params):
     config = dataclasses.replace(TINY, mask_context=True)
-    latents, time, condition = inputs(config, (4, 6))
+    latents, time, text, given = inputs(config, (4, 6))
     mask = jnp.array([[True] * 5, [True] * 3 + [False] * 2])
-    condition = condition.replace(mask=mask)
-    padded = condition.replace(
-        context=jnp.pad(condition.context, ((0, 0), (0, 3), (0, 0)), constant_values=7.0),
-        mask=jnp.pad(mask, ((0, 0), (0, 3))),
+    text = text.replace(mask=mask)
+    padded = States(
+        jnp.pad(text.states, ((0, 0), (0, 3), (0, 0)), constant_values=7.0), jnp.pad(mask, ((0, 0), (0, 3)))
     )
-    short, long = (velocity(config, random_params, latents, time, c) for c in (condition, padded))
+    short, long = (velocity(config, random_params, latents, time, t, given) for t in (text, padded))
     assert relative(long, short) <= 2e-6
-    seen = velocity(config, random_params, latents, time, padded.replace(mask=jnp.ones_like(padded.mask)))
+    seen = velocity(config, random_params, latents, time, padded.replace(mask=jnp.ones_like(padded.mask)), given)
     assert relative(seen, short) > 1e-3
 
 
 def test_learned_pooled_vector_starts_as_zeros_and_reads_only_unmasked_context(random_params):
     learned, zeros = (dataclasses.replace(TINY, pooled=pooled) for pooled in ("learned", "zeros"))
-    latents, time, condition = inputs(zeros, (4, 6))
-    condition = condition.replace(mask=jnp.array([[True] * 5, [True] * 3 + [False] * 2]))
+    latents, time, text, given = inputs(zeros, (4, 6))
+    text = text.replace(mask=jnp.array([[True] * 5, [True] * 3 + [False] * 2]))
     init = jax.jit(
-        lambda: Flux(learned).init(jax.random.key(0), latents, time, condition)["params"]["pool"],
+        lambda: Flux(learned).init(jax.random.key(0), latents, time, text, given)["params"]["pool"],
         compiler_options=FAST_COMPILE,
     )
     pool = nn.meta.unbox(init())
     assert {f"pool/{name}" for name in pool} == set(fresh(learned))
 
     @functools.partial(jax.jit, static_argnums=0, compiler_options=FAST_COMPILE)
-    def vector(config, params, condition):
-        return Flux(config).apply({"params": params}, latents, time, condition, method="embed").private
+    def vector(config, params, text):
+        return Flux(config).apply({"params": params}, latents, time, text, given, method="embed").private.vector
 
     start = {**random_params, "pool": pool}
-    np.testing.assert_array_equal(vector(learned, start, condition), vector(zeros, random_params, condition))
+    np.testing.assert_array_equal(vector(learned, start, text), vector(zeros, random_params, text))
     trained = {**random_params, "pool": random_like(pool)}
-    expected = vector(learned, trained, condition)
-    other = condition.replace(context=condition.context.at[1, 3:].set(9.0))
+    expected = vector(learned, trained, text)
+    other = text.replace(states=text.states.at[1, 3:].set(9.0))
     np.testing.assert_allclose(vector(learned, trained, other), expected, rtol=1e-6)
-    other = condition.replace(context=condition.context.at[1, 2].set(9.0))
+    other = text.replace(states=text.states.at[1, 2].set(9.0))
     assert relative(vector(learned, trained, other), expected) > 1e-3
 
 
@@ -220,16 +219,17 @@ def test_learned_pooled_vector_starts_as_zeros_and_reads_only_unmasked_context(r
     [
         ({"guidance": None}, "guidance must be set"),
         ({"pooled": None}, "pooled must be set"),
-        ({"channels": jnp.zeros((2, 1, 4, 6, 4))}, "Condition.channels"),
+        ({"channels": jnp.zeros((2, 1, 4, 6, 4))}, "Given.channels"),
         ({"reference": (jnp.zeros((2, 1, 5, 6, 4)),)}, r"reference 0 .*\[1, 5, 6, 4\]"),
-        ({"context": jnp.zeros((2, 5, 21))}, "width 20, not 21"),
+        ({"states": jnp.zeros((2, 5, 21))}, "width 20, not 21"),
     ],
     ids=["no_guidance", "no_pooled", "channels", "odd_reference", "context_width"],
 )
 def test_conditions_that_flux_cannot_use_are_refused(change, message):
-    latents, time, condition = inputs(TINY, (4, 6))
+    latents, time, text, given = inputs(TINY, (4, 6))
+    text, given = (text.replace(**change), given) if "states" in change else (text, given.replace(**change))
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(Flux(TINY).init, jax.random.key(0), latents, time, condition.replace(**change))
+        jax.eval_shape(Flux(TINY).init, jax.random.key(0), latents, time, text, given)
 
 
 @pytest.mark.parametrize(
@@ -245,5 +245,5 @@ def test_configs_that_do_not_fit_are_refused(change, message):
 @pytest.mark.parametrize("remat", ["none", "dots"])
 def test_computes_in_bfloat16_with_float32_parameters_and_velocity(remat):
     config = dataclasses.replace(TINY, dtype="bfloat16", remat=remat)
-    latents, _, condition = inputs(config)
-    assert dtypes_in_bfloat16(Flux(config), latents, condition) == ({"float32"}, "bfloat16", "float32")
+    latents, _, *conditions = inputs(config)
+    assert dtypes_in_bfloat16(Flux(config), latents, *conditions) == ({"float32"}, "bfloat16", "float32")

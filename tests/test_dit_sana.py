@@ -13,7 +13,7 @@ from vae_support import FAST_COMPILE
 
 from metacanvas_jax.dit.sana.network import Sana, SanaConfig, sana_1_5_1600m, sana_600m, sana_1600m
 from metacanvas_jax.dit.sana.table import table
-from metacanvas_jax.types import Condition
+from metacanvas_jax.types import Given, States
 
 TINY = SanaConfig(latent_channels=8, heads=4, head_width=16, cross_heads=2, layers=2, context_width=48, sample_size=8)
 CASES = {
@@ -55,15 +55,15 @@ def build(c: SanaConfig):
 def inputs(config, size=(6, 10), batch=2):  # neither square nor the sample size
     latents = jnp.asarray(random(batch, 1, *size, config.latent_channels, seed=1))
     mask = jnp.array([[True] * 7, [True] * 4 + [False] * 3])[:batch]
-    condition = Condition(jnp.asarray(random(batch, 7, config.context_width, seed=2)), mask)
-    return latents, jnp.array([0.999, 0.2505], jnp.float32)[:batch], condition
+    text = States(jnp.asarray(random(batch, 7, config.context_width, seed=2)), mask)
+    return latents, jnp.array([0.999, 0.2505], jnp.float32)[:batch], text
 
 
-def run_torch(torch, torch_net, latents, time, condition):
-    mask = None if condition.mask is None else torch.from_numpy(np.array(condition.mask, np.int64))
+def run_torch(torch, torch_net, latents, time, text):
+    mask = None if text.mask is None else torch.from_numpy(np.array(text.mask, np.int64))
     out = torch_net(
         torch.from_numpy(np.array(latents[:, 0])).permute(0, 3, 1, 2),
-        encoder_hidden_states=torch.from_numpy(np.array(condition.context)),
+        encoder_hidden_states=torch.from_numpy(np.array(text.states)),
         timestep=torch.from_numpy(1000.0 * np.array(time)),
         encoder_attention_mask=mask,
     ).sample
@@ -77,20 +77,20 @@ def pair(request, torch, tmp_path_factory):
 
     config = CASES[request.param]
     torch_net = randomize(build(config))
-    latents, _, condition = inputs(config)
+    latents, _, text = inputs(config)
     folder = tmp_path_factory.mktemp(request.param)
-    return config, torch_net, imported(Sana(config), table(config), torch_net, folder, latents, condition)
+    return config, torch_net, imported(Sana(config), table(config), torch_net, folder, latents, text)
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("masked", [True, False], ids=["masked_captions", "no_mask"])
 def test_velocity_equals_diffusers(torch, pair, masked):
     config, torch_net, params = pair
-    latents, time, condition = inputs(config)
-    condition = condition if masked else condition.replace(mask=None)
+    latents, time, text = inputs(config)
+    text = text if masked else text.replace(mask=None)
     with torch.no_grad():
-        expected = run_torch(torch, torch_net, latents, time, condition).numpy()
-    actual = jit(Sana(config).apply)({"params": params}, latents, time, condition)
+        expected = run_torch(torch, torch_net, latents, time, text).numpy()
+    actual = jit(Sana(config).apply)({"params": params}, latents, time, text)
     assert relative(actual, expected) <= 2e-5
 
 
@@ -98,13 +98,13 @@ def test_velocity_equals_diffusers(torch, pair, masked):
 @pytest.mark.parametrize("pair", ["qk_norm_and_positions"], indirect=True)  # it has every kind of parameter
 def test_every_parameter_gradient_equals_torch_autograd(torch, pair):
     config, torch_net, params = pair
-    latents, time, condition = inputs(config)
+    latents, time, text = inputs(config)
     weights = random(*latents.shape, seed=9)
     torch_net.zero_grad()
-    (run_torch(torch, torch_net, latents, time, condition) * torch.from_numpy(weights)).sum().backward()
+    (run_torch(torch, torch_net, latents, time, text) * torch.from_numpy(weights)).sum().backward()
 
     def loss(params):
-        return jnp.sum(Sana(config).apply({"params": params}, latents, time, condition) * weights)
+        return jnp.sum(Sana(config).apply({"params": params}, latents, time, text) * weights)
 
     assert_gradients_equal(jit(jax.grad(loss))(params), torch_gradients(table(config), torch_net), 1e-4)
 
@@ -115,8 +115,8 @@ def test_every_parameter_gradient_equals_torch_autograd(torch, pair):
 )
 def test_full_size_names_and_shapes_are_those_of_the_published_model(torch, preset, parameters):
     config = preset()
-    latents, _, condition = inputs(config, (2, 2), batch=1)
-    check_manifest(Sana(config), table(config), lambda: build(config), latents, condition, parameters)
+    latents, _, text = inputs(config, (2, 2), batch=1)
+    check_manifest(Sana(config), table(config), lambda: build(config), latents, text, parameters=parameters)
 
 
 @pytest.mark.torch
@@ -131,24 +131,24 @@ def test_every_transform_of_the_table_is_undone_exactly(torch, pair):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"latents": jnp.zeros((2, 3, 4, 4, 8))}, "one frame, not 3"),
-        ({"latents": jnp.zeros((2, 1, 4, 4, 7))}, "8 channels, not 7"),
-        ({"latents": jnp.zeros((2, 1, 4, 5, 8))}, "4x5 cannot be cut into patches of 2"),
+        ({"latents": jnp.zeros((2, 3, 4, 4, 8))}, r"\[3, 4, 4, 8\]: expected one frame"),
+        ({"latents": jnp.zeros((2, 1, 4, 4, 7))}, r"\[1, 4, 4, 7\]: expected one frame, 8 channels"),
+        ({"latents": jnp.zeros((2, 1, 4, 5, 8))}, r"\[1, 4, 5, 8\]: .* multiples of \(2, 2\)"),
         ({"time": jnp.zeros((2, 1))}, "one noise level per sample"),
-        ({"context": jnp.zeros((2, 3, 47))}, "width 48, not 47"),
-        ({"guidance": jnp.zeros(2)}, "condition.guidance"),
-        ({"pooled": jnp.zeros((2, 5))}, "condition.pooled"),
-        ({"channels": jnp.zeros((2, 1, 4, 4, 8))}, "condition.channels"),
-        ({"reference": (jnp.zeros((2, 1, 4, 4, 8)),)}, "condition.reference"),
+        ({"states": jnp.zeros((2, 3, 47))}, "width 48, not 47"),
+        ({"guidance": jnp.zeros(2)}, "Given.guidance"),
+        ({"pooled": jnp.zeros((2, 5))}, "Given.pooled"),
+        ({"channels": jnp.zeros((2, 1, 4, 4, 8))}, "Given.channels"),
+        ({"reference": (jnp.zeros((2, 1, 4, 4, 8)),)}, "Given.reference"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_inputs_that_sana_cannot_use_raise(change, message):
-    given = {"latents": jnp.zeros((2, 1, 4, 4, 8)), "time": jnp.zeros(2), "context": jnp.zeros((2, 3, 48))} | change
-    latents, time = given.pop("latents"), given.pop("time")
+    given = {"latents": jnp.zeros((2, 1, 4, 4, 8)), "time": jnp.zeros(2), "states": jnp.zeros((2, 3, 48))} | change
+    latents, time, text = given.pop("latents"), given.pop("time"), States(given.pop("states"))
     with pytest.raises(ValueError, match=message):
         net = Sana(CASES["patch_2"])
-        jax.eval_shape(lambda: net.init(jax.random.key(0), latents, time, Condition(**given), method="embed"))
+        jax.eval_shape(lambda: net.init(jax.random.key(0), latents, time, text, Given(**given), method="embed"))
 
 
 @pytest.mark.parametrize(
@@ -168,16 +168,16 @@ def test_configs_that_do_not_fit_together_raise(change):
 
 def test_fresh_network_with_zero_out_predicts_zero_and_its_blocks_ignore_the_caption():
     net = Sana(dataclasses.replace(TINY, zero_init_out=True))
-    latents, time, condition = inputs(net.config, (4, 4))
-    other = condition.replace(context=condition.context[::-1])
-    params = nn.meta.unbox(jit(net.init)(jax.random.key(0), latents, time, condition))
+    latents, time, text = inputs(net.config, (4, 4))
+    other = text.replace(states=text.states[::-1])
+    params = nn.meta.unbox(jit(net.init)(jax.random.key(0), latents, time, text))
     assert np.all(params["params"]["caption_norm"]["scale"] == 0.01)
 
-    def inner(net, condition):
-        tokens = net.run(net.embed(latents, time, condition), condition)
+    def inner(net, text):
+        tokens = net.run(net.embed(latents, time, text, Given()), text)
         return tokens.grid, net.unembed(tokens)
 
-    apply = jit(lambda condition: net.apply(params, condition, method=inner))
-    (grid, velocity), (other_grid, _) = apply(condition), apply(other)
+    apply = jit(lambda text: net.apply(params, text, method=inner))
+    (grid, velocity), (other_grid, _) = apply(text), apply(other)
     assert not np.any(velocity)
     assert np.array_equal(grid, other_grid)

@@ -25,7 +25,6 @@ from metacanvas_jax.diffusion.samplers import sample
 from metacanvas_jax.dit.flux import table as flux
 from metacanvas_jax.dit.sana import table as sana
 from metacanvas_jax.dit.wan import table as wan
-from metacanvas_jax.dit.wan.network import first_frame_inputs, replace_first_frame
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.exchange import export_run as module
 from metacanvas_jax.exchange.export_run import Options, abstract_params, export_run
@@ -33,10 +32,11 @@ from metacanvas_jax.exchange.import_run import import_run, read_exported
 from metacanvas_jax.mllm.qwen2_5_vl import table as qwen2_5_vl
 from metacanvas_jax.mllm.qwen2_5_vl.media import read_image
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
+from metacanvas_jax.tasks import clean_first_levels, replace_first_frame
 from metacanvas_jax.train import jobs, store
 from metacanvas_jax.train.checkpoints import check_workdir
 from metacanvas_jax.trees import flat, nested, partition
-from metacanvas_jax.types import Condition
+from metacanvas_jax.types import Given as Conditions
 from metacanvas_jax.weights.hf_import import load_params
 from metacanvas_jax.weights.table import under
 
@@ -131,18 +131,18 @@ def jax_latents(config, params, backbone, noise, given, image):
         return model.apply({"params": params}, context, method="plan")
 
     def follow(params, plan, empty):
-        variables, condition = {"params": params}, None
+        variables, conditions = {"params": params}, Conditions()
         if backbone == "flux":
-            condition = Condition(plan.context, reference=(given,))
+            conditions = Conditions(reference=(given,))
         if backbone == "wan":
             marked = jnp.concatenate([given, jnp.ones_like(given[..., :1])], axis=-1)
             rest = jnp.zeros((2, noise.shape[1] - 1, *noise.shape[2:4], CHANNELS + 1))
-            condition = Condition(plan.context, channels=jnp.concatenate([marked, rest], axis=1))
+            conditions = Conditions(channels=jnp.concatenate([marked, rest], axis=1))
 
         def velocity(z, time):
             if backbone == "wan":
-                z, time, _ = first_frame_inputs(z, given, time)
-            return model.apply(variables, z, time, plan, condition, method="velocity")
+                z, time = replace_first_frame(z, given), clean_first_levels(time, z.shape[1])
+            return model.apply(variables, z, time, plan, conditions, method="velocity")
 
         if setup.sampler.guidance != 1.0:
             both = pair(plan, empty)

@@ -111,8 +111,9 @@ def test_exported_text_encoder_reads_and_keeps_the_tokens_that_ours_does(instruc
 
     from tokenizers.processors import TemplateProcessing
 
-    from metacanvas_jax.text.gemma2.network import sana_context, sana_tokens
+    from metacanvas_jax.text.gemma2.network import first_and_last, sana_tokens
     from metacanvas_jax.torch_export.text import TextEncoder
+    from metacanvas_jax.types import States
 
     words = tokenizer()
     words.backend_tokenizer.post_processor = TemplateProcessing(
@@ -134,7 +135,7 @@ def test_exported_text_encoder_reads_and_keeps_the_tokens_that_ours_does(instruc
         length=12,
         pad=words.pad_token_id,
     )
-    expected, kept = sana_context(jnp.asarray(ids, jnp.float32)[:, :, None], jnp.asarray(mask), 12)
-    np.testing.assert_array_equal(found.numpy(), expected)
-    np.testing.assert_array_equal(seen.numpy(), kept)
-    assert kept.sum() < kept.size
+    expected = first_and_last(States(jnp.asarray(ids, jnp.float32)[:, :, None], jnp.asarray(mask)), 12)
+    np.testing.assert_array_equal(found.numpy(), expected.states)
+    np.testing.assert_array_equal(seen.numpy(), expected.mask)
+    assert expected.mask.sum() < expected.mask.size

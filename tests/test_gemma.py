@@ -7,8 +7,9 @@ import pytest
 from dit_torch_support import random, relative
 from vae_support import FAST_COMPILE
 
-from metacanvas_jax.text.gemma2.network import INSTRUCTION, Gemma2, Gemma2Config, sana_context, sana_tokens
+from metacanvas_jax.text.gemma2.network import INSTRUCTION, Gemma2, Gemma2Config, first_and_last, sana_tokens
 from metacanvas_jax.text.gemma2.table import table
+from metacanvas_jax.types import States, Text
 from metacanvas_jax.weights.hf_import import load_params
 from metacanvas_jax.weights.table import count, published_shapes
 
@@ -46,7 +47,7 @@ def build(c: Gemma2Config):
 def abstract(config):
     tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, 4), bool)
-    init = jax.eval_shape(Gemma2(config).init, jax.random.key(0), tokens, mask)
+    init = jax.eval_shape(Gemma2(config).init, jax.random.key(0), Text(tokens, mask))
     return jax.tree.map(lambda x: x.value, init, is_leaf=lambda x: hasattr(x, "names"))["params"]
 
 
@@ -62,8 +63,8 @@ def test_states_of_right_padded_prompts_equal_transformers(torch, tmp_path):
     with torch.no_grad():
         expected = net(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask.astype(np.int64)))
     apply = jax.jit(Gemma2(TINY).apply, compiler_options=FAST_COMPILE)
-    actual = apply({"params": params}, jnp.asarray(ids, jnp.int32), jnp.asarray(mask))
-    assert relative(actual[mask], expected.last_hidden_state.numpy()[mask]) <= 2e-5
+    actual = apply({"params": params}, Text(jnp.asarray(ids, jnp.int32), jnp.asarray(mask)))
+    assert relative(actual.states[mask], expected.last_hidden_state.numpy()[mask]) <= 2e-5
 
 
 @pytest.mark.torch
@@ -84,8 +85,8 @@ def test_bfloat16_stays_close_and_keeps_its_dtype():
     ids, mask = jnp.arange(8, dtype=jnp.int32)[None] + 5, jnp.ones((1, 8), bool)
     run = {
         dtype: jax.jit(Gemma2(dataclasses.replace(TINY, dtype=dtype)).apply, compiler_options=FAST_COMPILE)(
-            {"params": params}, ids, mask
-        )
+            {"params": params}, Text(ids, mask)
+        ).states
         for dtype in ("float32", "bfloat16")
     }
     assert run["bfloat16"].dtype == jnp.bfloat16
@@ -101,7 +102,8 @@ def test_prompts_keep_the_first_token_and_the_last_299_behind_the_instruction():
     ids, mask = sana_tokens(characters, [" A Cat ", "b" * 1000])
     assert ids.shape == mask.shape == (2, len(INSTRUCTION) + 1 + 298)
     assert ids.dtype == np.int32
-    hidden, kept = sana_context(jnp.asarray(ids, jnp.float32)[..., None], jnp.asarray(mask))
+    text = first_and_last(States(jnp.asarray(ids, jnp.float32)[..., None], jnp.asarray(mask)), 300)
+    hidden, kept = text.states, text.mask
     assert hidden.shape == (2, 300, 1)
     # One state of the beginning, one of the end of the instruction, then the prompt.
     text = "".join(map(chr, np.asarray(hidden[0, 1:8, 0], int)))
@@ -115,7 +117,8 @@ def test_unconditional_prompt_has_no_instruction():
     ids, mask = sana_tokens(characters, [""], instruction="")
     assert ids.shape == (1, 300)
     assert mask.sum() == 1
-    hidden, kept = sana_context(jnp.asarray(ids, jnp.float32)[..., None], jnp.asarray(mask))
+    text = first_and_last(States(jnp.asarray(ids, jnp.float32)[..., None], jnp.asarray(mask)), 300)
+    hidden, kept = text.states, text.mask
     assert np.array_equal(hidden[0, :, 0], ids[0])
     assert np.array_equal(kept, mask)
 

@@ -30,7 +30,7 @@ from metacanvas_jax.dit.wan.network import wan2_2_ti2v_5b
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, qwen2_5_vl_3b, qwen2_5_vl_7b
 from metacanvas_jax.nn.lora import LoraConfig
-from metacanvas_jax.types import Condition
+from metacanvas_jax.types import Given, States
 from metacanvas_jax.vae.dc_ae.network import DC_AE_F32C32
 from metacanvas_jax.vae.kl.network import FLUX_KL, Kl
 from metacanvas_jax.vae.wan.network import WAN22_VAE
@@ -344,8 +344,9 @@ def test_parameters_that_nobody_publishes_are_left_out(pipelines):
     config = dataclasses.replace(FLUX, pooled="learned")
     latents = jax.ShapeDtypeStruct((1, 1, 4, 4, config.latent_channels), jnp.float32)
     time = jax.ShapeDtypeStruct((1,), jnp.float32)
-    condition = Condition(jax.ShapeDtypeStruct((1, 2, config.context_width), jnp.float32), guidance=time)
-    shapes = nn.meta.unbox(jax.eval_shape(Flux(config).init, jax.random.key(0), latents, time, condition))["params"]
+    text = States(jax.ShapeDtypeStruct((1, 2, config.context_width), jnp.float32))
+    arguments = (latents, time, text, Given(guidance=time))
+    shapes = nn.meta.unbox(jax.eval_shape(Flux(config).init, jax.random.key(0), *arguments))["params"]
     loaded = published.load(pipelines["flux_pipeline"] / "transformer", config, shapes, "dit", progress=False)
     assert set(shapes) - set(loaded) == {"pool"}
 

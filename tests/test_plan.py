@@ -26,7 +26,7 @@ from metacanvas_jax.plan.report import Kernel, Part, Report, as_json, table
 from metacanvas_jax.plan.search import Candidate, Outcome, candidates, ranked
 from metacanvas_jax.plan.search import table as search_table
 from metacanvas_jax.plan.topology import CHIPS, Slice, find_slice
-from metacanvas_jax.types import Condition
+from metacanvas_jax.types import States
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the [tpu] extra")
 
@@ -181,7 +181,7 @@ def test_counts_of_wan_at_full_size():
     inputs = (
         shape((b, 7, 22, 40, 48), jnp.float32),
         shape((b,), jnp.float32),
-        Condition(shape((b, l, 4096), jnp.bfloat16)),
+        States(shape((b, l, 4096), jnp.bfloat16)),
     )
     network = Wan(config)
 
@@ -206,10 +206,10 @@ def test_counts_of_frozen_weights_have_no_weight_gradients():
     shape = jax.ShapeDtypeStruct
     latents, time = shape((b, 1, 16, 16, 32), jnp.float32), shape((b,), jnp.float32)
     context = shape((b, l, 2304), jnp.bfloat16)
-    variables = jax.eval_shape(network.init, jax.random.key(0), latents, time, Condition(context))
+    variables = jax.eval_shape(network.init, jax.random.key(0), latents, time, States(context))
 
     def of(argument):
-        loss = lambda params, x: jnp.sum(network.apply(params, latents_of(x), time_of(x), Condition(x)))  # noqa: E731
+        loss = lambda params, x: jnp.sum(network.apply(params, latents_of(x), time_of(x), States(x)))  # noqa: E731
         latents_of = lambda x: jnp.zeros(latents.shape, latents.dtype) + x.sum().astype(jnp.float32)  # noqa: E731
         time_of = lambda x: jnp.zeros(time.shape, time.dtype)  # noqa: E731
         return flops.count(jax.make_jaxpr(jax.grad(loss, argnums=argument))(variables, context))

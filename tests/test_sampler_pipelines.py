@@ -15,8 +15,8 @@ from metacanvas_jax.dit.flux.network import Flux, FluxConfig
 from metacanvas_jax.dit.sana.network import Sana, SanaConfig
 from metacanvas_jax.dit.wan.network import Wan, WanConfig
 from metacanvas_jax.paint.sampling import Recipe, draw
-from metacanvas_jax.text.gemma2.network import Gemma2, Gemma2Config, sana_context, sana_tokens
-from metacanvas_jax.types import Condition
+from metacanvas_jax.text.gemma2.network import Gemma2, Gemma2Config, first_and_last, sana_tokens
+from metacanvas_jax.types import NOTHING, Given, States, Text
 from metacanvas_jax.vae.dc_ae.network import DcAe, DcAeConfig
 from metacanvas_jax.vae.kl.network import Kl, KlConfig
 from metacanvas_jax.vae.wan.network import WanVae, WanVaeConfig
@@ -81,7 +81,7 @@ def unit(pixels):
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 7), compiler_options=FAST_COMPILE)
 def drawn(network, params, guide, noise, empty, first, recipe, stop=None):
-    velocity = lambda z, t, c: network.apply({"params": params}, z, t, c)  # noqa: E731
+    velocity = lambda z, t, c: network.apply({"params": params}, z, t, *c)  # noqa: E731
     return draw(velocity, guide, noise, recipe, empty=empty, first=first, stop=stop)
 
 
@@ -90,15 +90,11 @@ def through(network, params, x, method):
     return network.apply({"params": params}, x, method=method)
 
 
-def condition(context, **others):
-    return Condition(jnp.asarray(context), **others)
-
-
 def arguments(network_channels, guide):
     """Shapes that a DiT is made with."""
     latents = jax.ShapeDtypeStruct((1, 1, 2, 2, network_channels), jnp.float32)
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), guide.replace(reference=()))
-    return latents, jax.ShapeDtypeStruct((1,), jnp.float32), one
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), guide)
+    return latents, jax.ShapeDtypeStruct((1,), jnp.float32), *one
 
 
 def test_sampler_paints_the_pictures_of_the_sana_pipeline_from_its_prompts(tmp_path):
@@ -116,14 +112,14 @@ def test_sampler_paints_the_pictures_of_the_sana_pipeline_from_its_prompts(tmp_p
         output_type="np",
     ).images
 
-    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32), jax.ShapeDtypeStruct((1, 2), bool)
-    text, text_params = imported(folder, "text_encoder", *tokens)
+    tokens = Text(jax.ShapeDtypeStruct((1, 2), jnp.int32), jax.ShapeDtypeStruct((1, 2), bool))
+    text, text_params = imported(folder, "text_encoder", tokens)
     tokenize, pad = bytes_tokenizer().encode, bytes_tokenizer().pad_token_id
 
     def read(prompts, **options):
         ids, mask = (jnp.asarray(x) for x in sana_tokens(tokenize, prompts, pad=pad, **options))
-        states = jax.jit(text.apply, compiler_options=FAST_COMPILE)({"params": text_params}, ids, mask)
-        return Condition(*sana_context(states, mask))
+        states = jax.jit(text.apply, compiler_options=FAST_COMPILE)({"params": text_params}, Text(ids, mask))
+        return first_and_last(states, 300), NOTHING
 
     guide, empty = read(prompts), read([""] * 2, instruction="")
     dit, params = imported(folder, "transformer", *arguments(4, guide))
@@ -161,12 +157,13 @@ def test_sampler_paints_the_pictures_of_the_flux_kontext_pipeline(tmp_path, edit
     ).images
 
     vae, vae_params = imported(folder, "vae")
-    guide = condition(context, pooled=jnp.asarray(pooled), guidance=jnp.full((1,), 2.5, jnp.float32))
-    dit, params = imported(folder, "transformer", *arguments(4, guide))
+    text = States(jnp.asarray(context))
+    given = Given(pooled=jnp.asarray(pooled), guidance=jnp.full((1,), 2.5, jnp.float32))
+    dit, params = imported(folder, "transformer", *arguments(4, (text, given)))
     if edited:
         pixels = jnp.asarray(source, jnp.float32)[None, None] / 127.5 - 1
-        guide = guide.replace(reference=(through(vae, vae_params, pixels, "encode"),))
-    latents = drawn(dit, params, guide, jnp.asarray(noise), None, None, flux_recipe(folder, 4, 4 * 6))
+        given = given.replace(reference=(through(vae, vae_params, pixels, "encode"),))
+    latents = drawn(dit, params, (text, given), jnp.asarray(noise), None, None, flux_recipe(folder, 4, 4 * 6))
     close(unit(through(vae, vae_params, latents, "decode"))[:, 0], expected)
 
 
@@ -191,7 +188,7 @@ def test_sampler_paints_the_videos_and_the_trajectory_of_the_wan_pipelines(tmp_p
         output_type="np",
     ).frames
 
-    guide = condition(context)
+    guide, empty = ((States(jnp.asarray(x)), NOTHING) for x in (context, nothing))
     dit, params = imported(folder, "transformer", *arguments(4, guide))
     vae, vae_params = imported(folder, "vae")
     schedule, method, shift = published.sampling(folder)
@@ -200,7 +197,7 @@ def test_sampler_paints_the_videos_and_the_trajectory_of_the_wan_pipelines(tmp_p
     if image:
         pixels = jnp.asarray(source, jnp.float32)[None, None] / 127.5 - 1
         first = through(vae, vae_params, pixels, "encode")
-    call = functools.partial(drawn, dit, params, guide, jnp.asarray(noise), condition(nothing), first, recipe)
+    call = functools.partial(drawn, dit, params, guide, jnp.asarray(noise), empty, first, recipe)
     for stop in (1, 4):  # the pipeline corrects the first frame at the end only
         free = slice(1, None) if image else slice(None)
         close(call(stop)[:, free], seen[stop - 1][:, free])

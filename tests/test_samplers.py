@@ -8,7 +8,7 @@ import pytest
 from metacanvas_jax.diffusion.guidance import classifier_free, pair
 from metacanvas_jax.diffusion.samplers import sample, sample_trajectory
 from metacanvas_jax.diffusion.schedules import Schedule, flux_dynamic, linear, sana_dpm, wan_unipc
-from metacanvas_jax.types import Plan
+from metacanvas_jax.types import Plan, States
 
 MEAN, STD = 0.7, 0.4
 
@@ -116,13 +116,13 @@ def test_unknown_method_and_stop_beyond_the_end_are_refused(noise):
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
 def test_guidance_moves_from_unconditional_to_conditional(noise, scale):
     prompt, nothing = (
-        Plan(context=jnp.full((2, 3, 4), value, jnp.float32), mask=jnp.ones((2, 3), bool)) for value in (2.0, -1.0)
+        Plan(States(jnp.full((2, 3, 4), value, jnp.float32), jnp.ones((2, 3), bool))) for value in (2.0, -1.0)
     )
     both = pair(prompt, nothing)
-    assert both.canvas is None and both.mask.shape == (4, 3)
+    assert both.canvas is None and both.text.mask.shape == (4, 3)
 
     def network(z, t):
-        return z * t[:, None, None, None, None] + both.context[:, :1, None, None, :]
+        return z * t[:, None, None, None, None] + both.text.states[:, :1, None, None, :]
 
     velocity = classifier_free(network, scale)(noise, jnp.array([0.25, 0.75], jnp.float32))
     alone = noise * jnp.array([0.25, 0.75], jnp.float32)[:, None, None, None, None]

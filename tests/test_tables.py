@@ -24,7 +24,7 @@ from metacanvas_jax.mllm.qwen2_5_vl.network import Qwen25VL, example, qwen2_5_vl
 from metacanvas_jax.parallel.rules import placed, shardings
 from metacanvas_jax.text.gemma2 import table as gemma2
 from metacanvas_jax.text.gemma2.network import Gemma2, Gemma2Config
-from metacanvas_jax.types import Condition
+from metacanvas_jax.types import Given, States, Text
 from metacanvas_jax.vae.dc_ae import table as dc_ae
 from metacanvas_jax.vae.dc_ae.network import DC_AE_F32C32, DcAe
 from metacanvas_jax.vae.kl import table as kl
@@ -50,15 +50,15 @@ class Case:
 
 def dit_inputs(config):
     latents = jax.ShapeDtypeStruct((1, 1, 4, 4, config.latent_channels), jnp.float32)
-    condition = Condition(jax.ShapeDtypeStruct((1, 3, config.context_width), jnp.float32))
+    text, given = States(jax.ShapeDtypeStruct((1, 3, config.context_width), jnp.float32)), Given()
     if hasattr(config, "pooled_width"):
         pooled = jax.ShapeDtypeStruct((1, config.pooled_width), jnp.float32)
-        condition = condition.replace(pooled=pooled, guidance=jax.ShapeDtypeStruct((1,), jnp.float32))
-    return latents, jax.ShapeDtypeStruct((1,), jnp.float32), condition
+        given = Given(pooled=pooled, guidance=jax.ShapeDtypeStruct((1,), jnp.float32))
+    return latents, jax.ShapeDtypeStruct((1,), jnp.float32), text, given
 
 
 def text_inputs(config):
-    return jax.ShapeDtypeStruct((1, 3), jnp.int32), jax.ShapeDtypeStruct((1, 3), jnp.bool_)
+    return (Text(jax.ShapeDtypeStruct((1, 3), jnp.int32), jax.ShapeDtypeStruct((1, 3), jnp.bool_)),)
 
 
 def vae_inputs(config):

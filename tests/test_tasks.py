@@ -14,10 +14,18 @@ from metacanvas_jax.data.tokenizer import train_tokenizer
 from metacanvas_jax.diffusion.flow import TimeConfig
 from metacanvas_jax.dit.wan.network import Wan, WanConfig
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.tasks import RECONSTRUCT, TASKS, Bucket, canvas_shape
-from metacanvas_jax.text.gemma2.network import sana_context
+from metacanvas_jax.tasks import (
+    RECONSTRUCT,
+    TASKS,
+    Bucket,
+    canvas_shape,
+    frame_levels,
+    loss_mask,
+    replace_first_frame,
+)
+from metacanvas_jax.text.gemma2.network import first_and_last
 from metacanvas_jax.train.objectives import painting
-from metacanvas_jax.types import Condition
+from metacanvas_jax.types import Given, States
 
 LATENT = (SIZE[0] // 8, SIZE[1] // 8)
 IMAGE, VIDEO = (1, 16, 36), (2, 16, 36)  # patches of a picture and of four frames: 8 x 18 tokens, twice for the video
@@ -168,15 +176,15 @@ GIVEN = {
 def test_the_dit_is_given_clean_latents_in_its_input_channels(prompts, task):
     seen, prepared, _, _ = run(task, prompts, channels=True)
     references, marks = GIVEN[task]
-    condition = seen["condition"]
+    given = seen["given"]
     frames = 3 if TASKS[task].makes == "video" else 1
     assert prepared.latents.shape == (2, frames, *LATENT, 3) == seen["latents"].shape
-    assert len(condition.reference) == references
-    assert all(z.shape == (2, 1, *LATENT, 3) for z in condition.reference)
-    assert condition.channels.shape == (2, len(marks), *LATENT, 4)
-    mask = np.asarray(condition.channels[..., 3])
+    assert len(given.reference) == references
+    assert all(z.shape == (2, 1, *LATENT, 3) for z in given.reference)
+    assert given.channels.shape == (2, len(marks), *LATENT, 4)
+    mask = np.asarray(given.channels[..., 3])
     np.testing.assert_array_equal(mask, np.broadcast_to(np.reshape(marks, (1, -1, 1, 1)), mask.shape))
-    np.testing.assert_array_equal(condition.channels[..., :3][mask == 0], 0)
+    np.testing.assert_array_equal(given.channels[..., :3][mask == 0], 0)
     clean = {
         "image_editing": lambda s: s.source,
         "video_editing": lambda s: s.source,
@@ -186,20 +194,20 @@ def test_the_dit_is_given_clean_latents_in_its_input_channels(prompts, task):
     if task in clean:
         pixels = np.stack([clean[task](sample(task, seed)) for seed in (0, 1)]).astype(np.float32) / 127.5 - 1
         expected = Pick().encode(jnp.asarray(pixels))
-        found = condition.channels[:, np.asarray(marks) == 1][..., :3]
+        found = given.channels[:, np.asarray(marks) == 1][..., :3]
         np.testing.assert_allclose(found, expected, atol=1e-6)
         if references:
-            np.testing.assert_allclose(np.concatenate(condition.reference, axis=1), expected, atol=1e-6)
+            np.testing.assert_allclose(np.concatenate(given.reference, axis=1), expected, atol=1e-6)
 
 
 def test_without_input_channels_a_source_is_a_reference(prompts):
     seen, prepared, _, _ = run("image_editing", prompts, channels=False, guidance=3.5)
-    condition = seen["condition"]
-    assert condition.channels is None
-    (source,) = condition.reference
+    given = seen["given"]
+    assert given.channels is None
+    (source,) = given.reference
     np.testing.assert_array_equal(source, prepared.given.source)
-    np.testing.assert_array_equal(condition.guidance, [3.5, 3.5])
-    assert run("text_to_image", prompts, channels=False)[0]["condition"].reference == ()
+    np.testing.assert_array_equal(given.guidance, [3.5, 3.5])
+    assert run("text_to_image", prompts, channels=False)[0]["given"].reference == ()
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -218,15 +226,26 @@ def test_only_a_given_first_frame_is_clean_at_level_zero_and_without_loss(prompt
     np.testing.assert_allclose(loss, np.mean((target - 0.5) ** 2), rtol=1e-5)
 
 
+def test_a_clean_first_frame_is_that_of_the_expanded_timesteps_of_diffusers():
+    noisy, image = (np.random.default_rng(i).standard_normal((2, n, 4, 6, 5), np.float32) for i, n in ((0, 3), (1, 1)))
+    time, task = np.array([0.999, 0.3], np.float32), TASKS["image_to_video"]
+    mask = np.ones((1, 3, 4, 6, 1), np.float32)  # diffusers' first_frame_mask
+    mask[:, 0] = 0
+    np.testing.assert_array_equal(replace_first_frame(noisy, jnp.asarray(image)), (1 - mask) * image + mask * noisy)
+    np.testing.assert_array_equal(frame_levels(task, time, 3), mask[:, :, 0, 0, 0] * time[:, None])
+    np.testing.assert_array_equal(loss_mask(task, 2, 3), np.repeat(mask[:, :, :1, :1, 0], 2, axis=0) == 1)
+
+
 def test_reference_frames_never_get_a_canvas():
     from metacanvas_jax.connectors.canvas import CanvasConnector, CanvasConnectorConfig
 
     keys = jax.random.split(jax.random.key(0), 5)
     wan = Wan(WanConfig(latent_channels=3, heads=2, head_width=32, mlp=8, layers=1, context_width=4, freq=8))
     latents = jax.random.normal(keys[0], (1, 3, *LATENT, 3))
-    condition = Condition(jnp.zeros((1, 1, 4)), reference=(jax.random.normal(keys[1], (1, 2, *LATENT, 3)),))
-    variables = wan.init(keys[2], latents, jnp.ones((1,)), condition, method="embed")
-    tokens = wan.apply(variables, latents, jnp.ones((1,)), condition, method="embed")
+    text = States(jnp.zeros((1, 1, 4)))
+    given = Given(reference=(jax.random.normal(keys[1], (1, 2, *LATENT, 3)),))
+    variables = wan.init(keys[2], latents, jnp.ones((1,)), text, given, method="embed")
+    tokens = wan.apply(variables, latents, jnp.ones((1,)), text, given, method="embed")
     connector = CanvasConnector(CanvasConnectorConfig(64, dit_block=False))
     canvas = jax.random.normal(keys[3], (1, 3, 2, 4, 64))
     added = connector.apply({"params": {}}, tokens, canvas, method="add")
@@ -264,8 +283,8 @@ def test_the_empty_prompt_of_a_dit_s_own_encoder_goes_without_instruction():
     assert empty["text_mask"].tolist() == [True] + [False] * (len(empty["text_mask"]) - 1)
     plain = TextRows(tokenizer, 6, instruction="")("")
     states, mask = jnp.asarray(empty["text_tokens"], jnp.float32)[None, :, None], jnp.asarray(empty["text_mask"])[None]
-    kept, seen = sana_context(states, mask, 6)
-    np.testing.assert_array_equal(kept[0, :, 0], plain["text_tokens"].astype(np.float32))
-    np.testing.assert_array_equal(seen[0], plain["text_mask"])
+    kept = first_and_last(States(states, mask), 6)
+    np.testing.assert_array_equal(kept.states[0, :, 0], plain["text_tokens"].astype(np.float32))
+    np.testing.assert_array_equal(kept.mask[0], plain["text_mask"])
     silent = TextRows(tokenizer, 6, instruction="paint it ", reads_prompt=False)
     np.testing.assert_array_equal(silent("a cat")["text_tokens"], plain["text_tokens"])

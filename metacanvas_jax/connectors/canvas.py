@@ -13,7 +13,7 @@ import jax
 from einops import rearrange, repeat
 from jaxtyping import Array, Float
 
-from metacanvas_jax.dit.sana.network import SanaBlock
+from metacanvas_jax.dit.blocks import LinearBlock
 from metacanvas_jax.kernels.attention import attention
 from metacanvas_jax.nn.layers import Dense, Dtype, LayerNorm, RMSNorm, zeros_init
 from metacanvas_jax.nn.modulation import AdaLNSingle
@@ -124,7 +124,7 @@ class CanvasConnector(nn.Module):
         if c.dit_block:
             if c.time_modulation:
                 self.time = AdaLNSingle(c.width, c.dtype)
-            self.dit = SanaBlock(c.width // c.head_width, int(c.mlp_ratio * c.width), c.dtype)
+            self.dit = LinearBlock(c.width // c.head_width, int(c.mlp_ratio * c.width), c.dtype)
             self.dit_zero = Dense(c.width, ("embed", None), c.dtype, kernel_init=zeros_init)
 
     def __call__(self, hidden: Float[Array, "b k y x d"], tokens: Tokens) -> Tokens:

@@ -1,14 +1,16 @@
-"""The context connector: MLLM hidden states to what a DiT reads as text."""
+"""The context connector: from hidden states of the MLLM to the text states of a DiT."""
 
 import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm
 from metacanvas_jax.parallel.activations import constrain
+from metacanvas_jax.types import States
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -64,3 +66,9 @@ class ContextConnector(nn.Module):
         x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
         x = Dense(c.out_width, ("mlp", "embed"), c.dtype, name="fc2")(x)
         return RMSNorm(1e-6, name="norm")(x) if c.out_norm else x
+
+
+def joined(*parts: States) -> States:
+    """Texts one after the other, in the dtype of the first. All of them need a mask."""
+    states = [part.states.astype(parts[0].states.dtype) for part in parts]
+    return States(jnp.concatenate(states, axis=1), jnp.concatenate([part.mask for part in parts], axis=1))

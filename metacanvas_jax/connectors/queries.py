@@ -7,10 +7,14 @@ import dataclasses
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from einops import rearrange
+from jaxtyping import Array, Float
 
-from metacanvas_jax.mllm.canvas import CanvasConfig, tokens_init
+from metacanvas_jax.connectors.context import joined
+from metacanvas_jax.mllm.base import Mllm
+from metacanvas_jax.mllm.canvas import CanvasConfig, tokens_init, write_canvas
 from metacanvas_jax.nn.layers import Dtype
+from metacanvas_jax.types import Context, States
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,21 +47,15 @@ class Queries(nn.Module):
     width: int
     dtype: Dtype = "float32"
 
-    @property
-    def positions(self) -> CanvasConfig:
-        """How the MLLM numbers them."""
-        return self.config.positions
-
     @nn.compact
     def __call__(self) -> Float[Array, "1 1 n d"]:
         """The queries in the MLLM's width."""
         init = nn.with_logical_partitioning(tokens_init, (None, "embed"))
         return self.param("tokens", init, (self.config.count, self.width)).astype(self.dtype)[None, None]
 
-
-def append_queries(
-    hidden: Float[Array, "b l d"], mask: Bool[Array, "b l"], queries: Float[Array, "b n d"]
-) -> tuple[Float[Array, "b l+n d"], Bool[Array, "b l+n"]]:
-    """Text states, then what the MLLM wrote on the queries; all queries may be seen."""
-    seen = jnp.ones(queries.shape[:2], bool)
-    return jnp.concatenate([hidden, queries.astype(hidden.dtype)], axis=1), jnp.concatenate([mask, seen], axis=1)
+    def states(self, mllm: Mllm, context: Context, *, deterministic: bool = True) -> States:
+        """What the context connector reads: the MLLM's states of the queries, alone or after those of the prompt."""
+        written = write_canvas(mllm, self(), context, self.config.positions, deterministic=deterministic)
+        written = rearrange(written, "b 1 1 n d -> b n d")
+        queries = States(written, jnp.ones(written.shape[:2], bool))
+        return joined(States(context.hidden, context.mask), queries) if self.config.after_context else queries

@@ -11,7 +11,7 @@ from metacanvas_jax.build import DITS, VAES
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL, example
 from metacanvas_jax.text.gemma2.network import Gemma2, Gemma2Config
 from metacanvas_jax.train import store
-from metacanvas_jax.types import Condition, Params
+from metacanvas_jax.types import Given, Params, States, Text
 from metacanvas_jax.weights import published
 from metacanvas_jax.weights.hf_export import new_folder
 
@@ -44,7 +44,7 @@ def abstract_params(config: Any) -> Params:
         network, arguments = Qwen25VL(config), example(config)
     elif isinstance(config, Gemma2Config):
         tokens = jnp.zeros((1, 1), jnp.int32)
-        network, arguments = Gemma2(config), (tokens, tokens == 0)
+        network, arguments = Gemma2(config), (Text(tokens, tokens == 0),)
     elif any(isinstance(config, cls) for cls, _ in VAES.values()):
         network = next(module for cls, module in VAES.values() if isinstance(config, cls))(config)
         arguments = (jnp.zeros((1, 1, config.spatial, config.spatial, 3)),)
@@ -54,10 +54,9 @@ def abstract_params(config: Any) -> Params:
     return nn.meta.unbox(jax.eval_shape(network.init, jax.random.key(0), *arguments))["params"]
 
 
-def _dit_arguments(config: Any) -> tuple[jax.Array, jax.Array, Condition]:
+def _dit_arguments(config: Any) -> tuple[jax.Array, jax.Array, States, Given]:
     latents = jnp.zeros((1, 1, 4, 4, config.latent_channels))
-    condition = Condition(jnp.zeros((1, 1, config.context_width)), jnp.ones((1, 1), bool))
+    text, given = States(jnp.zeros((1, 1, config.context_width)), jnp.ones((1, 1), bool)), Given()
     if hasattr(config, "pooled_width"):
-        guidance = jnp.ones((1,)) if config.guidance else None
-        condition = condition.replace(pooled=jnp.zeros((1, config.pooled_width)), guidance=guidance)
-    return latents, jnp.ones((1,)), condition
+        given = Given(pooled=jnp.zeros((1, config.pooled_width)), guidance=jnp.ones((1,)) if config.guidance else None)
+    return latents, jnp.ones((1,)), text, given

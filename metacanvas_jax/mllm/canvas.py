@@ -8,11 +8,13 @@ import dataclasses
 
 import flax.linen as nn
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from metacanvas_jax.mllm.base import Mllm
 from metacanvas_jax.nn.layers import Dtype
 from metacanvas_jax.nn.resize import linear_resize
-from metacanvas_jax.types import Grid
+from metacanvas_jax.types import Context, Grid
 
 tokens_init = nn.initializers.normal(0.02)
 
@@ -65,6 +67,17 @@ def canvas_positions(next_position: Int[Array, " b"], shape: Grid, config: Canva
         time = jnp.floor(offsets[0].astype(jnp.float32) * config.spacing).astype(jnp.int32)
         offsets = offsets.at[0].set(time)
     return offsets[:, None] + next_position.astype(jnp.int32)[None, :, None]
+
+
+def write_canvas(
+    mllm: Mllm, tokens: Float[Array, "k y x d"], context: Context, config: CanvasConfig, *, deterministic: bool = True
+) -> Float[Array, "b k y x d"]:
+    """Hidden states of learnable tokens that the MLLM reads after the prompt, at the positions of ``config``."""
+    k, y, x, _ = tokens.shape
+    positions = canvas_positions(context.next_position, (k, y, x), config)
+    batch = rearrange(tokens, "k y x d -> 1 (k y x) d").repeat(context.hidden.shape[0], axis=0)
+    hidden = mllm.write(batch, positions, context, bidirectional=config.bidirectional, deterministic=deterministic)
+    return rearrange(hidden, "b (k y x) d -> b k y x d", k=k, y=y, x=x)
 
 
 class CanvasTokens(nn.Module):

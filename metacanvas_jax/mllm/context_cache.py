@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.qwen2_5_vl.prompt import Prompt, Prompter
-from metacanvas_jax.types import Context, Grid, KeyValues, MllmInputs
+from metacanvas_jax.types import Context, Grid, KeyValues, MllmInputs, States
 
 VERSION = "2"  # of what is stored; another one is another key
 
@@ -67,8 +67,8 @@ class ContextCache:
     """A folder of contexts of one model.
 
     ``identity`` names weights and configuration (their hash). With ``keys_values=False`` only hidden states are kept,
-    about ``2 * layers * kv_heads * head_width / width`` times smaller: enough without a canvas, while a canvas run
-    computes keys and values again.
+    which are smaller by a factor of about ``2 * layers * kv_heads * head_width / width``. That is enough for a run
+    without canvas and queries; a run with them needs a folder with keys and values.
     """
 
     def __init__(self, folder: str | Path, identity: str, *, keys_values: bool = True):
@@ -96,7 +96,7 @@ class ContextCache:
             if context.cache is not None:
                 tensors |= {"keys": context.cache.keys[:, i, real], "values": context.cache.values[:, i, real]}
             if context.text is not None:
-                tensors |= {"text": context.text[i], "text_mask": context.text_mask[i]}
+                tensors |= {"text": context.text.states[i], "text_mask": context.text.mask[i]}
             _write_whole(self.path(key), {name: np.ascontiguousarray(x) for name, x in tensors.items()})
 
     def load(self, keys: Sequence[str], length: int, *, pad_left: bool = False) -> Context:
@@ -169,7 +169,7 @@ def _batched(rows: Sequence[dict[str, np.ndarray]], mask: Bool[np.ndarray, "b l"
     context = Context(hidden=gather("hidden", 0), mask=mask, cache=cache, next_position=start)
     if "text" not in rows[0]:
         return context
-    return context.replace(**{name: np.stack([row[name] for row in rows]) for name in ("text", "text_mask")})
+    return context.replace(text=States(*(np.stack([row[name] for row in rows]) for name in ("text", "text_mask"))))
 
 
 def _write_whole(path: Path, tensors: dict[str, np.ndarray]) -> None:

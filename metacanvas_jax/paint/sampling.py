@@ -14,11 +14,10 @@ from metacanvas_jax.diffusion.flow import Latents, Time
 from metacanvas_jax.diffusion.guidance import classifier_free, pair
 from metacanvas_jax.diffusion.samplers import Method, sample
 from metacanvas_jax.diffusion.schedules import Schedule
-from metacanvas_jax.dit.wan.network import first_frame_inputs, replace_first_frame
 from metacanvas_jax.metacanvas import MetaCanvas
-from metacanvas_jax.tasks import TASKS, TaskName, canvas_shape, condition
+from metacanvas_jax.tasks import TASKS, TaskName, canvas_shape, clean_first_levels, for_dit, replace_first_frame
 from metacanvas_jax.train.objectives import Batch, given_latents, mllm_inputs
-from metacanvas_jax.types import Condition, Grid, MllmInputs, Params, Plan
+from metacanvas_jax.types import Given, Grid, MllmInputs, Params, Plan
 from metacanvas_jax.vae.tiling import tiled_decode
 
 Guide = TypeVar("Guide")
@@ -69,8 +68,7 @@ def draw(
         return sample(bound, noise, recipe.schedule, recipe.method, stop=stop)
 
     def after_first(z: Latents, t: Time) -> Latents:
-        seen, levels, _ = first_frame_inputs(z, first, t)
-        return bound(seen, levels)
+        return bound(replace_first_frame(z, first), clean_first_levels(t, z.shape[1]))
 
     drawn = sample(after_first, noise, recipe.schedule, recipe.method, stop=stop)
     return replace_first_frame(drawn, first)
@@ -85,7 +83,7 @@ read for a first frame only; ``empty`` is the same without its prompt, for guida
 class Target:
     """What is painted: the grid of its latents, its task, and how the DiT is told what the task gives it.
 
-    ``channels`` and ``told`` (a scale) are those of ``tasks.condition``. ``canvas`` False leaves a canvas that the
+    ``channels`` and ``told`` (a scale) are those of ``tasks.for_dit``. ``canvas`` False leaves a canvas that the
     model has out. ``tile`` is the side in latents of the tiles that are decoded one by one (0: all at once).
     """
 
@@ -109,30 +107,38 @@ def make_painter(model: MetaCanvas, vae: nn.Module, recipe: Recipe, target: Targ
         variables = {"params": {name: tree for name, tree in params.items() if name != "vae"}}
         inputs = mllm_inputs(batch)
         noise = jax.random.normal(key, (inputs.tokens.shape[0], *target.latents, vae.channels), jnp.float32)
-        given = given_latents(vae, params["vae"], TaskName(target.task), batch)
+        latents = given_latents(vae, params["vae"], TaskName(target.task), batch)
 
         def planned(inputs: MllmInputs) -> Plan:
             shape = None if model.canvas is None else canvas_shape(model.canvas.config.shape, target.latents[0])
             plan = model.apply(variables, model.apply(variables, inputs, method="read"), shape, method="plan")
             return plan if target.canvas else plan.replace(canvas=None)
 
-        def velocity(latents: Latents, time: Time, guide: tuple[Plan, Condition]) -> Latents:
+        def velocity(latents: Latents, time: Time, guide: tuple[Plan, Given]) -> Latents:
             return model.apply(variables, latents, time, *guide, method="velocity")
 
         plan = planned(inputs)
-        told = condition(given, plan.context, noise, channels=target.channels, guidance=target.told)
-        nothing = None if recipe.guidance == 1.0 else (planned(empty), told)
-        first = given.first if row.first_frame == "clean" else None
-        painted = draw(velocity, (plan, told), noise, recipe, empty=nothing, first=first)
+        given = for_dit(latents, noise, channels=target.channels, guidance=target.told)
+        nothing = None if recipe.guidance == 1.0 else (planned(empty), given)
+        first = latents.first if row.first_frame == "clean" else None
+        painted = draw(velocity, (plan, given), noise, recipe, empty=nothing, first=first)
         canvas = None
         if maps and plan.canvas is not None:
             middle = recipe.schedule.step_near(MAP_TIME)
-            halfway = draw(velocity, (plan, told), noise, recipe, empty=nothing, first=first, stop=middle)
+            halfway = draw(velocity, (plan, given), noise, recipe, empty=nothing, first=first, stop=middle)
             time = jnp.full(noise.shape[:1], recipe.schedule.times[middle], jnp.float32)
-            canvas = model.apply(variables, halfway, time, plan, method="canvas_features")
+            canvas = model.apply(variables, halfway, time, plan, given, method=canvas_features)
         return Painted(decode(vae, params["vae"], painted, target.tile), canvas)
 
     return jax.jit(paint)
+
+
+def canvas_features(
+    model: MetaCanvas, latents: Latents, time: Time, plan: Plan, given: Given
+) -> Float[Array, "b t h w d"]:
+    """What the canvas connector adds to the patch tokens: the canvas maps of the paper (figure 5)."""
+    bare = model.dit.embed(latents, time, plan.text, given)
+    return model.embed(latents, time, plan, given).grid - bare.grid
 
 
 def decode(vae: nn.Module, params: Params, latents: Latents, tile: int = 0) -> Float[Array, "b t h w 3"]:

@@ -12,7 +12,7 @@ PARTS = (
     ("optimizer", re.compile(r"\b(optimizer|ema)\b")),
     (VAE, re.compile(rf"\b({VAES})\b")),
     ("text encoder", re.compile(r"\btext\.(encode|__call__)|/text/")),
-    (CANVAS_WRITE, re.compile(r"mllm\.write|MetaCanvas\.write|/canvas/")),
+    (CANVAS_WRITE, re.compile(r"mllm\.write|/canvas/")),
     (CANVAS_CONNECTOR, re.compile(r"canvas_connector")),
     ("context connector", re.compile(r"context_connector")),
     ("MLLM prefix", re.compile(r"mllm\.|MetaCanvas\.read")),

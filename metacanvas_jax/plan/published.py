@@ -18,7 +18,7 @@ from metacanvas_jax.plan.programs import Program, abstract_key, device_bytes, sp
 from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
 from metacanvas_jax.train.state import abstract_state
 from metacanvas_jax.train.step import make_step
-from metacanvas_jax.types import Condition
+from metacanvas_jax.types import Given, States
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,18 +59,20 @@ def dit_program(name: str, network: nn.Module, inputs: dict[str, Any], mesh: Mes
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-5))
     batch = {key: jax.ShapeDtypeStruct(shape, dtype) for key, (shape, dtype) in inputs.items()}
 
+    def conditions(batch):
+        return States(batch["context"]), Given(pooled=batch.get("pooled"), guidance=batch.get("guidance"))
+
     def loss(trainable, frozen, batch, key):
         noise_key, time_key = jax.random.split(key)
         latents = batch["latents"]
-        condition = Condition(**{key: value for key, value in batch.items() if key != "latents"})
+        text, given = conditions(batch)
         noise = jax.random.normal(noise_key, latents.shape, latents.dtype)
         time = sample_time(time_key, latents.shape[:1], TimeConfig())
-        velocity = lambda z, t: network.apply({"params": trainable}, z, t, condition)  # noqa: E731
+        velocity = lambda z, t: network.apply({"params": trainable}, z, t, text, given)  # noqa: E731
         return flow_loss(velocity, latents, noise, time), {}
 
     def init(key, batch):
-        condition = Condition(**{key: value for key, value in batch.items() if key != "latents"})
-        return network.init(key, batch["latents"], jnp.ones(batch["latents"].shape[:1]), condition)["params"]
+        return network.init(key, batch["latents"], jnp.ones(batch["latents"].shape[:1]), *conditions(batch))["params"]
 
     boxed = jax.eval_shape(init, jax.random.key(0), batch)
     params = placed(boxed, shardings(boxed, mesh))

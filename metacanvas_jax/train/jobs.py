@@ -18,7 +18,7 @@ from metacanvas_jax.data.inputs import batches
 from metacanvas_jax.data.shapes import latent_grid, smallest_inputs
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.context_cache import ContextCache
-from metacanvas_jax.tasks import Given
+from metacanvas_jax.tasks import GivenLatents
 from metacanvas_jax.train import contexts, objectives, store, weights
 from metacanvas_jax.train.job import FitConfig, Job
 from metacanvas_jax.trees import flat, nested, partition
@@ -109,15 +109,9 @@ def initial(experiment: Experiment, key: Key[Array, ""]) -> Params:
     vae = autoencoder(experiment)
     size = experiment.shapes[0].size
     latents = jnp.zeros((1, 1, *latent_grid(experiment)[1:], vae.channels), jnp.float32)
-    condition = tasks.condition(
-        Given(),
-        jnp.zeros((1, 1, 1), jnp.float32),
-        latents,
-        channels=experiment.given_channels,
-        guidance=experiment.dit_guidance,
-    )
+    given = tasks.for_dit(GivenLatents(), latents, channels=experiment.given_channels, guidance=experiment.dit_guidance)
     keys = {"params": key, "dropout": key}
-    params = model.init(keys, inputs, latents, jnp.ones((1,), jnp.float32), condition)["params"]
+    params = model.init(keys, inputs, latents, jnp.ones((1,), jnp.float32), given)["params"]
     vae_params = vae.init(key, jnp.zeros((1, 1, *size, 3), jnp.float32))["params"]
     return params | {"vae": vae_params}
 

@@ -26,7 +26,7 @@ from metacanvas_jax.data.samples import LATENTS
 from metacanvas_jax.diffusion.flow import TimeConfig, flow_loss, sample_time
 from metacanvas_jax.metacanvas import MetaCanvas
 from metacanvas_jax.mllm.qwen2_5_vl.network import Qwen25VL
-from metacanvas_jax.tasks import TASKS, Given, TaskName
+from metacanvas_jax.tasks import TASKS, GivenLatents, TaskName
 from metacanvas_jax.train.contexts import samples_first
 from metacanvas_jax.train.step import Loss, Metrics, Prepare
 from metacanvas_jax.trees import merge
@@ -41,7 +41,7 @@ class Prepared:
 
     context: Context
     latents: Float[Array, "b t h w c"]
-    given: Given = dataclasses.field(default_factory=Given)
+    given: GivenLatents = dataclasses.field(default_factory=GivenLatents)
     task: TaskName = dataclasses.field(default_factory=TaskName)
 
 
@@ -80,21 +80,21 @@ def latents_of(vae: nn.Module, params: Params, batch: Batch, part: str) -> Float
     return rearrange(each, "(b r) 1 h w c -> b r h w c", r=batch[part].shape[1])
 
 
-def given_latents(vae: nn.Module, params: Params, task: TaskName, batch: Batch) -> Given:
+def given_latents(vae: nn.Module, params: Params, task: TaskName, batch: Batch) -> GivenLatents:
     """The latents of what a task gives to the DiT: its source, its references one by one, or its first frame.
 
     In a batch without target (sampling) ``source`` holds the first frame of image-to-video.
     """
     medium = TASKS[task.name].vae
     if medium == "source":
-        return Given(source=latents_of(vae, params, batch, "source"))
+        return GivenLatents(source=latents_of(vae, params, batch, "source"))
     if medium == "references":
-        return Given(references=latents_of(vae, params, batch, "references"))
+        return GivenLatents(references=latents_of(vae, params, batch, "references"))
     if medium == "first frame" and LATENTS["pixels"] in batch:  # of a causal autoencoder, which codes it on its own
-        return Given(first=latents_of(vae, params, batch, "pixels")[:, :1])
+        return GivenLatents(first=latents_of(vae, params, batch, "pixels")[:, :1])
     if medium == "first frame":
-        return Given(first=encode(vae, params, (batch.get("source", batch.get("pixels")))[:, :1]))
-    return Given()
+        return GivenLatents(first=encode(vae, params, (batch.get("source", batch.get("pixels")))[:, :1]))
+    return GivenLatents()
 
 
 def painting(
@@ -102,7 +102,7 @@ def painting(
 ) -> tuple[Prepare, Loss]:
     """Rectified flow of the DiT under the MLLM's plan (paper A.2). The frozen tree holds ``vae`` beside the model.
 
-    ``channels`` and ``guidance`` are those of ``tasks.condition``.
+    ``channels`` and ``guidance`` are those of ``tasks.for_dit``.
     """
 
     def prepare(frozen: Params, batch: Batch, key: Key[Array, ""]) -> Prepared:
@@ -129,8 +129,8 @@ def painting(
         noise = jax.random.normal(noise_key, prepared.latents.shape, prepared.latents.dtype)
         task, (samples, frames) = TASKS[prepared.task.name], noise.shape[:2]
         level = tasks.frame_levels(task, sample_time(time_key, (samples,), time), frames)
-        condition = tasks.condition(prepared.given, plan.context, noise, channels=channels, guidance=guidance)
-        velocity = lambda latents, t: model.apply(variables, latents, t, plan, condition, method="velocity")  # noqa: E731
+        given = tasks.for_dit(prepared.given, noise, channels=channels, guidance=guidance)
+        velocity = lambda latents, t: model.apply(variables, latents, t, plan, given, method="velocity")  # noqa: E731
         return flow_loss(velocity, prepared.latents, noise, level, tasks.loss_mask(task, samples, frames)), {}
 
     return prepare, loss

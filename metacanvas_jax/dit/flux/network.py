@@ -10,14 +10,17 @@ Noise level and guidance are multiplied by 1000 here, in float32; the reference 
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from metacanvas_jax.dit.base import DiT
 from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.kernels.prologue import LN2, prepare
 from metacanvas_jax.nn.layers import Dense, Dtype, Gain, along_last, contract, layer_norm, zeros_init
@@ -26,7 +29,7 @@ from metacanvas_jax.nn.rope import grid_rotation
 from metacanvas_jax.nn.stack import REMAT_CHOICES, entering, stack
 from metacanvas_jax.parallel.activations import constrain, constrain_grid
 from metacanvas_jax.parallel.context import whole_sequence
-from metacanvas_jax.types import Condition, Grid, Tokens
+from metacanvas_jax.types import Given, Grid, States, Tokens
 
 EPS = 1e-6
 POOLED_CHOICES = ("given", "zeros", "learned")
@@ -36,7 +39,7 @@ POOLED_CHOICES = ("given", "zeros", "learned")
 class FluxConfig:
     """Shape of a FLUX.1 transformer.
 
-    ``pooled`` says where the pooled text vector comes from: ``given`` (``Condition.pooled``, CLIP in the reference),
+    ``pooled`` says where the pooled text vector comes from: ``given`` (``Given.pooled``, CLIP in the reference),
     ``zeros``, or ``learned``: a linear projection of the mean of the context over its unmasked tokens, zero at
     initialisation and thus equal to ``zeros`` there. ``mask_context`` hides context tokens whose mask is False; the
     reference attends to its padding, so it is off by default.
@@ -281,10 +284,20 @@ class SingleBlock(nn.Module):
         return constrain(gated(x, y, gate), ("batch", "seq", "embed")), None
 
 
-class Flux(nn.Module):
-    """FLUX.1 transformer behind the contract of ``dit/base.py``."""
+@struct.dataclass
+class Carried:
+    """``Tokens.private`` of FLUX: one vector of time, guidance and pooled text; tokens of each reference image."""
+
+    vector: Any  # Float[Array, "b d"], or what a map over the tree puts in its place
+    references: tuple[tuple[int, int], ...] = struct.field(pytree_node=False)  # (rows, columns)
+
+
+class Flux(DiT):
+    """The velocity network. Images only: ``t`` is 1."""
 
     config: FluxConfig
+
+    references = True
 
     def setup(self) -> None:
         """Names the layers."""
@@ -304,98 +317,69 @@ class Flux(nn.Module):
         self.out = Dense(4 * config.latent_channels, ("embed", None), dtype)
 
     @property
-    def width(self) -> int:
-        """Width of the patch tokens."""
-        return self.config.width
-
-    @property
     def patch(self) -> Grid:
         """Latents per patch token."""
         return (1, 2, 2)
 
-    def __call__(
-        self, latents: Float[Array, "b t h w c"], time: Float[Array, "b"] | Float[Array, "b t"], condition: Condition
-    ) -> Float[Array, "b t h w c"]:
-        """The velocity, noise minus data, without canvas."""
-        return self.unembed(self.run(self.embed(latents, time, condition), condition))
-
-    def embed(
-        self, latents: Float[Array, "b t h w c"], time: Float[Array, "b"] | Float[Array, "b t"], condition: Condition
-    ) -> Tokens:
-        """Packs and projects the noisy latents and the reference images; raises ValueError for what FLUX cannot use.
-
-        Latents have one frame and even sides; reference images may be of any even size. ``time`` is the noise level in
-        [0, 1] per sample. ``Tokens.private`` is the vector ``[b d]`` of time, guidance and pooled text.
-        """
-        for name, z in (("latents", latents), *((f"reference {i}", z) for i, z in enumerate(condition.reference))):
-            self._check_latents(name, z)
-        if condition.context.shape[-1] != self.config.context_width:
-            found = condition.context.shape[-1]
-            raise ValueError(f"FLUX expects a context of width {self.config.context_width}, not {found}")
-        if time.ndim == 2 and time.shape[1] != 1:
-            raise ValueError(f"FLUX takes one noise level per sample, not {time.shape[1]}")
-        if condition.channels is not None:
-            raise ValueError("FLUX has no input channels for Condition.channels; use Condition.reference")
+    def embed(self, latents: Float[Array, "b 1 h w c"], time: Float[Array, " b"], text: States, given: Given) -> Tokens:
+        """Packs and projects the noisy latents and the reference images, which may have any even size."""
+        self.check_inputs(latents, time, text)
+        self.refuse(given, "channels")
+        for i, z in enumerate(given.reference):
+            self.check_latents(f"reference {i}", z)
         grid = self.patch_in(pack(latents))[:, None]
+        images = [self.patch_in(pack(z)) for z in given.reference]
         reference = None
-        if condition.reference:
-            parts = [rearrange(self.patch_in(pack(z)), "b h w d -> b (h w) d") for z in condition.reference]
-            reference = jnp.concatenate(parts, axis=1)
-        vector = self._vector(time[:, 0] if time.ndim == 2 else time, condition)
+        if images:
+            reference = jnp.concatenate([rearrange(x, "b h w d -> b (h w) d") for x in images], axis=1)
+        private = Carried(self._vector(time, text, given), tuple(x.shape[1:3] for x in images))
         grid = constrain_grid(grid, "embed")
-        return Tokens(grid=grid, time=time, reference=reference, private=vector)
+        return Tokens(grid=grid, time=time, reference=reference, private=private)
 
-    def run(self, tokens: Tokens, condition: Condition) -> Tokens:
-        """Both stacks of blocks over context, target and reference tokens."""
+    def run(self, tokens: Tokens, text: States) -> Tokens:
+        """Both stacks of blocks over text, target and reference tokens."""
         _, _, rows, columns, _ = tokens.grid.shape
-        text = self.context(condition.context)
+        vector, references = tokens.private.vector, tokens.private.references
+        context = self.context(text.states)
+        length = context.shape[1]
         image = rearrange(tokens.grid, "b 1 h w d -> b (h w) d")
         if tokens.reference is not None:
             image = jnp.concatenate([image, tokens.reference], axis=1)
-        sizes = tuple((z.shape[2] // 2, z.shape[3] // 2) for z in condition.reference)
-        cos, sin = joint_rotation(self.config, text.shape[1], ((rows, columns), *sizes))
-        mask = self._mask(condition, image.shape[1])
-        (text, image), _ = self.double((text, image), tokens.private, cos, sin, mask)
-        joint, _ = self.single(jnp.concatenate([text, image], axis=1), tokens.private, cos, sin, mask)
-        image = joint[:, text.shape[1] :]
+        cos, sin = joint_rotation(self.config, length, ((rows, columns), *references))
+        mask = self._mask(text, image.shape[1])
+        (context, image), _ = self.double((context, image), vector, cos, sin, mask)
+        joint, _ = self.single(jnp.concatenate([context, image], axis=1), vector, cos, sin, mask)
+        image = joint[:, length:]
         grid = rearrange(image[:, : rows * columns], "b (h w) d -> b 1 h w d", h=rows)
         reference = None if tokens.reference is None else image[:, rows * columns :]
         return tokens.replace(grid=grid, reference=reference)
 
     def unembed(self, tokens: Tokens) -> Float[Array, "b t h w c"]:
         """Final norm and projection of the target tokens; float32. The published order here is scale, then shift."""
-        scale, shift = jnp.split(self.modulation(jax.nn.silu(tokens.private)), 2, axis=-1)
+        scale, shift = jnp.split(self.modulation(jax.nn.silu(tokens.private.vector)), 2, axis=-1)
         x = modulate(layer_norm(tokens.grid[:, 0], eps=EPS), shift, scale)
         return unpack(self.out(x)).astype(jnp.float32)
 
-    def _check_latents(self, name: str, z: Float[Array, "b t h w c"]) -> None:
-        _, frames, rows, columns, channels = z.shape
-        if frames != 1 or rows % 2 or columns % 2 or channels != self.config.latent_channels:
-            raise ValueError(
-                f"FLUX {name} [t h w c] = {list(z.shape[1:])}: expected one frame, even sides and "
-                f"{self.config.latent_channels} channels"
-            )
-
-    def _vector(self, time: Float[Array, " b"], condition: Condition) -> Float[Array, "b d"]:
+    def _vector(self, time: Float[Array, " b"], text: States, given: Given) -> Float[Array, "b d"]:
         config = self.config
-        if (condition.guidance is not None) != config.guidance:
-            raise ValueError(f"Condition.guidance must be set if and only if the config has guidance={config.guidance}")
-        if (condition.pooled is not None) != (config.pooled == "given"):
-            raise ValueError(f"Condition.pooled must be set if and only if pooled='given'; it is {config.pooled!r}")
+        if (given.guidance is not None) != config.guidance:
+            raise ValueError(f"Given.guidance must be set if and only if the config has guidance={config.guidance}")
+        if (given.pooled is not None) != (config.pooled == "given"):
+            raise ValueError(f"Given.pooled must be set if and only if pooled='given'; it is {config.pooled!r}")
         if config.pooled == "given":
-            pooled = condition.pooled
+            pooled = given.pooled
         elif config.pooled == "learned":
-            pooled = self.pool(masked_mean(condition.context, condition.mask))
+            pooled = self.pool(masked_mean(text.states, text.mask))
         else:
             pooled = jnp.zeros((time.shape[0], config.pooled_width), config.dtype)
         vector = self.time(1000.0 * time.astype(jnp.float32))
         if config.guidance:
-            vector = vector + self.guidance(1000.0 * condition.guidance.astype(jnp.float32))
+            vector = vector + self.guidance(1000.0 * given.guidance.astype(jnp.float32))
         return vector + self.pooled(pooled)
 
-    def _mask(self, condition: Condition, images: int) -> Bool[Array, "b m"] | None:
+    def _mask(self, text: States, images: int) -> Bool[Array, "b m"] | None:
         if not self.config.mask_context:
             return None
-        if condition.mask is None:
-            raise ValueError("mask_context=True needs Condition.mask")
-        return jnp.concatenate([condition.mask, jnp.ones((condition.mask.shape[0], images), bool)], axis=1)
+        if text.mask is None:
+            raise ValueError("mask_context=True needs States.mask")
+        return jnp.concatenate([text.mask, jnp.ones((text.mask.shape[0], images), bool)], axis=1)

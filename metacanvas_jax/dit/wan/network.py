@@ -22,6 +22,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
+from metacanvas_jax.dit.base import DiT
 from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.kernels.prologue import LN2, prepare
 from metacanvas_jax.nn.layers import Dense, Dtype, Gain, LayerNorm, RMSNorm, layer_norm, zeros_init
@@ -29,7 +30,7 @@ from metacanvas_jax.nn.modulation import TimeEmbed, table_init
 from metacanvas_jax.nn.rope import grid_rotation
 from metacanvas_jax.nn.stack import REMAT_CHOICES, entering, stack
 from metacanvas_jax.parallel.activations import constrain, constrain_grid
-from metacanvas_jax.types import Condition, Grid, Tokens
+from metacanvas_jax.types import Given, Grid, States, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class WanConfig:
     """Shape of a Wan transformer; the width is ``heads * head_width``.
 
     ``extra_channels`` are channels concatenated to the noisy latents (reference, condition and mask latents of
-    ``Condition.channels``); their input weights start at zero. ``freq`` is the width of the timestep's sinusoid.
+    ``Given.channels``); their input weights start at zero. ``freq`` is the width of the timestep's sinusoid.
     ``mask_context`` hides context tokens whose mask is False. Without it they are set to zero and attended to, as the
     reference does with its padding.
     """
@@ -209,10 +210,18 @@ def gated_sum(
     return (x.astype(jnp.float32) + gate * y.astype(jnp.float32)).astype(x.dtype)
 
 
-class Wan(nn.Module):
-    """Wan transformer behind the contract of ``dit/base.py``."""
+class Wan(DiT):
+    """The velocity network."""
 
     config: WanConfig
+
+    videos = True
+    references = True
+
+    @property
+    def given_channels(self) -> int:
+        """Number of input channels for ``Given.channels``."""
+        return self.config.extra_channels
 
     def setup(self) -> None:
         """Names the layers."""
@@ -229,38 +238,26 @@ class Wan(nn.Module):
         self.table = self.param("table", nn.with_logical_partitioning(table_init, (None, "embed")), (2, width))
         self.out = Dense(math.prod(config.patch) * config.latent_channels, ("embed", None), dtype)
 
-    @property
-    def width(self) -> int:
-        """Width of the patch tokens."""
-        return self.config.width
-
-    @property
-    def patch(self) -> Grid:
-        """Latents per patch token."""
-        return self.config.patch
-
-    def __call__(
-        self, latents: Float[Array, "b t h w c"], time: Float[Array, "b"] | Float[Array, "b t"], condition: Condition
-    ) -> Float[Array, "b t h w c"]:
-        """The velocity, noise minus data, without canvas."""
-        return self.unembed(self.run(self.embed(latents, time, condition), condition))
-
     def embed(
-        self, latents: Float[Array, "b t h w c"], time: Float[Array, "b"] | Float[Array, "b t"], condition: Condition
+        self,
+        latents: Float[Array, "b t h w c"],
+        time: Float[Array, "b"] | Float[Array, "b t"],
+        text: States,
+        given: Given,
     ) -> Tokens:
         """Patch tokens of the noisy frames, and those of the reference frames in ``Tokens.reference``.
 
-        ``time`` is the noise level in [0, 1], per sample or per noisy frame. ``Condition.reference`` are clean latents
-        of the same rows and columns, of any number of frames each. ``Condition.channels`` cover the noisy frames, then
-        reference frames get zeros, or the reference frames and the noisy frames. Raises ValueError for what Wan cannot
-        use.
+        ``Given.reference`` are clean latents of the same rows and columns, of any number of frames each.
+        ``Given.channels`` are for the noisy frames (reference frames then get zeros), or for the reference frames and
+        the noisy frames.
         """
-        self._check(latents, time, condition)
-        frames = jnp.concatenate([*condition.reference, latents], axis=1)
+        self.check_inputs(latents, time, text)
+        self._check_given(latents, given)
+        frames = jnp.concatenate([*given.reference, latents], axis=1)
         references = frames.shape[1] - latents.shape[1]
         grid = self.patch_in(patches(frames, self.config.patch))
         if self.config.extra_channels:
-            channels = condition.channels
+            channels = given.channels
             missing = frames.shape[1] - channels.shape[1]
             channels = jnp.pad(channels, ((0, 0), (missing, 0), (0, 0), (0, 0), (0, 0)))
             grid = grid + self.extra_in(patches(channels, self.config.patch))
@@ -275,7 +272,7 @@ class Wan(nn.Module):
         reference = rearrange(grid[:, :references], "b t h w d -> b (t h w) d") if references else None
         return Tokens(grid=grid[:, references:], time=time, reference=reference, private=Carried(embedded, chunks))
 
-    def run(self, tokens: Tokens, condition: Condition) -> Tokens:
+    def run(self, tokens: Tokens, text: States) -> Tokens:
         """The blocks, over reference and noisy frames."""
         _, frames, rows, columns, _ = tokens.grid.shape
         x = rearrange(tokens.grid, "b t h w d -> b (t h w) d")
@@ -286,7 +283,7 @@ class Wan(nn.Module):
         total = frames + references // (rows * columns)
         positions = (np.arange(total), np.arange(rows), np.arange(columns))
         rotation = grid_rotation(positions, self.config.rope_axes, self.config.theta)
-        context, mask = self._context(condition)
+        context, mask = self._context(text)
         x, _ = self.blocks(x, context, tokens.private.chunks, rotation, mask)
         grid = rearrange(x[:, references:], "b (t h w) d -> b t h w d", t=frames, h=rows)
         return tokens.replace(grid=grid, reference=x[:, :references] if references else None)
@@ -303,68 +300,31 @@ class Wan(nn.Module):
         x = rearrange(x, "b (t h w) i -> b t h w i", t=frames, h=tokens.grid.shape[2])
         return unpatches(x, self.config.patch).astype(jnp.float32)
 
-    def _context(self, condition: Condition) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"] | None]:
-        states, mask = condition.context, condition.mask
+    def _context(self, text: States) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"] | None]:
+        states, mask = text.states, text.mask
         if mask is None and self.config.mask_context:
-            raise ValueError("mask_context=True needs Condition.mask")
+            raise ValueError("mask_context=True needs States.mask")
         if mask is not None and not self.config.mask_context:
             states, mask = jnp.where(mask[:, :, None], states, jnp.zeros_like(states)), None
         return self.context_fc2(jax.nn.gelu(self.context_fc1(states))), mask
 
-    def _check(self, latents: jax.Array, time: jax.Array, condition: Condition) -> None:
-        config = self.config
-        _, frames, rows, columns, channels = latents.shape
-        if rows % config.patch[1] or columns % config.patch[2] or channels != config.latent_channels:
-            raise ValueError(
-                f"Wan latents [t h w c] = {list(latents.shape[1:])}: expected {config.latent_channels} channels and "
-                f"rows and columns that are multiples of {config.patch[1:]}"
-            )
-        if time.ndim == 2 and time.shape[1] != frames:
-            raise ValueError(f"Wan got {time.shape[1]} noise levels per sample for {frames} noisy frames")
-        if condition.context.shape[-1] != config.context_width:
-            raise ValueError(
-                f"Wan expects a context of width {config.context_width}, not {condition.context.shape[-1]}"
-            )
-        for i, z in enumerate(condition.reference):
+    def _check_given(self, latents: Float[Array, "b t h w c"], given: Given) -> None:
+        _, frames, rows, columns, _ = latents.shape
+        extra = self.config.extra_channels
+        self.refuse(given, "pooled", "guidance")
+        for i, z in enumerate(given.reference):
             if z.shape[2:] != latents.shape[2:]:
                 raise ValueError(
                     f"Wan reference {i} [h w c] = {list(z.shape[2:])}: expected that of the latents, "
                     f"{list(latents.shape[2:])}"
                 )
-        if (condition.channels is not None) != bool(config.extra_channels):
-            raise ValueError(
-                f"Condition.channels must be set if and only if the config has extra_channels; it has "
-                f"{config.extra_channels}"
-            )
-        if condition.channels is not None:
-            total = frames + sum(z.shape[1] for z in condition.reference)
-            found = condition.channels.shape[1:]
-            if found[0] not in (frames, total) or found[1:] != (rows, columns, config.extra_channels):
+        if (given.channels is not None) != bool(extra):
+            raise ValueError(f"Given.channels must be set if and only if the config has extra_channels; it has {extra}")
+        if given.channels is not None:
+            total = frames + sum(z.shape[1] for z in given.reference)
+            found = given.channels.shape[1:]
+            if found[0] not in (frames, total) or found[1:] != (rows, columns, extra):
                 raise ValueError(
-                    f"Condition.channels [t h w c] = {list(found)}: expected {config.extra_channels} channels, "
+                    f"Given.channels [t h w c] = {list(found)}: expected {extra} channels, "
                     f"{rows}x{columns} and {frames} noisy frames (or {total} with the references)"
                 )
-        for name in ("pooled", "guidance"):
-            if getattr(condition, name) is not None:
-                raise ValueError(f"Wan cannot use Condition.{name}")
-
-
-def replace_first_frame(
-    latents: Float[Array, "b t h w c"], image: Float[Array, "b 1 h w c"]
-) -> Float[Array, "b t h w c"]:
-    """The latents with the clean latent of an image as their first frame; also what sampling ends with."""
-    return jnp.concatenate([image.astype(latents.dtype), latents[:, 1:]], axis=1)
-
-
-def first_frame_inputs(
-    noisy: Float[Array, "b t h w c"], image: Float[Array, "b 1 h w c"], time: Float[Array, " b"]
-) -> tuple[Float[Array, "b t h w c"], Float[Array, "b t"], Bool[Array, "b t 1 1"]]:
-    """First-frame image-to-video: latents, noise level per frame, and the mask of what counts in the loss.
-
-    The first frame is the clean latent of the image at noise level 0; what the network predicts for it has no meaning
-    and does not count. The same in training and in every sampling step (paper, Fig. 3; diffusers
-    ``pipeline_wan_i2v.py`` with ``expand_timesteps``).
-    """
-    free = jnp.broadcast_to(jnp.arange(noisy.shape[1]) > 0, noisy.shape[:2])
-    level = jnp.where(free, time[:, None], jnp.zeros_like(time)[:, None])
-    return replace_first_frame(noisy, image), level, free[:, :, None, None]

@@ -95,6 +95,11 @@ class Qwen25VL(nn.Module):
 
     config: MllmConfig
 
+    @property
+    def width(self) -> int:
+        """Width of a hidden state."""
+        return self.config.language.width
+
     def setup(self):
         """Parameters."""
         self.language = Language(self.config.language)
@@ -112,10 +117,12 @@ class Qwen25VL(nn.Module):
     def encode(self, inputs: MllmInputs, *, cache: bool = True) -> Context:
         """Reads text and media. ``hidden`` is after the final norm; ``cache=False`` leaves the cache None.
 
-        No adapter takes part. Differentiable in all parameters; a frozen model stops the gradient outside.
+        No adapter acts. Differentiable in all parameters; a frozen model stops the gradient outside.
         Raises ValueError for media without a vision tower.
         """
         hidden, past = self.language.read(self.embed(inputs), inputs.positions, inputs.mask, cache=cache)
+        if self.is_initializing():
+            self.logits(hidden)  # makes the head, which belongs to the published weights
         return Context(
             hidden=hidden, mask=inputs.mask, cache=past, next_position=next_position(inputs.positions, inputs.mask)
         )

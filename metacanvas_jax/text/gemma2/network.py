@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from metacanvas_jax.nn.layers import Dense, Dtype, rms_norm, zeros_init
 from metacanvas_jax.nn.rope import inverse_frequencies, rotate
 from metacanvas_jax.parallel.activations import constrain, part
+from metacanvas_jax.types import States, Text
 
 # The instruction SANA's published networks were trained with (NVlabs/Sana, sana_config, "chi_prompt").
 INSTRUCTION = "\n".join(
@@ -144,15 +145,16 @@ class Layer(nn.Module):
 
 
 class Gemma2(nn.Module):
-    """Token ids to hidden states after the final norm."""
+    """Token ids to hidden states after the final norm: the first and the last ``length - 1``, or all of them (None)."""
 
     config: Gemma2Config
+    length: int | None = None
 
     @nn.compact
     @part("mllm")
-    def __call__(self, tokens: Int[Array, "b n"], mask: Bool[Array, "b n"]) -> Float[Array, "b n d"]:
-        """``mask`` is False on padding, which stands on the right; its states mean nothing."""
-        c = self.config
+    def __call__(self, text: Text) -> States:
+        """Padding stands on the right; its states mean nothing."""
+        c, tokens, mask = self.config, text.tokens, text.mask
         n = tokens.shape[1]
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
         table = self.param("embedding", init, (c.vocab, c.width))
@@ -175,7 +177,8 @@ class Gemma2(nn.Module):
         )
         sliding = jnp.arange(c.layers) % 2 == 0
         x, _ = layers(c, name="layers")(x, sliding, jnp.cos(angles), jnp.sin(angles), seen, window)
-        return Norm(c.eps, name="norm")(x)
+        states = States(Norm(c.eps, name="norm")(x), mask)
+        return states if self.length is None else first_and_last(states, self.length)
 
 
 def sana_tokens(
@@ -189,7 +192,7 @@ def sana_tokens(
     """Ids and mask ``[b n]`` of prompts (host side): instruction and prompt, lower case, cut or padded on the right.
 
     ``tokenize`` puts the beginning-of-sequence token first. With an instruction the sequence is ``length - 2`` longer
-    than the instruction, so that ``sana_context`` keeps ``length`` states; the unconditional prompt has none
+    than the instruction, so that ``first_and_last`` keeps ``length`` states; the unconditional prompt has none
     (``instruction=""``).
     """
     total = len(tokenize(instruction)) + length - 2 if instruction else length
@@ -202,9 +205,8 @@ def sana_tokens(
     return ids, mask
 
 
-def sana_context(
-    hidden: Float[Array, "b n d"], mask: Bool[Array, "b n"], length: int = 300
-) -> tuple[Float[Array, "b l d"], Bool[Array, "b l"]]:
-    """What SANA reads of the states: the first one and the last ``length - 1``."""
-    keep = np.concatenate([[0], np.arange(hidden.shape[1] - length + 1, hidden.shape[1])])
-    return hidden[:, keep], mask[:, keep]
+def first_and_last(text: States, length: int) -> States:
+    """The first state and the last ``length - 1``: without the instruction between them."""
+    total = text.states.shape[1]
+    keep = np.concatenate([[0], np.arange(total - length + 1, total)])
+    return States(text.states[:, keep], text.mask[:, keep])
