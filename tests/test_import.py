@@ -203,6 +203,30 @@ def test_shards_of_both_libraries_and_other_names_are_found(tmp_path):
         assert_params(load_params(folder, TABLE, abstract()), tensors)
 
 
+@pytest.mark.parametrize("variant", ["bf16", "fp16"])
+def test_a_folder_with_one_sharded_variant_is_read(tmp_path, variant):
+    tensors, names = published(), [f"model.{variant}-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    parts = dict(zip(names, (list(tensors)[::2], list(tensors)[1::2]), strict=True))
+    for shard, part in parts.items():
+        save_file({name: tensors[name] for name in part}, tmp_path / shard)
+    weight_map = {name: shard for shard, part in parts.items() for name in part}
+    (tmp_path / f"model.safetensors.index.{variant}.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert_params(load_params(tmp_path, TABLE, abstract()), tensors)
+    (tmp_path / "model.safetensors.index.other.json").write_text("{}")
+    with pytest.raises(UserError, match=r"among .*index\.\w+\.json, .*index\.other\.json; leave one set"):
+        load_params(tmp_path, TABLE, abstract())
+
+
+@pytest.mark.parametrize(
+    "spec", ['"shape": [1], "data_offsets": [0, 4, 8]', '"shape": [1e999], "data_offsets": [0, 4]']
+)
+def test_a_header_of_impossible_numbers_is_one_line(tmp_path, spec):
+    header = '{"w": {"dtype": "F32", ' + spec + "}}"
+    (tmp_path / "model.safetensors").write_bytes(_header(header.encode(), bytes(8)))
+    with pytest.raises(UserError, match="its header cannot be read"):
+        Checkpoint(tmp_path)
+
+
 def test_both_key_layouts_and_ignored_towers(tmp_path):
     tensors = published()
     renamed = {re.sub(r"^(embed|blocks\.\d\.q)\.weight", r"model.\1.weight", name): t for name, t in tensors.items()}

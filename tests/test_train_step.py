@@ -63,6 +63,31 @@ def test_microbatches_add_up_to_the_big_batch(plain, parts):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one.params, many.params)
 
 
+@pytest.mark.parametrize("parts", [2, 3, 12])
+def test_microbatches_count_by_their_weight(parts):
+    """A mean over tokens, of which the samples have 1 to 12: every token counts the same, however they are split."""
+
+    def over_tokens(trainable, frozen, prepared, key):
+        del frozen, key
+        error = prepared["x"] @ trainable["kernel"] - prepared["y"]
+        weight = jnp.sum(prepared["tokens"])
+        value = jnp.sum(prepared["tokens"] * jnp.mean(error**2, axis=1)) / weight
+        return value, {"largest": jnp.sum(prepared["tokens"] * jnp.max(error, axis=1)) / weight, "weight": weight}
+
+    def keep_tokens(frozen, batch, key):
+        return prepare(frozen, batch, key) | {"tokens": batch["tokens"]}
+
+    params, frozen, batch = problem()
+    batch |= {"tokens": jnp.arange(1.0, 13.0)}
+    whole = make_step(keep_tokens, over_tokens, OPTIMIZER)
+    split = make_step(keep_tokens, over_tokens, OPTIMIZER, accumulate=parts)
+    _, expected = whole(new_state(params, OPTIMIZER), frozen, batch, SEED)
+    _, metrics = split(new_state(params, OPTIMIZER), frozen, batch, SEED)
+    assert "weight" not in metrics and "weight" not in expected
+    for name in ("loss", "largest", "grad_norm"):
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+
+
 def test_microbatches_draw_different_noise_and_every_step_its_own():
     def noisy(trainable, frozen, prepared, key):
         return jnp.sum(trainable["kernel"] ** 2), {"draw": jax.random.uniform(key)}

@@ -158,7 +158,8 @@ def understanding(model: Qwen25VL, recall: int = 0, within: int | None = None) -
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
         right = (jnp.argmax(logits, axis=-1).astype(targets.dtype) == targets).astype(jnp.float32)
         total = jnp.maximum(jnp.sum(weights), 1.0)
-        answers, metrics = -jnp.sum(picked * weights) / total, {"accuracy": jnp.sum(right * weights) / total}
+        answers = -jnp.sum(picked * weights) / total
+        metrics = {"accuracy": jnp.sum(right * weights) / total, "weight": jnp.sum(weights)}
         if not recall:
             return answers, metrics
         logits = lambda hidden: model.apply(variables, hidden, method="logits")  # noqa: E731

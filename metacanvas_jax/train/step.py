@@ -19,7 +19,10 @@ Metrics = dict[str, Float[Array, ""]]
 Prepare = Callable[[Params, Batch, Key[Array, ""]], Any]
 """``prepare(frozen, batch, key) -> prepared``: the part without gradient (frozen MLLM prefix, autoencoder)."""
 Loss = Callable[[Params, Params, Any, Key[Array, ""]], tuple[Float[Array, ""], Metrics]]
-"""``loss(trainable, frozen, prepared, key) -> (mean over the samples, further means to log)``."""
+"""``loss(trainable, frozen, prepared, key) -> (mean, further means to log)``.
+
+Where the means are over something that microbatches have different numbers of, such as tokens, the metrics hold that
+number as ``weight``, which is not logged."""
 Step = Callable[[TrainState, Params, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
 
 
@@ -38,8 +41,8 @@ def make_step(
 
     ``key`` is the seed's key, the same at every step: the step folds its own number in. With ``accumulate``
     microbatches the batch is taken apart by stride (samples ``i::accumulate``), so that a batch sharded along its first
-    axis stays where it is, and losses and gradients are averaged; frozen work is done per microbatch to bound its
-    memory.
+    axis stays where it is, and losses and gradients are averaged by their ``weight`` (equally without one): the step is
+    that of the whole batch. Frozen work is done per microbatch to bound its memory.
 
     The metrics are those of ``loss`` and besides ``loss``, ``grad_norm`` (before clipping), ``param_norm`` (after the
     update), ``finite`` (1 or 0) and ``skipped``. If loss or gradient norm is not finite, the batch is skipped: nothing
@@ -60,17 +63,25 @@ def make_step(
 
     def averaged(params: Params, frozen: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Params, Metrics]:
         if accumulate == 1:
-            return forward(params, frozen, batch, key)
+            grads, metrics = forward(params, frozen, batch, key)
+            return grads, {name: value for name, value in metrics.items() if name != "weight"}
 
         def add(total: Params, part: tuple[Array, Batch]) -> tuple[Params, Metrics]:
             index, batch = part
             grads, metrics = forward(params, frozen, batch, jax.random.fold_in(key, index))
+            if "weight" in metrics:
+                grads = jax.tree.map(lambda x: x * metrics["weight"], grads)
             return jax.tree.map(jnp.add, total, grads), metrics
 
         parts = jax.tree.map(lambda x: _microbatches(x, accumulate), batch)
         zeros = jax.tree.map(jnp.zeros_like, params)
         total, metrics = jax.lax.scan(add, zeros, (jnp.arange(accumulate, dtype=jnp.int32), parts))
-        return jax.tree.map(lambda x: x / accumulate, total), jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+        if "weight" not in metrics:
+            return jax.tree.map(lambda x: x / accumulate, total), jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+        weights = metrics.pop("weight")
+        whole = jnp.maximum(jnp.sum(weights), 1.0)
+        means = jax.tree.map(lambda x: jnp.sum(x * weights) / whole, metrics)
+        return jax.tree.map(lambda x: x / whole, total), means
 
     def step(state: TrainState, frozen: Params, batch: Batch, key: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         grads, metrics = averaged(state.params, frozen, batch, step_key(key, state.step))

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -107,7 +108,8 @@ def find_weights(path: Path) -> Path | dict[str, str]:
             return path / f"{stem}.safetensors"
         if (path / f"{stem}.safetensors.index.json").is_file():
             return read_index(path / f"{stem}.safetensors.index.json")
-    indices = sorted(path.glob("*.safetensors.index.json"))
+    # A variant has its name in the middle: model.fp16.safetensors, model.safetensors.index.fp16.json and its shards.
+    indices = sorted(path.glob("*.safetensors.index*.json"))
     files = sorted(path.glob("*.safetensors"))
     if len(indices) == 1:
         return read_index(indices[0])
@@ -115,7 +117,7 @@ def find_weights(path: Path) -> Path | dict[str, str]:
         return files[0]
     if files or indices:
         names = ", ".join(file.name for file in indices or files)
-        raise UserError(f"{path}: cannot tell which weights to read among {names}; name one file")
+        raise UserError(f"{path}: cannot tell which weights to read among {names}; leave one set in the folder")
     if any(file.suffix in PICKLES for file in path.iterdir()):
         raise UserError(f"{path}: no safetensors here; {CONVERT}")
     raise UserError(f"{path}: no safetensors here; expected {STEMS[0]}.safetensors or an index beside its shards")
@@ -126,7 +128,7 @@ def read_index(file: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(file.read_text())["weight_map"]
         return {str(name): str(shard) for name, shard in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: not an index of safetensors, a JSON object with a weight_map ({error})") from error
 
 
@@ -149,11 +151,8 @@ def read_header(file: Path) -> dict[str, Tensor]:
         text = brace + stream.read(length - 1)
     try:
         header = {name: spec for name, spec in json.loads(text).items() if name != "__metadata__"}
-        spans = {
-            name: (str(e["dtype"]), tuple(map(int, e["shape"])), *map(int, e["data_offsets"]))
-            for name, e in header.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        spans = {name: _span(spec) for name, spec in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{file}: not a safetensors file, its header cannot be read ({error})") from error
     tensors = {}
     for name, (dtype, shape, start, stop) in spans.items():
@@ -167,6 +166,12 @@ def read_header(file: Path) -> dict[str, Tensor]:
                 f"{file}: {name}, {dtype} {list(shape)}, takes {tensor.nbytes} bytes but is given {stop - start}"
             )
     return tensors
+
+
+def _span(spec: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
+    """Dtype, shape and byte range of a tensor as the header gives them."""
+    start, stop = spec["data_offsets"]
+    return str(spec["dtype"]), tuple(map(int, spec["shape"])), int(start), int(stop)
 
 
 def write_file(
