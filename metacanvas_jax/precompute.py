@@ -1,6 +1,5 @@
 """What the frozen networks of a config make of samples, computed once and stored: latents, and contexts."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from metacanvas_jax.build import Experiment, autoencoder
 from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.data import latents
 from metacanvas_jax.data.formats.shards import Compute
-from metacanvas_jax.data.inputs import paint_examples, sources_of
+from metacanvas_jax.data.inputs import Inputs, sources_of
 from metacanvas_jax.data.samples import LATENTS, Sample
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh, replicated
@@ -87,10 +86,10 @@ def fill_contexts(
     frozen = partition(placed(boxed, shardings(boxed, mesh, whole=setup.mesh.whole)), setup.train.rules)[1]
     parts = [part for part in ("mllm", "text") if part in weight_folders(setup)]
     params = {part: weights.load_frozen(setup, part, frozen[part]) for part in parts}
-    rng, done = np.random.default_rng(0), 0
+    inputs, done = Inputs(setup), 0
     for bucket in setup.shapes:
         stored = latents.stored(setup, bucket)
-        examples = paint_examples(setup, bucket, stored=stored)
+        examples = inputs.examples(bucket, stored=stored)
         for source in sources_of(setup, bucket, stored=stored):
             numbers = range(process_index, len(source.records), process_count)
             with (
@@ -100,10 +99,9 @@ def fill_contexts(
                 for start in range(0, len(numbers), batch):
                     samples = [source.records[i] for i in numbers[start : start + batch]]
                     full = samples + samples[-1:] * (batch - len(samples))
-                    enrich(params, examples.collate([examples(sample, rng) for sample in full]), mesh, RULES)
+                    enrich(params, examples.batch(full), mesh, RULES)
                     if setup.data.caption_dropout and (examples.layout or not start):  # without media all are one
-                        full = [dataclasses.replace(sample, prompt="") for sample in full]
-                        enrich(params, examples.collate([examples(sample, rng) for sample in full]), mesh, RULES)
+                        enrich(params, examples.batch(full, words=False), mesh, RULES)
                     bar.update(len(samples))
             done += len(numbers)
     return done

@@ -22,7 +22,7 @@ from metacanvas_jax.cli.options import read_config, write_config
 from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.data.formats import records as dataset
 from metacanvas_jax.data.formats.emoji import SERVES
-from metacanvas_jax.data.inputs import sources_of
+from metacanvas_jax.data.inputs import Inputs, sources_of
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.shapes import latent_grid
 from metacanvas_jax.data.tokenizer import save_tokenizer, train_tokenizer
@@ -30,7 +30,6 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.evaluate import geneval
 from metacanvas_jax.evaluate.geneval import Evaluation
 from metacanvas_jax.paint import previews
-from metacanvas_jax.paint.drawing import Reader
 from metacanvas_jax.paint.sampling import Recipe, Target, make_painter
 from metacanvas_jax.parallel import distributed
 from metacanvas_jax.report import pictures
@@ -38,6 +37,7 @@ from metacanvas_jax.tasks import TASKS, Bucket
 from metacanvas_jax.train import jobs, store, weights
 from metacanvas_jax.train.checkpoints import check_workdir
 from metacanvas_jax.train.loop import fit
+from metacanvas_jax.train.objectives import mllm_inputs
 from metacanvas_jax.train.profiling import Steps
 from metacanvas_jax.train.state import TrainState
 from metacanvas_jax.trees import flat, merge, nested, partition
@@ -140,7 +140,7 @@ class Canvas:
         self.setup = setup
         self._model, self._vae = network(setup), autoencoder(setup)
         self._painter = functools.lru_cache(maxsize=8)(self._make_painter)
-        self.reader = Reader(setup)
+        self.inputs = Inputs(setup)
 
     def _make_painter(self, bucket: Bucket, steps: int, guidance: float, maps: bool, canvas: bool, tile: int):
         setup, grid = self.setup, latent_grid(self.setup, bucket)
@@ -192,6 +192,7 @@ class Canvas:
         steps = sampler.steps if steps is None else steps
         guidance = sampler.guidance if guidance is None else guidance
         paint = self._painter(bucket, steps, guidance, maps, canvas, tile)
+        examples = self.inputs.examples(bucket, target=False)
         # Few sizes of batches, few compilations; but no large picture is drawn for nothing.
         least = 1 if self.setup.buckets else 8
         size = min(self.setup.eval.batch, max(least, len(samples)))
@@ -202,7 +203,8 @@ class Canvas:
             part = list(samples[start : start + size])
             padded = part + part[-1:] * (size - len(part))
             key = jax.random.fold_in(jax.random.key(seed), number)
-            painted = paint(params, self.reader(padded, bucket), self.reader.empty(padded, bucket), key)
+            empty = mllm_inputs(examples.batch(padded, words=False))
+            painted = paint(params, examples.batch(padded), empty, key)
             pixels.append(jobs.to_bytes(distributed.whole(painted.pixels)[: len(part)]))
             if painted.canvas is not None:
                 features.append(distributed.whole(painted.canvas)[: len(part)])
@@ -333,7 +335,7 @@ def _params(state: TrainState, frozen: Params) -> Params:
 
 def _preview_tasks(canvas: Canvas, workdir: Path, state: TrainState, frozen: Params, step: int) -> None:
     for bucket in canvas.setup.shapes:
-        samples = previews.samples_of(canvas.setup, bucket)
+        samples = previews.samples_of(canvas.inputs, bucket)
         drawn = canvas.paint(_params(state, frozen), samples, bucket)
         if jax.process_index() == 0:
             strips = previews.strips(samples, drawn.pixels, bucket)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from metacanvas_jax.data.examples import UnderstandExamples
+from metacanvas_jax.data.conversations import UnderstandExamples
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.tokenizer import train_tokenizer
 from metacanvas_jax.errors import UserError

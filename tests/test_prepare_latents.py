@@ -13,7 +13,7 @@ from tasks_support import Spy
 from metacanvas_jax import build, precompute
 from metacanvas_jax.data import inputs, latents, sources
 from metacanvas_jax.data.formats.shards import WriteConfig
-from metacanvas_jax.data.inputs import paint_examples
+from metacanvas_jax.data.inputs import Inputs
 from metacanvas_jax.data.samples import LATENTS
 from metacanvas_jax.data.shapes import batch_shapes
 from metacanvas_jax.data.sources import SourceSection, open_source
@@ -199,7 +199,7 @@ def test_prepare_latents_of_other_weights_are_refused(setup, tmp_path):
 def test_prepare_latents_of_the_wrong_shape_or_missing_name_the_sample(setup):
     bucket = next(b for b in setup.shapes if b.task == "image_editing")
     sample = open_source(next(s for s in setup.sources if s.task == "image_editing"), Clip((60, 60)))[0]
-    examples = paint_examples(setup, bucket, stored=True)
+    examples = Inputs(setup).examples(bucket, stored=True)
     rng = np.random.default_rng(0)
     for arrays, message in (
         ({"latents": sample.arrays["latents"]}, "source_latents is missing, expected"),

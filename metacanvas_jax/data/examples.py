@@ -1,19 +1,24 @@
-"""From a sample to the arrays a training step reads: one class per objective, called once per sample.
+"""From samples to the arrays that the networks read: the one way there for training, drawing and precomputation.
 
-The batches they make are described in ``train/objectives.py``.
+Everything that is read goes by these rules:
+
+- a prompt that is too long for its bucket loses its last words, and a warning says so; media are never cut;
+- the empty prompt of guidance is the sample without its words; its media stay;
+- the frames of a video that the MLLM reads follow from the bucket's frame rate, so that all samples have one shape.
+
+``train/objectives.py`` lists the arrays of a batch.
 """
 
 import dataclasses
 import functools
 import itertools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from transformers import PreTrainedTokenizerBase
 
-from metacanvas_jax.data.formats.records import scene_of
 from metacanvas_jax.data.samples import LATENTS, Sample
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.qwen2_5_vl.media import (
@@ -24,12 +29,12 @@ from metacanvas_jax.mllm.qwen2_5_vl.media import (
     sample_frames,
     target_size,
 )
-from metacanvas_jax.mllm.qwen2_5_vl.prompt import END, Layout, Prompt, Prompter
-from metacanvas_jax.tasks import RECONSTRUCT, TASKS, Bucket, TaskName
+from metacanvas_jax.mllm.qwen2_5_vl.prompt import Layout, Prompt, Prompter
+from metacanvas_jax.tasks import TASKS, Bucket, TaskName
 from metacanvas_jax.text.gemma2.network import INSTRUCTION, sana_tokens
 from metacanvas_jax.types import Media
-from metacanvas_jax.worlds.questions import Exchange, follow_up, picture_exchanges, plan, text_exchanges
-from metacanvas_jax.worlds.scenes import SceneWorld, sample_words
+
+logger = logging.getLogger(__name__)
 
 Example = dict[str, np.ndarray]
 Batch = dict[str, Any]
@@ -79,11 +84,12 @@ class TextRows:
 
 
 class PaintExamples:
-    """Samples of one bucket: pixels for the autoencoder, and the prompt with its media for the MLLM.
+    """Samples of one bucket as network inputs: pixels for the autoencoder, the prompt and its media for the MLLM.
 
-    ``prompter`` None leaves the MLLM one token of nothing; ``text`` is the DiT's own text encoder. A prompt that is too
-    long for the bucket loses its last words. ``latents`` is the shape [t h w c] of a target's where samples bring their
-    latents, which then take the place of pixels; None where they are to be encoded.
+    ``prompter`` None stands for a model without MLLM: its input is then one token that nothing reads. ``text`` makes
+    the input of the DiT's own text encoder. ``latents`` is the shape [t h w c] of a target's latents where samples
+    bring them (they then replace pixels), None where pixels are encoded. ``target`` False is for drawing: of the target
+    only a first frame that the task gives is kept.
     """
 
     def __init__(
@@ -94,27 +100,40 @@ class PaintExamples:
         text: TextRows | None = None,
         video_fps: float = 2.0,
         latents: tuple[int, int, int, int] | None = None,
+        target: bool = True,
     ):
         self.prompter, self.bucket, self.text, self.video_fps, self.latents = prompter, bucket, text, video_fps, latents
-        self.task = TASKS[bucket.task]
+        self.target, self.task = target, TASKS[bucket.task]
         self.layout: Layout = () if prompter is None else media_layout(bucket, prompter.config.media, video_fps)
         self._written = functools.lru_cache(maxsize=65536)(self._write)
+        self._warned = False
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Example:
-        """The arrays of one sample, as ``train/objectives.py`` lists them; media still as ``patches`` and ``slots``.
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Example:
+        """The arrays of one sample; media are still ``patches`` and ``slots``. ``rng`` is not used.
 
         Raises UserError for a sample that has not the bucket's shape, or whose media alone are too long.
         """
         del rng
         sample = self.fitted(sample)
-        if self.latents is not None:
-            return self.stored(sample, self.latents) | self.read(sample)
-        example = {"pixels": sample.target}
+        seen = self.pixels(sample) if self.latents is None else self.stored(sample, self.latents)
+        return seen | self.read(sample)
+
+    def batch(self, samples: Sequence[Sample], *, words: bool = True) -> Batch:
+        """Some samples as one batch; ``words`` False gives them the empty prompt."""
+        if not words:
+            samples = [dataclasses.replace(sample, prompt="") for sample in samples]
+        return self.collate([self(sample) for sample in samples])
+
+    def pixels(self, sample: Sample) -> Example:
+        """What the autoencoder reads of a fitted sample."""
+        example = {}
+        if self.target or self.task.vae == "first frame":
+            example["pixels"] = sample.target if self.target else sample.target[:1]
         if self.task.vae == "source":
             example["source"] = sample.source
         if self.task.vae == "references":
             example["references"] = np.stack(sample.references)
-        return example | self.read(sample)
+        return example
 
     def stored(self, sample: Sample, shape: tuple[int, int, int, int]) -> Example:
         """The latents that a sample brings. Raises UserError for one that is missing or of another shape."""
@@ -136,9 +155,10 @@ class PaintExamples:
         return example
 
     def fitted(self, sample: Sample) -> Sample:
-        """The sample as the task wants it: references repeated to their number, the prompt of a reconstruction."""
-        if self.bucket.task == "reconstruction":
-            sample = dataclasses.replace(sample, prompt=RECONSTRUCT)
+        """The sample with as many references as the bucket has: they are repeated, or the last ones left out.
+
+        Raises UserError for a part that is missing or has another shape than the bucket.
+        """
         wanted = {"target": (sample.target, self.bucket.frames if self.latents is None else 1)}
         if self.task.vae == "source":
             wanted["source"] = (sample.source, self.bucket.frames)
@@ -177,9 +197,16 @@ class PaintExamples:
     def _write(self, prompt: str, media: Sequence[Patches] = ()) -> Example:
         if self.prompter is None:
             return {"tokens": np.zeros(1, np.int32), "positions": np.zeros((3, 1), np.int32), "mask": np.ones(1, bool)}
-        inputs = self.prompter.batch(
-            [shortened(self.prompter, media, prompt, self.bucket.length)], length=self.bucket.length, layout=self.layout
-        )
+        length = self.bucket.length
+        whole = self.prompter([*media, prompt])
+        read = shortened(self.prompter, whole, media, prompt, length)
+        if read is not whole and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s: a prompt of %d tokens loses its last words, the bucket's length is %d (said once)",
+                *(self.bucket.task, len(whole.tokens), length),
+            )
+        inputs = self.prompter.batch([read], length=length, layout=self.layout)
         example = {"tokens": inputs.tokens[0], "positions": inputs.positions[:, 0], "mask": inputs.mask[0]}
         for group in inputs.media:
             example |= {"patches": group.patches[0], "slots": group.slots[0]}
@@ -205,12 +232,11 @@ def media_layout(bucket: Bucket, config: MediaConfig, video_fps: float) -> Layou
     return ((grid, bucket.references if medium == "references" else 1),)
 
 
-def shortened(prompter: Prompter, media: Sequence[Patches], text: str, length: int) -> Prompt:
-    """A prompt of at most ``length`` tokens, without the last words of the text where it is too long.
+def shortened(prompter: Prompter, prompt: Prompt, media: Sequence[Patches], text: str, length: int) -> Prompt:
+    """``prompt``, made of media and text, with at most ``length`` tokens: where it is longer, the last words go.
 
     Raises UserError when the media alone are too long.
     """
-    prompt = prompter([*media, text])
     while len(prompt.tokens) > length and text:
         tokens = prompter.text(text)
         text = prompter.decode(tokens[: max(0, len(tokens) - (len(prompt.tokens) - length))])
@@ -218,123 +244,6 @@ def shortened(prompter: Prompter, media: Sequence[Patches], text: str, length: i
     if len(prompt.tokens) > length:
         raise UserError(f"the media of a prompt need {len(prompt.tokens)} tokens, the bucket has {length}")
     return prompt
-
-
-class UnderstandExamples:
-    """Questions about a scene and their answers, one turn after the other, in ``length`` tokens.
-
-    ``picture_share`` of the conversations are about the picture, the others about the prompt alone; ``plan_share`` of
-    those begin with everything that the prompt wants drawn, which is the one answer that needs all of it. ``prompter``
-    opens the assistant's turn; the answer and the end of the turn follow it. The words of answers weigh 1, all others
-    ``context_weight``. By default that is 0: a model that learns to foretell prompts learns which combinations are
-    never asked for, and its hidden states then make those look impossible. For the same reason prompts are of any
-    combination, as a large model has read of everything; pictures are of the trained ones alone.
-    """
-
-    def __init__(
-        self,
-        prompter: Prompter,
-        world: SceneWorld,
-        length: int,
-        *,
-        picture_share: float = 0.25,
-        plan_share: float = 0.8,
-        context_weight: float = 0.0,
-    ):
-        if not prompter.config.assistant:
-            raise ValueError("questions are answered in the assistant's turn: the prompter must open it")
-        self.prompter, self.world, self.length = prompter, world, length
-        self.picture_share, self.plan_share, self.context_weight = picture_share, plan_share, context_weight
-        self.grid = read_image(np.full((world.size, world.size, 3), 255, np.uint8), prompter.config.media).grid
-        # Follow-up questions and answers are few and come again; tokenizing them anew would take most of the time.
-        self._turn = functools.lru_cache(maxsize=65536)(prompter)
-        self._answer = functools.lru_cache(maxsize=65536)(prompter.text)
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Example:
-        """As many exchanges as fit, drawn at random; ``patches`` and ``slots`` are those of the picture, if about it.
-
-        An exchange that is too long is passed over; raises UserError when none of the scene's is short enough.
-        """
-        about_picture = rng.random() < self.picture_share
-        if about_picture:
-            exchanges, everything = picture_exchanges(rng, self.world, scene_of(sample)), None
-        else:
-            request, prompt = sample_words(rng, self.world)
-            exchanges, everything = text_exchanges(rng, self.world, request, prompt), plan(request)
-        order = [exchanges[i] for i in rng.permutation(len(exchanges))]
-        if not about_picture and rng.random() < self.plan_share:
-            order.sort(key=lambda exchange: exchange.answer != everything)
-        chosen, used = [], 0
-        for exchange in order:
-            cost = self.cost(exchange, about_picture, follows=bool(chosen))
-            if used + cost <= self.length:
-                chosen.append(exchange)
-                used += cost
-        return self.encode(chosen or order[:1], sample.image if about_picture else None)
-
-    def cost(self, exchange: Exchange, about_picture: bool, follows: bool = False) -> int:
-        """Tokens of an exchange, where it opens the conversation or follows others."""
-        question = len(self._turn(follow_up(exchange.question) if follows else exchange.question).tokens)
-        image = 2 + int(np.prod(self.grid)) // self.prompter.config.media.merge**2 if about_picture else 0
-        return question + (len(self._between) if follows else image) + len(self._answer(exchange.answer)) + 1
-
-    def fits(self, exchange: Exchange, about_picture: bool) -> bool:
-        """Whether an exchange alone has at most ``length`` tokens."""
-        return self.cost(exchange, about_picture) <= self.length
-
-    @functools.cached_property
-    def _between(self) -> np.ndarray:
-        return self.prompter.text("\n")
-
-    def encode(self, exchanges: Sequence[Exchange], image: UInt8[np.ndarray, "h w 3"] | None) -> Example:
-        """The arrays of a conversation. Raises UserError when it is longer than ``length``."""
-        question = exchanges[0].question
-        if image is None:
-            opening = self._turn(question)
-        else:
-            opening = self.prompter([read_image(image, self.prompter.config.media), question])
-        tokens, positions, answers = [opening.tokens], [opening.positions], []
-        for number, exchange in enumerate(exchanges):
-            following = self._answer(exchange.answer), [self.prompter.ids[END]]
-            if number:
-                turn = self._between, self._turn(follow_up(exchange.question)).tokens
-                following = *turn, *following
-            start = sum(map(len, tokens)) + sum(map(len, following[:-2]))
-            answers.append(slice(start, start + len(following[-2]) + 1))
-            tokens += following
-        flat = np.concatenate(tokens).astype(np.int32)
-        if len(flat) > self.length:
-            raise UserError(f"the exchanges {exchanges} have {len(flat)} tokens, more than {self.length}")
-        opened = len(opening.tokens)
-        after = opening.positions.max() + 1 + np.arange(len(flat) - opened, dtype=np.int32)
-        positions.append(np.broadcast_to(after, (3, len(after))))
-        real = len(flat)
-        example = {
-            "tokens": np.full(self.length, self.prompter.ids["<|endoftext|>"], np.int32),
-            "positions": np.zeros((3, self.length), np.int32),
-            "mask": np.arange(self.length) < real,
-            "weights": np.zeros(self.length, np.float32),
-            "patches": np.zeros((1, int(np.prod(self.grid)), self.prompter.config.media.values), np.float32),
-            "slots": np.full(
-                (1, int(np.prod(self.grid)) // self.prompter.config.media.merge**2), self.length, np.int32
-            ),
-        }
-        example["tokens"][:real] = flat
-        example["positions"][:, :real] = np.concatenate(positions, axis=1)
-        example["weights"][:real] = self.context_weight
-        for answer in answers:
-            example["weights"][answer] = 1.0
-        for patches, start in opening.media:
-            merged = example["slots"].shape[1]
-            example["patches"][0] = patches.values
-            example["slots"][0] = start + np.arange(merged)
-            example["weights"][start : start + merged] = 0.0
-        return example
-
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        """A batch of examples, with the pictures as ``Media``."""
-        batch = stacked(examples)
-        return batch | {"media": (Media(batch.pop("patches"), batch.pop("slots"), self.grid),)}
 
 
 def stacked(examples: Sequence[Example]) -> Batch:

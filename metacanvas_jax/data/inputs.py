@@ -1,4 +1,4 @@
-"""From an experiment and a bucket to examples and batches, for training, drawing and precomputation."""
+"""From an experiment and a bucket to network inputs and their sources, for training, drawing and precomputation."""
 
 import dataclasses
 
@@ -7,10 +7,12 @@ import jax
 
 from metacanvas_jax.build import Experiment, autoencoder
 from metacanvas_jax.data import latents
-from metacanvas_jax.data.examples import PaintExamples, TextRows, UnderstandExamples
+from metacanvas_jax.data.conversations import UnderstandExamples
+from metacanvas_jax.data.examples import PaintExamples, TextRows
 from metacanvas_jax.data.formats.records import Records
-from metacanvas_jax.data.mixture import Mixture, Source, Stream
+from metacanvas_jax.data.mixture import Mixture, RandomAccess, Source, Stream
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
+from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.shapes import latent_grid, media_config
 from metacanvas_jax.data.sources import open_source
 from metacanvas_jax.data.tokenizer import load_tokenizer
@@ -18,7 +20,7 @@ from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.qwen2_5_vl.prompt import PromptConfig, Prompter
 from metacanvas_jax.parallel.mesh import batch_part, make_mesh
-from metacanvas_jax.tasks import Bucket
+from metacanvas_jax.tasks import RECONSTRUCT, Bucket
 from metacanvas_jax.text.gemma2.network import INSTRUCTION
 
 
@@ -48,12 +50,47 @@ def text_rows(experiment: Experiment) -> TextRows | None:
     return TextRows(tokenizer, section.length, instruction=instruction, reads_prompt=section.reads_prompt)
 
 
-def paint_examples(experiment: Experiment, bucket: Bucket, *, stored: bool = False) -> PaintExamples:
-    """Samples of a bucket, which bring their latents if ``stored``, to arrays. Raises UserError for no tokenizer."""
-    prompts = prompter(experiment) if experiment.uses_mllm else None
-    shape = (*latent_grid(experiment, bucket), autoencoder(experiment).channels) if stored else None
-    rate = experiment.mllm.video_fps
-    return PaintExamples(prompts, bucket, text=text_rows(experiment), video_fps=rate, latents=shape)
+class Inputs:
+    """Makes the network inputs of an experiment that paints; reads its tokenizers once.
+
+    Raises UserError for a tokenizer that is missing.
+    """
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.prompter = prompter(experiment) if experiment.uses_mllm else None
+        self.text = text_rows(experiment)
+
+    def examples(self, bucket: Bucket, *, stored: bool = False, target: bool = True) -> PaintExamples:
+        """Samples of a bucket as network inputs.
+
+        With ``stored`` samples bring their latents; ``target`` False is for drawing, where there is no target.
+        """
+        shape = None
+        if stored:
+            shape = (*latent_grid(self.experiment, bucket), autoencoder(self.experiment).channels)
+        return PaintExamples(
+            self.prompter,
+            bucket,
+            text=self.text,
+            video_fps=self.experiment.mllm.video_fps,
+            latents=shape,
+            target=target,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Reworded:
+    """Records whose samples all have the same prompt, in place of their captions."""
+
+    records: RandomAccess
+    prompt: str
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        return dataclasses.replace(self.records[index], prompt=self.prompt)
 
 
 def batches(experiment: Experiment) -> grain.DatasetIterator:
@@ -61,10 +98,10 @@ def batches(experiment: Experiment) -> grain.DatasetIterator:
     if experiment.objective == "understand":
         examples = UnderstandExamples(prompter(experiment), experiment.world, max(experiment.mllm.buckets))
         return iter(_stream(experiment, _world_records(experiment)[:1], examples, experiment.train.batch))
-    streams = []
+    inputs, streams = Inputs(experiment), []
     for number, bucket in enumerate(experiment.shapes):
         stored = latents.stored(experiment, bucket)
-        examples = paint_examples(experiment, bucket, stored=stored)
+        examples = inputs.examples(bucket, stored=stored)
         sources = sources_of(experiment, bucket, stored=stored)
         batches = _stream(experiment, sources, examples, bucket.batch, seed=number)
         rows, columns = bucket.size
@@ -73,23 +110,29 @@ def batches(experiment: Experiment) -> grain.DatasetIterator:
 
 
 def sources_of(experiment: Experiment, bucket: Bucket, *, stored: bool = False) -> list[Source]:
-    """The sources of a bucket's task, in its shape; their pixels, unless the samples' latents are wanted (``stored``).
+    """The sources of a bucket's task, in its shape.
 
-    Raises UserError when there is none, one is not there, or its latents are not those of this experiment.
+    Their samples have pixels, or with ``stored`` the latents of those. A reconstruction has its own prompt.
+
+    Raises UserError when there is no source, one is not there, or its latents are not those of this experiment.
     """
-    if not experiment.sources:
-        return _world_records(experiment)
+    opened = _opened(experiment, bucket, stored) if experiment.sources else _world_records(experiment)
+    if bucket.task != "reconstruction":
+        return opened
+    return [dataclasses.replace(source, records=Reworded(source.records, RECONSTRUCT)) for source in opened]
+
+
+def _opened(experiment: Experiment, bucket: Bucket, stored: bool) -> list[Source]:
     clip = Clip(bucket.size, bucket.frames, bucket.fps if bucket.frames > 1 else None)
     sections = [section for section in experiment.sources if section.task == bucket.task]
+    if not sections:
+        raise UserError(f"config: no source has the task {bucket.task!r}, which a bucket draws")
     if stored:
         for section in sections:
             latents.check(experiment, section, clip)
     else:
         sections = [dataclasses.replace(section, latents=False) for section in sections]
-    opened = [Source(open_source(section, clip, experiment.world), section.weight) for section in sections]
-    if not opened:
-        raise UserError(f"config: no source has the task {bucket.task!r}, which a bucket draws")
-    return opened
+    return [Source(open_source(section, clip, experiment.world), section.weight) for section in sections]
 
 
 def _world_records(experiment: Experiment) -> list[Source]:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from metacanvas_jax import runs
 from metacanvas_jax.build import Experiment, experiment, network, parameter_count
-from metacanvas_jax.data.examples import UnderstandExamples
+from metacanvas_jax.data.conversations import UnderstandExamples
 from metacanvas_jax.data.inputs import prompter
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.miniature import exam as understanding

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from metacanvas_jax.data.examples import UnderstandExamples
+from metacanvas_jax.data.conversations import UnderstandExamples
 from metacanvas_jax.mllm.qwen2_5_vl.network import Qwen25VL
 from metacanvas_jax.mllm.qwen2_5_vl.prompt import END
 from metacanvas_jax.train.objectives import mllm_inputs

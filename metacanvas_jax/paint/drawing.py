@@ -13,18 +13,11 @@ from jaxtyping import UInt8
 
 from metacanvas_jax.build import Experiment, autoencoder, check_bucket, network
 from metacanvas_jax.data.decoding import MediaError, decode_image
-from metacanvas_jax.data.inputs import prompter
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.data.tokenizer import load_tokenizer
 from metacanvas_jax.data.transforms import Clip, fit_frames
 from metacanvas_jax.data.video import container_of, decode_video
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.mllm.qwen2_5_vl import media
-from metacanvas_jax.mllm.qwen2_5_vl.media import Patches
 from metacanvas_jax.tasks import TASKS, Bucket
-from metacanvas_jax.text.gemma2.network import INSTRUCTION, sana_tokens
-from metacanvas_jax.train.objectives import Batch, batch_of, mllm_inputs
-from metacanvas_jax.types import MllmInputs
 
 Frames = UInt8[np.ndarray, "t h w 3"]
 
@@ -155,67 +148,6 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-
-
-class Reader:
-    """Samples of a task as the arrays that a painter takes: those of a training batch, without the target."""
-
-    def __init__(self, setup: Experiment):
-        """Raises UserError for a tokenizer that is missing."""
-        self.setup = setup
-        self.prompter = prompter(setup) if setup.uses_mllm else None
-        self.tokenizer = None if setup.text is None else load_tokenizer(setup.text.tokenizer)
-
-    def __call__(self, samples: Sequence[Sample], bucket: Bucket) -> Batch:
-        """A batch. Raises UserError for prompts that are too long, or pictures that differ in size."""
-        batch = self.prompts(samples, bucket)
-        if self.tokenizer is not None:
-            batch |= self.text([sample.prompt for sample in samples])
-        row = TASKS[bucket.task]
-        if row.vae == "source":
-            batch["source"] = np.stack([sample.source for sample in samples])
-        if row.vae == "references":
-            batch["references"] = np.stack([np.stack(sample.references) for sample in samples])
-        if row.vae == "first frame":
-            batch["pixels"] = np.stack([sample.target[:1] for sample in samples])
-        return batch
-
-    def empty(self, samples: Sequence[Sample], bucket: Bucket) -> MllmInputs:
-        """What guidance leads away from: the same without words."""
-        return mllm_inputs(self([dataclasses.replace(sample, prompt="") for sample in samples], bucket))
-
-    def prompts(self, samples: Sequence[Sample], bucket: Bucket) -> Batch:
-        """What the MLLM reads; one token of nothing where there is none."""
-        if self.prompter is None:
-            nothing = np.zeros((len(samples), 1), np.int32)
-            return batch_of(MllmInputs(nothing, np.zeros((3, *nothing.shape), np.int32), nothing == 0))
-        if TASKS[bucket.task].mllm == "nothing":
-            read = self.prompter.texts([sample.prompt for sample in samples])
-        else:
-            read = [self.prompter([*self.media(sample, bucket), sample.prompt]) for sample in samples]
-        return batch_of(self.prompter.batch(read, length=bucket.length))
-
-    def media(self, sample: Sample, bucket: Bucket) -> list[Patches]:
-        """What stands before the prompt."""
-        config, medium = self.prompter.config.media, TASKS[bucket.task].mllm
-        if medium == "references":
-            return [media.read_image(picture, config) for picture in sample.references]
-        frames = sample.source if medium == "source" else sample.target
-        if medium == "first frame" or len(frames) == 1:
-            return [media.read_image(frames[0], config)]
-        chosen, fps = media.sample_frames(len(frames), sample.fps, target=self.setup.mllm.video_fps)
-        return [media.read_video(list(frames[chosen]), fps, config)]
-
-    def text(self, prompts: Sequence[str]) -> Batch:
-        """What the DiT's own encoder reads. The empty prompt goes without the instruction, as in SANA's pipeline."""
-        section = self.setup.text
-        prompts = list(prompts) if section.reads_prompt else [""] * len(prompts)
-        instruction = INSTRUCTION if section.instruction and any(prompts) else ""
-        pad = self.tokenizer.pad_token_id or 0
-        tokens, mask = sana_tokens(
-            self.tokenizer.encode, prompts, instruction=instruction, length=section.length, pad=pad
-        )
-        return {"text_tokens": tokens, "text_mask": mask}
 
 
 def side_by_side(videos: Sequence[Frames]) -> Frames:

@@ -5,17 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from metacanvas_jax.build import Experiment
-from metacanvas_jax.data.inputs import paint_examples, sources_of
+from metacanvas_jax.data.inputs import Inputs, sources_of
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.tasks import TASKS, Bucket
 
 SAMPLES, FRAMES = 4, 3  # of a task, and of a video (first, middle, last)
 
 
-def samples_of(setup: Experiment, bucket: Bucket) -> list[Sample]:
+def samples_of(inputs: Inputs, bucket: Bucket) -> list[Sample]:
     """The first samples of a bucket's first source. Raises UserError when it is not there."""
-    records, examples = sources_of(setup, bucket)[0].records, paint_examples(setup, bucket)
+    records, examples = sources_of(inputs.experiment, bucket)[0].records, inputs.examples(bucket)
     return [examples.fitted(records[i]) for i in range(min(SAMPLES, len(records)))]
 
 

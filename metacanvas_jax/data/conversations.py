@@ -1,0 +1,134 @@
+"""Conversations that teach a small MLLM: questions about a scene and their answers, as network inputs."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+from metacanvas_jax.data.examples import Batch, Example, stacked
+from metacanvas_jax.data.formats.records import scene_of
+from metacanvas_jax.data.samples import Sample
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.qwen2_5_vl.media import read_image
+from metacanvas_jax.mllm.qwen2_5_vl.prompt import END, Prompter
+from metacanvas_jax.types import Media
+from metacanvas_jax.worlds.questions import Exchange, follow_up, picture_exchanges, plan, text_exchanges
+from metacanvas_jax.worlds.scenes import SceneWorld, sample_words
+
+
+class UnderstandExamples:
+    """Questions about a scene and their answers, one turn after the other, in ``length`` tokens.
+
+    ``picture_share`` of the conversations are about the picture, the others about the prompt alone; ``plan_share`` of
+    those begin with everything that the prompt wants drawn, which is the one answer that needs all of it. ``prompter``
+    opens the assistant's turn; the answer and the end of the turn follow it. The words of answers weigh 1, all others
+    ``context_weight``. By default that is 0: a model that learns to foretell prompts learns which combinations are
+    never asked for, and its hidden states then make those look impossible. For the same reason prompts are of any
+    combination, as a large model has read of everything; pictures are of the trained ones alone.
+    """
+
+    def __init__(
+        self,
+        prompter: Prompter,
+        world: SceneWorld,
+        length: int,
+        *,
+        picture_share: float = 0.25,
+        plan_share: float = 0.8,
+        context_weight: float = 0.0,
+    ):
+        if not prompter.config.assistant:
+            raise ValueError("questions are answered in the assistant's turn: the prompter must open it")
+        self.prompter, self.world, self.length = prompter, world, length
+        self.picture_share, self.plan_share, self.context_weight = picture_share, plan_share, context_weight
+        self.grid = read_image(np.full((world.size, world.size, 3), 255, np.uint8), prompter.config.media).grid
+        # Follow-up questions and answers are few and come again; tokenizing them anew would take most of the time.
+        self._turn = functools.lru_cache(maxsize=65536)(prompter)
+        self._answer = functools.lru_cache(maxsize=65536)(prompter.text)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Example:
+        """As many exchanges as fit, drawn at random; ``patches`` and ``slots`` are those of the picture, if about it.
+
+        An exchange that is too long is passed over; raises UserError when none of the scene's is short enough.
+        """
+        about_picture = rng.random() < self.picture_share
+        if about_picture:
+            exchanges, everything = picture_exchanges(rng, self.world, scene_of(sample)), None
+        else:
+            request, prompt = sample_words(rng, self.world)
+            exchanges, everything = text_exchanges(rng, self.world, request, prompt), plan(request)
+        order = [exchanges[i] for i in rng.permutation(len(exchanges))]
+        if not about_picture and rng.random() < self.plan_share:
+            order.sort(key=lambda exchange: exchange.answer != everything)
+        chosen, used = [], 0
+        for exchange in order:
+            cost = self.cost(exchange, about_picture, follows=bool(chosen))
+            if used + cost <= self.length:
+                chosen.append(exchange)
+                used += cost
+        return self.encode(chosen or order[:1], sample.image if about_picture else None)
+
+    def cost(self, exchange: Exchange, about_picture: bool, follows: bool = False) -> int:
+        """Tokens of an exchange, where it opens the conversation or follows others."""
+        question = len(self._turn(follow_up(exchange.question) if follows else exchange.question).tokens)
+        image = 2 + int(np.prod(self.grid)) // self.prompter.config.media.merge**2 if about_picture else 0
+        return question + (len(self._between) if follows else image) + len(self._answer(exchange.answer)) + 1
+
+    def fits(self, exchange: Exchange, about_picture: bool) -> bool:
+        """Whether an exchange alone has at most ``length`` tokens."""
+        return self.cost(exchange, about_picture) <= self.length
+
+    @functools.cached_property
+    def _between(self) -> np.ndarray:
+        return self.prompter.text("\n")
+
+    def encode(self, exchanges: Sequence[Exchange], image: UInt8[np.ndarray, "h w 3"] | None) -> Example:
+        """The arrays of a conversation. Raises UserError when it is longer than ``length``."""
+        question = exchanges[0].question
+        if image is None:
+            opening = self._turn(question)
+        else:
+            opening = self.prompter([read_image(image, self.prompter.config.media), question])
+        tokens, positions, answers = [opening.tokens], [opening.positions], []
+        for number, exchange in enumerate(exchanges):
+            following = self._answer(exchange.answer), [self.prompter.ids[END]]
+            if number:
+                turn = self._between, self._turn(follow_up(exchange.question)).tokens
+                following = *turn, *following
+            start = sum(map(len, tokens)) + sum(map(len, following[:-2]))
+            answers.append(slice(start, start + len(following[-2]) + 1))
+            tokens += following
+        flat = np.concatenate(tokens).astype(np.int32)
+        if len(flat) > self.length:
+            raise UserError(f"the exchanges {exchanges} have {len(flat)} tokens, more than {self.length}")
+        opened = len(opening.tokens)
+        after = opening.positions.max() + 1 + np.arange(len(flat) - opened, dtype=np.int32)
+        positions.append(np.broadcast_to(after, (3, len(after))))
+        real = len(flat)
+        example = {
+            "tokens": np.full(self.length, self.prompter.ids["<|endoftext|>"], np.int32),
+            "positions": np.zeros((3, self.length), np.int32),
+            "mask": np.arange(self.length) < real,
+            "weights": np.zeros(self.length, np.float32),
+            "patches": np.zeros((1, int(np.prod(self.grid)), self.prompter.config.media.values), np.float32),
+            "slots": np.full(
+                (1, int(np.prod(self.grid)) // self.prompter.config.media.merge**2), self.length, np.int32
+            ),
+        }
+        example["tokens"][:real] = flat
+        example["positions"][:, :real] = np.concatenate(positions, axis=1)
+        example["weights"][:real] = self.context_weight
+        for answer in answers:
+            example["weights"][answer] = 1.0
+        for patches, start in opening.media:
+            merged = example["slots"].shape[1]
+            example["patches"][0] = patches.values
+            example["slots"][0] = start + np.arange(merged)
+            example["weights"][start : start + merged] = 0.0
+        return example
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """A batch of examples, with the pictures as ``Media``."""
+        batch = stacked(examples)
+        return batch | {"media": (Media(batch.pop("patches"), batch.pop("slots"), self.grid),)}
