@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
+from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.data import sources
 from metacanvas_jax.data.decoding import encode_png
 from metacanvas_jax.data.formats import records as dataset
@@ -31,7 +32,7 @@ from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.mixture import Source
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline, stack_pixels
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.data.sources import SourceSection, open_source
+from metacanvas_jax.data.sources import open_source
 from metacanvas_jax.data.tokenizer import train_tokenizer
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.data.video import encode_mp4

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from metacanvas_jax import runs
-from metacanvas_jax.build import autoencoder, experiment, network
-from metacanvas_jax.cli.options import load_config
+from metacanvas_jax.config.load import load_config
+from metacanvas_jax.config.networks import autoencoder, network
+from metacanvas_jax.config.read import experiment
 from metacanvas_jax.data.inputs import batches
 from metacanvas_jax.diffusion.flow import flow_loss, sample_time
 from metacanvas_jax.mllm.canvas import canvas_positions

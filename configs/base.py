@@ -13,17 +13,17 @@ from typing import Any, get_args, get_type_hints
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from metacanvas_jax import build
+from metacanvas_jax.config import schema
+from metacanvas_jax.config.schema import OptimizerConfig
+from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnectorConfig
-from metacanvas_jax.data.sources import SourceSection
 from metacanvas_jax.diffusion.flow import TimeConfig
 from metacanvas_jax.mllm.qwen2_5_vl.network import qwen2_5_vl_3b, qwen2_5_vl_7b
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.text.gemma2.network import Gemma2Config
-from metacanvas_jax.train.optimizer import OptimizerConfig
 from metacanvas_jax.worlds.scenes import SceneWorld
 
 WEIGHTS = "weights"  # folder of the published weights, each under its name on Hugging Face
@@ -61,12 +61,12 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.objective = "paint"
     config.world = section(SceneWorld())
-    config.data = section(build.DataSection(path=""))
+    config.data = section(schema.DataSection(path=""))
     config.optimizer = section(OptimizerConfig(learning_rate=1e-4, warmup_steps=300, warmup_from=1e-5))
-    config.train = section(build.TrainSection(steps=20_000, batch=320, rules=((".*", "train"),)))
+    config.train = section(schema.TrainSection(steps=20_000, batch=320, rules=((".*", "train"),)))
     config.time = section(TimeConfig())
-    config.sampler = section(build.SamplerSection())
-    config.eval = section(build.EvalSection())
+    config.sampler = section(schema.SamplerSection())
+    config.eval = section(schema.EvalSection())
     config.mesh = section(MeshConfig())
     return config
 
@@ -87,7 +87,7 @@ def qwen(size: str, lora: LoraConfig | None = None) -> ConfigDict:
     """Qwen2.5-VL of size "3B" or "7B", 144 tokens per image (paper, Table 16)."""
     preset = {"3B": qwen2_5_vl_3b, "7B": qwen2_5_vl_7b}[size](lora=lora, **LARGE)
     folder = f"{WEIGHTS}/Qwen2.5-VL-{size}-Instruct"
-    mllm = build.MllmSection(preset.language, preset.vision, weights=folder, tokenizer=folder, image_tokens=144)
+    mllm = schema.MllmSection(preset.language, preset.vision, weights=folder, tokenizer=folder, image_tokens=144)
     return section(mllm)
 
 
@@ -95,7 +95,7 @@ def gemma() -> ConfigDict:
     """SANA's own text encoder, as published."""
     folder = f"{WEIGHTS}/Sana_1600M_512px_diffusers"
     encoder = Gemma2Config(dtype="bfloat16")
-    return section(build.TextSection(encoder, weights=f"{folder}/text_encoder", tokenizer=f"{folder}/tokenizer"))
+    return section(schema.TextSection(encoder, weights=f"{folder}/text_encoder", tokenizer=f"{folder}/tokenizer"))
 
 
 def canvas_connector(width: int, **changes) -> ConfigDict:
@@ -110,7 +110,7 @@ def context_connector(width: int, **changes) -> ConfigDict:
 
 def training(steps: int, batch: int, rules: tuple[tuple[str, str], ...]) -> ConfigDict:
     """A training as in the paper: no moving average. Previews are left to `metacanvas sample` on a checkpoint."""
-    return section(build.TrainSection(steps, batch, rules, ema=None, preview_every=0))
+    return section(schema.TrainSection(steps, batch, rules, ema=None, preview_every=0))
 
 
 def sources(*rows: SourceSection) -> tuple[dict, ...]:

@@ -13,15 +13,15 @@ vector becomes a projection of the mean context that starts at zero; the guidanc
 from ml_collections import ConfigDict
 
 from configs import base, tiny
-from metacanvas_jax import build
-from metacanvas_jax.data.sources import SourceSection
+from metacanvas_jax.config import schema
+from metacanvas_jax.config.schema import OptimizerConfig
+from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.diffusion.flow import TimeConfig
 from metacanvas_jax.dit.flux.network import flux_kontext_dev
 from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.tasks import Bucket
-from metacanvas_jax.train.optimizer import OptimizerConfig
 from metacanvas_jax.vae.kl.network import FLUX_KL
 
 VARIANTS = ("canvas", "no_canvas")
@@ -54,7 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
         SourceSection("parquet", f"{base.DATA}/HQEdit/*.parquet", "image_editing", weight=0.1, max_skips=1000),
     )
     config.time = base.section(TimeConfig(shift=1.88))  # what FLUX's dynamic shift is for 1,024 tokens
-    config.sampler = base.section(build.SamplerSection("flux_dynamic", "euler", steps=28, guidance=1.0))
+    config.sampler = base.section(schema.SamplerSection("flux_dynamic", "euler", steps=28, guidance=1.0))
     config.optimizer = base.section(OptimizerConfig(learning_rate=1e-6, b2=0.99))
     adapters = (("mllm/.*_lora/.*", "train"),) if canvas else ()
     rules = (*adapters, ("dit/(double/image|pool)/.*", "train"), ("(mllm|dit|vae)/.*", "freeze"), (".*", "train"))

@@ -9,7 +9,8 @@ Hardware:  2 CPU cores
 from ml_collections import ConfigDict
 
 from configs import base
-from metacanvas_jax import build
+from metacanvas_jax.config import schema
+from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnectorConfig
 from metacanvas_jax.diffusion.flow import TimeConfig
@@ -17,7 +18,6 @@ from metacanvas_jax.dit.sana.network import SanaConfig
 from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
-from metacanvas_jax.train.optimizer import OptimizerConfig
 from metacanvas_jax.vae.patch_pca.network import PatchPcaConfig
 from metacanvas_jax.worlds.scenes import SceneWorld
 
@@ -46,7 +46,7 @@ def get_config(variant: str = "canvas") -> ConfigDict:
     config.name = f"miniature_{variant}"
     world = SceneWorld(size=60, patch=15, cell=30, sprite=28, objects=OBJECTS, colours=COLOURS, mixture=MIXTURE)
     config.world = base.section(world)
-    config.data = base.section(build.DataSection(path=f"{CACHE}/data"))
+    config.data = base.section(schema.DataSection(path=f"{CACHE}/data"))
     language = LanguageConfig(
         vocab=515,
         width=128,
@@ -63,7 +63,7 @@ def get_config(variant: str = "canvas") -> ConfigDict:
         depth=2, width=64, heads=2, mlp=128, out_width=128, full_attention_layers=(1,), patch=6, window=24
     )
     config.mllm = base.section(
-        build.MllmSection(
+        schema.MllmSection(
             language, vision, tokenizer=f"{CACHE}/tokenizer", buckets=(24,), system=None, image_pixels=(144, 3600)
         ),
         weights="" if variant == "mllm" else f"{CACHE}/mllm/weights",
@@ -82,7 +82,7 @@ def understanding(config: ConfigDict) -> ConfigDict:
         OptimizerConfig(learning_rate=3e-3, warmup_steps=40, schedule="cosine", total_steps=steps, b2=0.99)
     )
     config.train = base.section(
-        build.TrainSection(steps=steps, batch=48, rules=((".*", "train"),), ema=None, frozen_dtype="float32"),
+        schema.TrainSection(steps=steps, batch=48, rules=((".*", "train"),), ema=None, frozen_dtype="float32"),
         checkpoint_every=500,
     )
     config.mllm.buckets = (56,)
@@ -125,7 +125,7 @@ def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
     )
     config.sampler.guidance = 1.25  # more of it adds things that nobody asked for
     config.train = base.section(
-        build.TrainSection(
+        schema.TrainSection(
             steps=steps,
             batch=40,
             rules=(("(mllm|vae)/.*", "freeze"), (".*", "train")),

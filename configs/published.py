@@ -17,7 +17,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import base
-from metacanvas_jax import build
+from metacanvas_jax.config import networks, schema
 from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnectorConfig
 from metacanvas_jax.dit.flux.network import FluxConfig
@@ -49,12 +49,12 @@ def get_config(folders: str = "") -> ConfigDict:
         raise UserError("configs/published.py needs folders: configs/published.py:PIPELINE or :PIPELINE,MLLM")
     dit = published.network_config(published.subfolder(pipeline, "transformer"), SanaConfig, FluxConfig, WanConfig)
     vae = published.network_config(published.subfolder(pipeline, "vae"), DcAeConfig, KlConfig, WanVaeConfig)
-    kind = next(name for name, (cls, _) in build.DITS.items() if isinstance(dit, cls))
+    kind = next(name for name, (cls, _) in networks.DITS.items() if isinstance(dit, cls))
     config = base.get_config()
     config.name = Path(pipeline).name
     config.dit_weights = config.vae_weights = pipeline
     changes = {"chunk": 1} if isinstance(vae, WanVaeConfig) else {}
-    vae_kind = next(name for name, (cls, _) in build.VAES.items() if isinstance(vae, cls))
+    vae_kind = next(name for name, (cls, _) in networks.VAES.items() if isinstance(vae, cls))
     config.vae = base.section(dataclasses.replace(vae, dtype=DTYPE, **changes), kind=vae_kind)
 
     own_text = kind == "sana" and (Path(pipeline) / "text_encoder").is_dir()
@@ -63,7 +63,7 @@ def get_config(folders: str = "") -> ConfigDict:
     if own_text:
         encoder = published.network_config(Path(pipeline) / "text_encoder", Gemma2Config)
         tokenizer = str(published.subfolder(pipeline, "tokenizer"))
-        text = build.TextSection(dataclasses.replace(encoder, dtype=DTYPE), pipeline, tokenizer)
+        text = schema.TextSection(dataclasses.replace(encoder, dtype=DTYPE), pipeline, tokenizer)
         config.text = base.section(text)
     if kind == "flux":
         dit = dataclasses.replace(dit, pooled="learned", mask_context=True)
@@ -86,20 +86,20 @@ def get_config(folders: str = "") -> ConfigDict:
     new += ["dit/pool"] if kind == "flux" else []
     config.train.rules = ((f"({'|'.join(new)})/.*", "train"), (".*", "freeze")) if mllm else ((".*", "freeze"),)
     schedule, method, shift = published.sampling(pipeline)
-    sampler = build.SamplerSection(schedule, method, STEPS[kind], shift, GUIDANCE[kind])
+    sampler = schema.SamplerSection(schedule, method, STEPS[kind], shift, GUIDANCE[kind])
     config.sampler = base.section(sampler)
     return config
 
 
-def reader(folder: str) -> build.MllmSection:
+def reader(folder: str) -> schema.MllmSection:
     """The MLLM of a folder; without one the smallest there is, which nothing reads."""
     if not folder:
         nothing = LanguageConfig(vocab=1, width=2, layers=1, heads=1, kv_heads=1, mlp=1, rope_sections=(1, 0, 0))
-        return build.MllmSection(nothing, None, buckets=(1,))
+        return schema.MllmSection(nothing, None, buckets=(1,))
     config = published.network_config(folder, MllmConfig)
     language = dataclasses.replace(config.language, dtype=DTYPE)
     vision = dataclasses.replace(config.vision, dtype=DTYPE)
-    return build.MllmSection(
+    return schema.MllmSection(
         language, vision, weights=folder, tokenizer=folder, buckets=(LENGTH,), image_tokens=IMAGE_TOKENS
     )
 

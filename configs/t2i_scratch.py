@@ -15,9 +15,9 @@ Score:     GenEval 68.02 (canvas), 64.09 (text); (1) learns fastest and ends bes
 from ml_collections import ConfigDict
 
 from configs import base, tiny
-from metacanvas_jax import build
+from metacanvas_jax.config import schema
+from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.connectors.queries import QueriesConfig
-from metacanvas_jax.data.sources import SourceSection
 from metacanvas_jax.diffusion.flow import TimeConfig
 from metacanvas_jax.dit.sana.network import sana_1600m
 from metacanvas_jax.mllm.canvas import CanvasConfig
@@ -50,7 +50,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.buckets = base.buckets(Bucket("text_to_image", (512, 512), length=256))
     config.sources = base.sources(SourceSection("webdataset", f"{base.DATA}/BLIP3o-60k/*.tar", max_skips=100))
     config.time = base.section(TimeConfig(shift=3.0))  # SANA's recipe
-    config.sampler = base.section(build.SamplerSection("sana_dpm", "dpmpp_2m", steps=20, shift=3.0, guidance=4.5))
+    config.sampler = base.section(schema.SamplerSection("sana_dpm", "dpmpp_2m", steps=20, shift=3.0, guidance=4.5))
     rules = (("(mllm|text|vae)/.*", "freeze"), (".*", "train"))
     config.train = base.training(20_000, 320, rules)
     # Slices of 560 rows: in eighths of 280, no multiple of 16, the gradients of SANA's 2,240 are added up whole.

@@ -10,9 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
-from metacanvas_jax import build
-from metacanvas_jax.data.formats.emoji import SERVES
-from metacanvas_jax.data.sources import DRAWN, SourceSection
+from metacanvas_jax.config import schema
+from metacanvas_jax.config.sources import DRAWN, SourceSection
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
 from metacanvas_jax.parallel.mesh import MeshConfig
@@ -66,7 +65,7 @@ def shrink(config: ConfigDict, miniature: str) -> ConfigDict:
     kind = config.dit.kind
     with config.ignore_type():
         config.world = base.section(SceneWorld(objects=OBJECTS))
-        config.data = base.section(build.DataSection(path=f"{CACHE}/data", count=512))
+        config.data = base.section(schema.DataSection(path=f"{CACHE}/data", count=512))
         networks(config, kind)
         config.start = config.dit_weights = ""
         rows: Any = config.buckets
@@ -104,7 +103,7 @@ def networks(config: ConfigDict, kind: str) -> None:
     vision = VisionConfig(
         depth=1, width=32, heads=2, mlp=64, out_width=WIDTH, full_attention_layers=(0,), patch=6, window=24
     )
-    mllm = build.MllmSection(
+    mllm = schema.MllmSection(
         language, vision, tokenizer=f"{CACHE}/tokenizer", buckets=(LENGTH,), system=None, image_tokens=9
     )
     config.mllm = base.section(mllm)
@@ -114,7 +113,7 @@ def networks(config: ConfigDict, kind: str) -> None:
         encoder = Gemma2Config(
             vocab=1024, width=WIDTH, layers=2, heads=2, kv_heads=1, head_width=32, mlp=128, query_scalar=32.0
         )
-        text = build.TextSection(encoder, tokenizer=f"{CACHE}/tokenizer", length=32, instruction=False)
+        text = schema.TextSection(encoder, tokenizer=f"{CACHE}/tokenizer", length=32, instruction=False)
         config.text = base.section(text, reads_prompt=config.text.reads_prompt)
     config.dit.update(DITS[kind] | whole)
     if config.dit.get("lora") is not None:

@@ -12,13 +12,13 @@ Score:     none of its own; stage 2 starts from it
 from ml_collections import ConfigDict
 
 from configs import base, tiny
-from metacanvas_jax import build
-from metacanvas_jax.data.sources import SourceSection
+from metacanvas_jax.config import schema
+from metacanvas_jax.config.schema import OptimizerConfig
+from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.diffusion.flow import TimeConfig
 from metacanvas_jax.dit.wan.network import wan2_2_ti2v_5b
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.tasks import Bucket
-from metacanvas_jax.train.optimizer import OptimizerConfig
 from metacanvas_jax.vae.wan.network import WAN22_VAE
 
 VARIANTS = ("full",)
@@ -46,7 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
         *(SourceSection("records", f"{base.DATA}/images", task, max_skips=1000) for task in TASKS)
     )
     config.time = base.section(TimeConfig("uniform", shift=5.0))  # Wan's shift, in training as in sampling
-    config.sampler = base.section(build.SamplerSection("wan_unipc", "unipc", steps=50, shift=5.0, guidance=5.0))
+    config.sampler = base.section(schema.SamplerSection("wan_unipc", "unipc", steps=50, shift=5.0, guidance=5.0))
     config.optimizer = base.section(OptimizerConfig(learning_rate=1e-3, warmup_steps=100))
     rules = (("context_connector/.*", "train"), (".*", "freeze"))
     config.train = base.training(100_000, 32 * CHIPS, rules)

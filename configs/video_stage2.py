@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from configs import base, tiny, video_stage1
 from configs.video_stage1 import CHIPS
-from metacanvas_jax.data.sources import SourceSection
+from metacanvas_jax.config.schema import OptimizerConfig
+from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.tasks import Bucket
-from metacanvas_jax.train.optimizer import OptimizerConfig
 
 VARIANTS = ("full",)
 SIZE = (704, 1280)

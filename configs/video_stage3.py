@@ -23,12 +23,12 @@ from ml_collections import ConfigDict
 from configs import base, tiny, video_stage2
 from configs.video_stage1 import CHIPS
 from configs.video_stage2 import FRAMES, SIZE
-from metacanvas_jax.data.sources import SourceSection
+from metacanvas_jax.config.schema import OptimizerConfig
+from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.dit.wan.network import wan2_2_ti2v_5b
 from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.tasks import Bucket
-from metacanvas_jax.train.optimizer import OptimizerConfig
 from metacanvas_jax.vae.wan.network import WAN22_VAE
 
 VARIANTS = ("keyframes_3", "keyframes_0", "keyframes_1", "keyframes_6", "keyframes_11", "keyframes_31")

@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from metacanvas_jax.build import Experiment, autoencoder
+from metacanvas_jax.config.networks import autoencoder
+from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.data import latents
 from metacanvas_jax.data.formats.shards import Compute

@@ -17,11 +17,13 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from metacanvas_jax import files
-from metacanvas_jax.build import Experiment, autoencoder, experiment, network
-from metacanvas_jax.cli.options import read_config, write_config
+from metacanvas_jax.config.load import read_config, write_config
+from metacanvas_jax.config.networks import autoencoder, network
+from metacanvas_jax.config.read import experiment
+from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.config.sources import EMOJI
 from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.data.formats import records as dataset
-from metacanvas_jax.data.formats.emoji import SERVES
 from metacanvas_jax.data.inputs import Inputs, sources_of
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.shapes import latent_grid
@@ -85,7 +87,7 @@ def train(config: ConfigDict, workdir: Path, *, progress: bool = True, profile: 
     ``profile`` in ``workdir/profile``.
     """
     setup = experiment(config)
-    if setup.sources and all(source.kind in SERVES or not source.path for source in setup.sources):
+    if setup.sources and all(source.kind in EMOJI or not source.path for source in setup.sources):
         prepare(setup)  # a miniature: tokenizer and autoencoder are all that is missing, and made in seconds
     job = jobs.make_job(setup)
     check_workdir(job, jobs.fit_config(setup), workdir)

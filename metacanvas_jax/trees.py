@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from flax import traverse_util
 
 from metacanvas_jax.errors import UserError
@@ -62,6 +63,11 @@ def merge(trainable: Params, frozen: Params) -> Params:
     if both:
         raise ValueError(f"both trainable and frozen: {_some(both)}")
     return nested(left | right)
+
+
+def parameter_count(params: Params) -> int:
+    """Number of values in a tree of arrays or abstract shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def _compile(regex: str, action: str) -> re.Pattern[str]:

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metacanvas_jax.build import Experiment, experiment
-from metacanvas_jax.cli.options import load_config
+from metacanvas_jax.config.load import load_config
+from metacanvas_jax.config.read import experiment
+from metacanvas_jax.config.schema import Experiment, OptimizerConfig
 from metacanvas_jax.data.shapes import batch_shapes
 from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.train import jobs
 from metacanvas_jax.train.job import Job
-from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
+from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.train.step import make_step
 from metacanvas_jax.trees import partition

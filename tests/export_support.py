@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from qwen_support import tokenizer
 
 from configs import base
-from metacanvas_jax import build
-from metacanvas_jax.cli.options import write_config
+from metacanvas_jax.config import read, schema
+from metacanvas_jax.config.load import write_config
 from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnectorConfig
 from metacanvas_jax.data.tokenizer import save_tokenizer
@@ -91,7 +91,7 @@ def config(folder: Path, backbone: str, **changes) -> ConfigDict:
     config = base.get_config()
     config.name = f"tiny_{backbone}"
     config.mllm = base.section(
-        build.MllmSection(LANGUAGE, VISION, image_pixels=(28 * 28, 84 * 84), buckets=(LENGTH,)),
+        schema.MllmSection(LANGUAGE, VISION, image_pixels=(28 * 28, 84 * 84), buckets=(LENGTH,)),
         weights=str(folder / "qwen"),
         tokenizer=str(folder / "tokenizer"),
     )
@@ -103,7 +103,7 @@ def config(folder: Path, backbone: str, **changes) -> ConfigDict:
         CanvasConnectorConfig(width=width, vanilla_width=32, vanilla_head_width=16, vanilla_ratio=2.0)
     )
     config.context_connector = base.section(ContextConnectorConfig(out_width=16, expansion=1, out_norm=True))
-    config.sampler = base.section(build.SamplerSection(**SAMPLERS[backbone]))
+    config.sampler = base.section(schema.SamplerSection(**SAMPLERS[backbone]))
     rules = (
         ("mllm/.*_lora/.*", "train"),
         ("(mllm|vae)/.*", "freeze"),
@@ -111,7 +111,7 @@ def config(folder: Path, backbone: str, **changes) -> ConfigDict:
         *(() if backbone == "sana" else (("dit/.*", "freeze"),)),
         (".*", "train"),
     )
-    config.train = base.section(build.TrainSection(steps=10, batch=2, rules=rules))
+    config.train = base.section(schema.TrainSection(steps=10, batch=2, rules=rules))
     config.update(changes)
     return config
 
@@ -134,7 +134,7 @@ def random_leaves(abstract, seed: int = 0) -> dict[str, np.ndarray]:
 
 def save_run(run: Path, config: ConfigDict, leaves: dict[str, np.ndarray], *, step: int = 7) -> None:
     """A run's folder with one checkpoint; its moving average is ``leaves``, the raw parameters are twice that."""
-    setup = build.experiment(config)
+    setup = read.experiment(config)
     write_config(config, run)
     average = jax.tree.map(jnp.asarray, nested(leaves))
     raw = jax.tree.map(lambda x: 2 * x, average)
@@ -147,7 +147,7 @@ def save_run(run: Path, config: ConfigDict, leaves: dict[str, np.ndarray], *, st
 
 def trained_leaves(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:
     """Random values of what a config trains."""
-    setup = build.experiment(config)
+    setup = read.experiment(config)
     return random_leaves(partition(abstract_params(setup), setup.train.rules)[0], seed)
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from metacanvas_jax.cli.options import load_config
+from metacanvas_jax.config.load import load_config
 
 SMALL = (
     "--config.data.count=64",

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from experiments_support import FILES, build, miniature, shapes_of_a_step, take_step, variants
 
-from metacanvas_jax.build import experiment, parameter_count
-from metacanvas_jax.cli.options import ROOT, load_config
+from metacanvas_jax.config.load import ROOT, load_config
+from metacanvas_jax.config.read import experiment
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.launch import sweeps
 from metacanvas_jax.tasks import TASKS
 from metacanvas_jax.train import jobs
 from metacanvas_jax.train.optimizer import learning_rate
-from metacanvas_jax.trees import flat, partition
+from metacanvas_jax.trees import flat, parameter_count, partition
 
 ALL = [(file, variant) for file in FILES for variant in variants(file)]
 # What trains, as the first parts of the parameters' paths.

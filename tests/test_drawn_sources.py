@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from metacanvas_jax.data.sources import SourceSection, open_source
+from metacanvas_jax.config.sources import SourceSection
+from metacanvas_jax.data.sources import open_source
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.worlds import animations, edits

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from metacanvas_jax import runs
-from metacanvas_jax.cli.options import load_config
-from metacanvas_jax.data.formats.emoji import SERVES
+from metacanvas_jax.config.load import load_config
+from metacanvas_jax.config.sources import EMOJI, SourceSection
 from metacanvas_jax.data.samples import TASKS
-from metacanvas_jax.data.sources import SourceSection, open_source, prepare
+from metacanvas_jax.data.sources import open_source, prepare
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 
@@ -123,7 +123,7 @@ def test_reference_is_the_first_frame(npm):
     np.testing.assert_array_equal(sample.references[0], sample.target[0])
 
 
-@pytest.mark.parametrize(("kind", "task"), [(kind, task) for kind, tasks in SERVES.items() for task in tasks])
+@pytest.mark.parametrize(("kind", "task"), [(kind, task) for kind, tasks in EMOJI.items() for task in tasks])
 def test_prepared_emoji_are_read_back(npm, tmp_path, kind, task):
     section, clip = SourceSection(kind, str(npm), task), CLIP if kind == "emoji_clips" else Clip((16, 16))
     folder = prepare(section, tmp_path / "records", clip)
@@ -138,11 +138,11 @@ def test_prepared_emoji_are_read_back(npm, tmp_path, kind, task):
 
 
 def test_every_task_is_served_once():
-    assert sorted(task for tasks in SERVES.values() for task in tasks) == sorted(TASKS)
+    assert sorted(task for tasks in EMOJI.values() for task in tasks) == sorted(TASKS)
 
 
 def test_folder_without_emoji_is_refused(tmp_path):
-    for kind, tasks in SERVES.items():
+    for kind, tasks in EMOJI.items():
         with pytest.raises(UserError, match=f"{tmp_path}: no samples of kind '{kind}' there"):
             open_source(SourceSection(kind, str(tmp_path), tasks[0]), CLIP)
 

@@ -18,7 +18,7 @@ from export_support import CHANNELS, LENGTH, save_run, trained_leaves
 from PIL import Image
 from vae_support import FAST_COMPILE
 
-from metacanvas_jax import build
+from metacanvas_jax.config import networks, read
 from metacanvas_jax.data.inputs import prompter
 from metacanvas_jax.diffusion.guidance import classifier_free, pair
 from metacanvas_jax.diffusion.samplers import sample
@@ -99,7 +99,7 @@ def draw(*shape, seed):
 
 def whole(config, leaves, base, backbone):
     """All parameters: what trained, and the frozen networks as imported from their folders."""
-    setup = build.experiment(config)
+    setup = read.experiment(config)
     frozen = flat(partition(abstract_params(setup), setup.train.rules)[1])
     params = dict(leaves)
     mllm = MllmConfig(setup.mllm.language, setup.mllm.vision)
@@ -117,8 +117,8 @@ def whole(config, leaves, base, backbone):
 
 def jax_latents(config, params, backbone, noise, given, image):
     """``latents(params, canvas)``: what this project's own sampler paints."""
-    setup = build.experiment(config)
-    model, prompts = build.network(setup), prompter(setup)
+    setup = read.experiment(config)
+    model, prompts = networks.network(setup), prompter(setup)
     media = [] if image is None else [read_image(image, prompts.config.media)]
     inputs, empty = (
         jax.tree.map(jnp.asarray, prompts.batch([prompts([*media, text]) for text in texts], length=LENGTH))
@@ -204,7 +204,7 @@ def test_exported_run_paints_the_same_latents_in_torch(exported, backbone):
 @pytest.mark.parametrize("backbone", ["sana", "flux", "wan"])
 def test_import_of_an_exported_run_is_bit_exact(exported, backbone):
     config, leaves, _, folder, _ = exported(backbone)
-    setup = build.experiment(config)
+    setup = read.experiment(config)
     trainable, _ = partition(abstract_params(setup), setup.train.rules)
     back = flat(read_exported(folder, setup, trainable))
     assert back.keys() == leaves.keys()
@@ -356,7 +356,7 @@ def test_a_missing_base_is_named(exported, tmp_path):
 def test_an_imported_export_is_a_run_with_the_same_parameters(exported, tmp_path):
     config, leaves, _, folder, _ = exported("sana")
     import_run(folder, tmp_path / "run")
-    setup = build.experiment(config)
+    setup = read.experiment(config)
     trainable, _ = partition(abstract_params(setup), setup.train.rules)
     with store.Store(tmp_path / "run" / "checkpoints", writable=False) as checkpoints:
         assert checkpoints.steps() == [7]
@@ -371,12 +371,12 @@ def test_a_run_starts_with_what_another_trained(exported):
     config, leaves, run, _, _ = exported("sana")
     config = config.copy_and_resolve_references()
     config.start = str(run)
-    setup = build.experiment(config)
+    setup = read.experiment(config)
     begun = flat(jobs.start_weights(setup, abstract_params(setup)))
     for path, value in leaves.items():
         assert np.asarray(begun[path]).tobytes() == value.tobytes(), path
     config.canvas.rows += 1
-    setup = build.experiment(config)
+    setup = read.experiment(config)
     with pytest.raises(UserError, match=rf"{run}, the config's 'start': canvas/\S+ has shape \(1, .*\) there and"):
         jobs.start_weights(setup, abstract_params(setup))
 
@@ -387,7 +387,7 @@ def test_state_dicts_of_a_connector_are_read_and_pickles_are_not(exported, tmp_p
     from metacanvas_jax.exchange.import_run import read_connector
 
     config, leaves, _, folder, _ = exported("wan")
-    setup = build.experiment(config)
+    setup = read.experiment(config)
     trainable, _ = partition(abstract_params(setup), setup.train.rules)
     state = load_file(folder / "connector" / "model.safetensors")
     torch.save({"model": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "connector.pt")

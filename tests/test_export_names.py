@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from metacanvas_jax import build
+from metacanvas_jax.config import read
 from metacanvas_jax.exchange import parts as layout
 from metacanvas_jax.exchange.export_run import Options, abstract_params, connector_config, write_weights
 from metacanvas_jax.exchange.import_run import read_exported
@@ -37,7 +37,7 @@ FULL = {
 
 
 def experiment(name, variant):
-    return build.experiment(importlib.import_module(f"configs.{name}").get_config(variant))
+    return read.experiment(importlib.import_module(f"configs.{name}").get_config(variant))
 
 
 @pytest.mark.parametrize("name, variant", CASES)
@@ -103,7 +103,7 @@ def check_adapters(shapes, prefix, weights):
 
 def test_a_trained_parameter_without_a_place_in_an_export_is_named():
     setup = experiment("miniature", "text")
-    with pytest.raises(build.UserError, match="trains vae/basis, and an export has no place for it"):
+    with pytest.raises(UserError, match="trains vae/basis, and an export has no place for it"):
         layout.parts(setup, ["dit/out/kernel", "vae/basis"])
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from qwen_support import tokenizer
 
-from metacanvas_jax.build import SamplerSection
+from metacanvas_jax.config.schema import SamplerSection
 from metacanvas_jax.diffusion.samplers import sample
 from metacanvas_jax.mllm.qwen2_5_vl.media import MediaConfig, read_image, read_video
 from metacanvas_jax.mllm.qwen2_5_vl.prompt import PromptConfig, Prompter

@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metacanvas_jax import build
-from metacanvas_jax.cli.options import load_config, read_config
-from metacanvas_jax.data.decoding import Limits
+from metacanvas_jax.config import read
+from metacanvas_jax.config.load import load_config, read_config
+from metacanvas_jax.config.schema import OptimizerConfig
+from metacanvas_jax.config.sources import Limits, SourceSection
 from metacanvas_jax.data.formats.records import Records
 from metacanvas_jax.data.mixture import Source
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
-from metacanvas_jax.data.sources import SourceSection, open_source
+from metacanvas_jax.data.sources import open_source
 from metacanvas_jax.data.tokenizer import load_tokenizer
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.train.job import FitConfig
-from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
+from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import abstract_state, new_state
 from metacanvas_jax.train.store import Store, describe, load_params, save_params
 from metacanvas_jax.trees import partition
@@ -61,7 +62,7 @@ def table(cases):
 def bad_config(change):
     config = load_config(MINIATURE, [])
     change(config)
-    return build.experiment(config)
+    return read.experiment(config)
 
 
 def untyped(config, key, value):

@@ -14,7 +14,7 @@ from etils.epath import backend as epath_backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from metacanvas_jax import files
-from metacanvas_jax.cli.options import read_config, write_config
+from metacanvas_jax.config.load import read_config, write_config
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.train.job import FitConfig
 from metacanvas_jax.train.loop import fit

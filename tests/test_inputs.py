@@ -7,11 +7,11 @@ import pytest
 from tasks_support import VOCABULARY, bucket, sample
 
 from metacanvas_jax import runs
-from metacanvas_jax.build import experiment
-from metacanvas_jax.cli.options import load_config
+from metacanvas_jax.config.load import load_config
+from metacanvas_jax.config.read import experiment
+from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.data import inputs
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
-from metacanvas_jax.data.sources import SourceSection
 from metacanvas_jax.data.tokenizer import save_tokenizer, train_tokenizer
 from metacanvas_jax.paint.sampling import Painted
 from metacanvas_jax.tasks import RECONSTRUCT, TASKS

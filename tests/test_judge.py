@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from metacanvas_jax.build import experiment
-from metacanvas_jax.cli.options import load_config
+from metacanvas_jax.config.load import load_config
+from metacanvas_jax.config.read import experiment
 from metacanvas_jax.worlds import openmoji, scenes
 from metacanvas_jax.worlds.judge import Detection, Judge, check, relations
 from metacanvas_jax.worlds.requests import Group, Request

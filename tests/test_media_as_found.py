@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.data.decoding import MediaError, decode_animation, decode_image
 from metacanvas_jax.data.formats.tars import load_index, make_index
 from metacanvas_jax.data.layout import Layout, place_of
-from metacanvas_jax.data.sources import SourceSection, open_source
+from metacanvas_jax.data.sources import open_source
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 

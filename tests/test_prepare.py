@@ -11,12 +11,13 @@ from sources_support import encoded, pairs, picture, write_rows, write_tar
 
 from metacanvas_jax import precompute
 from metacanvas_jax.cli.main import main
+from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.data import sources
 from metacanvas_jax.data.formats import shards
 from metacanvas_jax.data.formats.shards import WriteConfig
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.data.sources import SourceSection, open_source
+from metacanvas_jax.data.sources import open_source
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 
@@ -192,11 +193,11 @@ def test_prepare_stores_the_latents_of_target_source_and_references(tmp_path):
     from miniature_support import arguments
     from miniature_support import config as small
 
-    from metacanvas_jax import build
+    from metacanvas_jax.config import networks, read
     from metacanvas_jax.train import store
     from metacanvas_jax.vae.patch_pca import network as patch_pca
 
-    setup = build.experiment(small(tmp_path, "canvas"))
+    setup = read.experiment(small(tmp_path, "canvas"))
     pictures = np.random.default_rng(0).integers(0, 256, (40, 60, 60, 3), dtype=np.uint8)
     store.save_params(tmp_path / "vae", patch_pca.fit(pictures, setup.vae)[0], {})
     compute, identity = precompute.make_latents(setup, batch=2)
@@ -206,7 +207,7 @@ def test_prepare_stores_the_latents_of_target_source_and_references(tmp_path):
         section, tmp_path / "out", Clip(frames=5), QUIET, setup.world, compute=compute, computed=identity
     )
     records = open_source(dataclasses.replace(section, path=str(out)), Clip(frames=5))
-    vae = build.autoencoder(setup)
+    vae = networks.autoencoder(setup)
     params = store.load_params(tmp_path / "vae")[0]
     for i in range(3):
         sample = records[i]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from miniature_support import config
 
-from metacanvas_jax import build, precompute, runs
+from metacanvas_jax import precompute, runs
 from metacanvas_jax.cli.main import main
+from metacanvas_jax.config import read
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import make_mesh
 from metacanvas_jax.parallel.rules import RULES
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.miniature
 @pytest.fixture(scope="module")
 def setup(tmp_path_factory):
     folder = tmp_path_factory.mktemp("contexts")
-    setup = build.experiment(config(folder, "canvas"))
+    setup = read.experiment(config(folder, "canvas"))
     setup = dataclasses.replace(
         setup,
         data=dataclasses.replace(setup.data, count=24, caption_dropout=0.5),

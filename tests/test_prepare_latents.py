@@ -10,20 +10,23 @@ import pytest
 from experiments_support import miniature
 from tasks_support import Spy
 
-from metacanvas_jax import build, precompute
+from metacanvas_jax import precompute
+from metacanvas_jax.config import networks
+from metacanvas_jax.config.schema import OptimizerConfig
+from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.data import inputs, latents, sources
 from metacanvas_jax.data.formats.shards import WriteConfig
 from metacanvas_jax.data.inputs import Inputs
 from metacanvas_jax.data.samples import LATENTS
 from metacanvas_jax.data.shapes import batch_shapes
-from metacanvas_jax.data.sources import SourceSection, open_source
+from metacanvas_jax.data.sources import open_source
 from metacanvas_jax.data.tokenizer import save_tokenizer, train_tokenizer
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.tasks import TASKS
 from metacanvas_jax.train import store
 from metacanvas_jax.train.objectives import painting
-from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
+from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.train.step import make_step
 from metacanvas_jax.vae.patch_pca import network as patch_pca
@@ -104,7 +107,7 @@ def test_prepare_gives_a_step_the_latents_that_it_would_encode(setup, task):
         jax.tree.map(np.testing.assert_array_equal, pixels[name], stored[name])
     shapes = batch_shapes(only(setup, task), only(setup, task).shapes[0])
     assert shapes.keys() == stored.keys() and all(shapes[n].shape == stored[n].shape for n in shapes if "latents" in n)
-    prepare, _ = painting(Spy(), build.autoencoder(setup), setup.time, channels=setup.given_channels)
+    prepare, _ = painting(Spy(), networks.autoencoder(setup), setup.time, channels=setup.given_channels)
     prepared = jax.jit(lambda batch: dataclasses.astuple(prepare(frozen_of(setup), batch, jax.random.key(0)))[1:3])
     expected, made = prepared(pixels), prepared(stored)
     assert np.abs(np.asarray(expected[0])).max() > 0.1
@@ -114,7 +117,7 @@ def test_prepare_gives_a_step_the_latents_that_it_would_encode(setup, task):
 def test_prepare_a_training_step_from_stored_latents_is_the_step_that_encodes(setup):
     pixels, stored = both(setup, "reference_to_video")
     halves = {name: x.astype(np.float16) if "latents" in name else x for name, x in stored.items()}
-    prepare, loss = painting(Linear(), build.autoencoder(setup), setup.time, channels=setup.given_channels)
+    prepare, loss = painting(Linear(), networks.autoencoder(setup), setup.time, channels=setup.given_channels)
     optimizer = make_optimizer(OptimizerConfig(1e-2))
     step, frozen, results = make_step(prepare, loss, optimizer), frozen_of(setup), []
     for batch in (pixels, stored, halves):  # the last as --latents-dtype float16 stores them

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.nn.layers import Dense, RMSNorm
 from metacanvas_jax.nn.lora import Lora, LoraConfig
@@ -18,7 +19,7 @@ from metacanvas_jax.parallel import mesh as mesh_module
 from metacanvas_jax.parallel.activations import check_notes, constrain, noting, part
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, mesh_array, mesh_sizes, on_mesh, put_batch
 from metacanvas_jax.parallel.rules import check_whole, placed, resolve, rules_of, shardings, whole
-from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
+from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.train.step import make_step
 from metacanvas_jax.trees import flat, partition

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 from sources_support import bomb, claiming, clip, encoded, gif, pairs, picture, png_header, write_rows, write_tar
 
+from metacanvas_jax.config.sources import Limits, SourceSection
 from metacanvas_jax.data import decoding, video
-from metacanvas_jax.data.decoding import Limits, MediaError
+from metacanvas_jax.data.decoding import MediaError
 from metacanvas_jax.data.formats import tars
 from metacanvas_jax.data.mixture import Source
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
-from metacanvas_jax.data.sources import SourceSection, open_source
+from metacanvas_jax.data.sources import open_source
 from metacanvas_jax.data.transforms import Clip, causal_frames, frame_indices
 from metacanvas_jax.errors import UserError
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
-from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
+from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import abstract_state, new_state
 from metacanvas_jax.train.store import Store, describe, load_params, save_params
 from metacanvas_jax.weights.hashes import checksums, content_hash, files_hash

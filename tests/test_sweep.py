@@ -10,9 +10,9 @@ import pytest
 import yaml
 from test_files import bucket  # noqa: F401
 
-from metacanvas_jax.build import experiment
 from metacanvas_jax.cli.main import main
-from metacanvas_jax.cli.options import ROOT, load_config
+from metacanvas_jax.config.load import ROOT, load_config
+from metacanvas_jax.config.read import experiment
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.launch import sweeps
 

@@ -15,12 +15,12 @@ import pytest
 import train_support as support
 from safetensors.numpy import load_file
 
+from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.train.in_flight import NonFiniteError
 from metacanvas_jax.train.job import FitConfig
 from metacanvas_jax.train.loop import fit as fit_on
 from metacanvas_jax.train.metrics import read_metrics
-from metacanvas_jax.train.optimizer import OptimizerConfig
 from metacanvas_jax.train.profiling import Profiler, Steps, parse_steps
 from metacanvas_jax.train.store import Store
 from metacanvas_jax.trees import flat

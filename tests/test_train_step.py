@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
+from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import cast, new_state, step_key, update_ema
 from metacanvas_jax.train.step import make_step
 

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.nn.layers import Dense
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.train.job import FitConfig, Job
 from metacanvas_jax.train.loop import fit
-from metacanvas_jax.train.optimizer import OptimizerConfig
 
 WIDTH, BATCH = 8, 16
 CONFIG = {"model": {"width": WIDTH}, "data": {"batch": BATCH}}

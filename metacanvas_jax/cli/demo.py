@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from metacanvas_jax.cli import options
+from metacanvas_jax.config.load import load_config
 from metacanvas_jax.errors import UserError
 
 EXAMPLE = "metacanvas demo --workdir runs/demo"
@@ -25,8 +26,8 @@ def run(arguments: argparse.Namespace) -> None:
         options.require(package, "miniature")
     from metacanvas_jax.miniature import demo as miniature
 
-    painter = options.load_config(arguments.config, arguments.overrides)
-    teacher = options.load_config(f"{arguments.config.partition(':')[0]}:mllm", [])
+    painter = load_config(arguments.config, arguments.overrides)
+    teacher = load_config(f"{arguments.config.partition(':')[0]}:mllm", [])
     mllm_workdir = Path(painter.mllm.weights).parent
     outcome = miniature.demo(teacher, painter, arguments.workdir, mllm_workdir)
     print(outcome.scored.table())

@@ -31,13 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser, count: int) -> None:
 def draw(arguments: argparse.Namespace, **media: object) -> Path:
     """Draws what the arguments ask for; returns the file. ``media`` are fields of ``drawing.Request``."""
     check(arguments)
-    from metacanvas_jax import build, runs
+    from metacanvas_jax import runs
+    from metacanvas_jax.config import read
+    from metacanvas_jax.config.load import load_config
     from metacanvas_jax.paint import drawing
 
     if arguments.config is None and arguments.overrides:
         raise UserError("--config.KEY=VALUE changes a --config; the config of a --run is that of its training")
-    config = None if arguments.config is None else options.load_config(arguments.config, arguments.overrides)
-    setup = runs.setup_of(arguments.run) if config is None else build.experiment(config)
+    config = None if arguments.config is None else load_config(arguments.config, arguments.overrides)
+    setup = runs.setup_of(arguments.run) if config is None else read.experiment(config)
     request = drawing.Request(
         arguments.prompt, size=size_of(arguments.size), frames=arguments.frames, fps=arguments.fps, **media
     )

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from metacanvas_jax.cli import options
+from metacanvas_jax.config.load import load_config
 
 EXAMPLE = "metacanvas plan --config configs/video_stage3.py --topology v5p:4x4x8"
 
@@ -34,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     prepare_environment()
     from metacanvas_jax.plan import planning
 
-    config = options.load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, arguments.overrides)
     reports = planning.plan(
         arguments.config,
         config,

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
-from metacanvas_jax.cli import options
 from metacanvas_jax.errors import UserError
 
 EXAMPLE = """metacanvas prepare --config configs/miniature.py --config.data.path=/data/scenes --config.data.count=50000
@@ -52,9 +51,10 @@ def run(arguments: argparse.Namespace) -> None:
         return
     setup = None
     if arguments.config is not None:
-        from metacanvas_jax import build
+        from metacanvas_jax.config import read
+        from metacanvas_jax.config.load import load_config
 
-        setup = build.experiment(options.load_config(arguments.config, arguments.overrides))
+        setup = read.experiment(load_config(arguments.config, arguments.overrides))
     if arguments.contexts:
         _write_contexts(arguments, setup)
         return

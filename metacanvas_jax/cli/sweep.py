@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from metacanvas_jax.cli import options
+from metacanvas_jax.config.load import ROOT, load_config
 from metacanvas_jax.errors import UserError
 
 EXAMPLE = """metacanvas sweep --config configs/connector_ablation.py:miniature --sweep configs/sweeps/connector.py
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     points = sweeps.read(arguments.sweep, arguments.config)
     extra = arguments.overrides
     for point in points:  # every point is a config, before the first one is begun
-        options.load_config(point.config, [*point.overrides, *extra])
+        load_config(point.config, [*point.overrides, *extra])
     workdir = files.folder(arguments.workdir or Path("runs/sweeps") / arguments.sweep.stem)
     if arguments.print:
         for point in points:
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.tpu or arguments.launch:
         jobs = sweeps.tpu_jobs(points, str(arguments.sweep), extra, gke=arguments.gke)
         if arguments.launch:
-            sweeps.launch(jobs, options.ROOT, dry_run=arguments.dry_run)
+            sweeps.launch(jobs, ROOT, dry_run=arguments.dry_run)
         else:
             print("\n".join(sweeps.shell(*job) for job in jobs))
         return

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from metacanvas_jax import files
 from metacanvas_jax.cli import options
+from metacanvas_jax.config.load import load_config
 
 EXAMPLE = "metacanvas train --config configs/miniature.py:canvas --workdir runs/canvas --config.train.steps=500"
 
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     from metacanvas_jax.train.profiling import parse_steps
 
     profile = None if arguments.profile is None else parse_steps(arguments.profile)
-    config = options.load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, arguments.overrides)
     workdir = files.folder(arguments.workdir or Path("runs") / config.name)
     with together(arguments.processes, arguments.coordinator, arguments.process, arguments.timeout):
         runs.train(config, workdir, profile=profile)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from metacanvas_jax.build import Experiment
+from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
 from metacanvas_jax.weights.sources import Source
 

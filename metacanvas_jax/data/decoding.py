@@ -1,7 +1,6 @@
 """Pictures from untrusted bytes: the header is judged before any pixel is decoded, so memory and time are bounded."""
 
 import contextlib
-import dataclasses
 import io
 import struct
 import zlib
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from metacanvas_jax.config.sources import LIMITS, Limits
 from metacanvas_jax.data.transforms import Clip, fit_image, shown_frames
 from metacanvas_jax.images import to_rgb
 
@@ -20,19 +20,6 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits pe
 
 class MediaError(ValueError):
     """Media that cannot or must not be decoded; the message says why, the caller names the record."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """The most that one medium may hold: encoded bytes, pixels of a frame, frames, and pixels of all frames read."""
-
-    bytes: int = 1 << 30
-    pixels: int = 1 << 26
-    frames: int = 1 << 16
-    decoded_pixels: int = 1 << 30
-
-
-LIMITS = Limits()
 
 
 def decode_image(data: bytes, limits: Limits = LIMITS) -> Image.Image:

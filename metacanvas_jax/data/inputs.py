@@ -5,7 +5,8 @@ import dataclasses
 import grain
 import jax
 
-from metacanvas_jax.build import Experiment, autoencoder
+from metacanvas_jax.config.networks import autoencoder
+from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.data import latents
 from metacanvas_jax.data.conversations import UnderstandExamples
 from metacanvas_jax.data.examples import PaintExamples, TextRows

@@ -8,10 +8,10 @@ import dataclasses
 import json
 from typing import Any
 
-from metacanvas_jax.build import Experiment
+from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.data.formats.shards import read_recipe
-from metacanvas_jax.data.sources import SourceSection
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.tasks import Bucket

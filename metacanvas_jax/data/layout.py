@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from metacanvas_jax.data.decoding import LIMITS, Limits, MediaError, decode_animation, decode_image
+from metacanvas_jax.config.sources import LIMITS, Limits
+from metacanvas_jax.data.decoding import MediaError, decode_animation, decode_image
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.transforms import (
     AS_FOUND,

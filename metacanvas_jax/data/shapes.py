@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from metacanvas_jax import tasks
-from metacanvas_jax.build import Experiment, autoencoder
+from metacanvas_jax.config.networks import autoencoder
+from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.data import latents
 from metacanvas_jax.data.examples import media_layout
 from metacanvas_jax.data.samples import LATENTS

@@ -1,99 +1,26 @@
-"""Where samples come from: one section of a config per source, and one function that opens it."""
+"""Opens the sources of samples that a config names, one section of it per source."""
 
 import dataclasses
 import glob
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from metacanvas_jax.data.decoding import LIMITS, Limits
+from metacanvas_jax.config.sources import DRAWN, EMOJI, SourceSection
 from metacanvas_jax.data.formats.array_records import ArrayRecords
 from metacanvas_jax.data.formats.drawn import Drawn
-from metacanvas_jax.data.formats.emoji import SERVES, Clips, Styles
+from metacanvas_jax.data.formats.emoji import Clips, Styles
 from metacanvas_jax.data.formats.folders import Files, JsonLines
 from metacanvas_jax.data.formats.parquet import Parquet
 from metacanvas_jax.data.formats.records import Records
 from metacanvas_jax.data.formats.shards import FORMAT, WRITE_ALL, Compute, WriteConfig, write
 from metacanvas_jax.data.formats.tars import WebDataset
 from metacanvas_jax.data.guard import Guarded
-from metacanvas_jax.data.layout import NAMES, STORED, Layout
-from metacanvas_jax.data.samples import TASKS
+from metacanvas_jax.data.layout import STORED, Layout
 from metacanvas_jax.data.transforms import AS_FOUND, Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.worlds.scenes import SceneWorld
-
-Kind = Literal[
-    "records",
-    "tfds",
-    "webdataset",
-    "jsonl",
-    "files",
-    "parquet",
-    "emoji_styles",
-    "emoji_clips",
-    "scenes",
-    "edits",
-    "animations",
-]
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceSection:
-    """One source of samples.
-
-    ``kind`` is the layout of ``path``: "records" (what `metacanvas prepare` writes), "tfds" (any TFDS folder of
-    array_records), "webdataset" (tars), "jsonl" (media and a file of rows), "files" (``CLIP.mp4`` + ``CLIP.txt``) and
-    "parquet"; tars and parquet files may be given by a pattern such as ``shards/*.tar``. "emoji_styles" and
-    "emoji_clips" are npm packages below ``path``. "scenes", "edits" and "animations" are OpenMoji drawings with exact
-    ground truth, drawn when they are read or, where ``path`` is given, once and there by `metacanvas prepare`.
-
-    ``task`` is what the samples serve for, ``weight`` their share among the sources of that task. ``columns`` are
-    (part of a sample, its name in the source) where the usual names do not apply. ``max_skips`` bad records are passed
-    over before a run stops; ``limits`` bound what one medium may hold. ``count`` and ``seed`` are those of drawings.
-    ``latents`` trains on those that `metacanvas prepare --latents` stored beside the samples.
-    """
-
-    kind: Kind
-    path: str = ""
-    task: str = "text_to_image"
-    weight: float = 1.0
-    split: str = "train"
-    columns: tuple[tuple[str, str], ...] = ()
-    max_skips: int = 0
-    in_memory: bool = False
-    cache: str = ""
-    limits: Limits = LIMITS
-    count: int = 10_000
-    seed: int = 0
-    latents: bool = False
-
-    def __post_init__(self) -> None:
-        drawn = self.kind in DRAWN
-        if not drawn and not self.path:
-            raise ValueError(f"a source of kind {self.kind!r} needs a path")
-        if self.task not in TASKS:
-            raise ValueError(f"task is {self.task!r}, expected one of {', '.join(TASKS)}")
-        served = (DRAWN | SERVES).get(self.kind, TASKS)
-        if self.task not in served:
-            raise ValueError(f"{self.kind} serve for {', '.join(served)}, not for {self.task}")
-        if self.weight < 0 or self.max_skips < 0:
-            raise ValueError(f"weight {self.weight} and max_skips {self.max_skips} must not be negative")
-        if self.latents and not (self.path and (drawn or self.kind == "records")):
-            raise ValueError(f"latents are in records of `metacanvas prepare`, not in a source of kind {self.kind!r}")
-        if self.count < 1:
-            raise ValueError(f"count is {self.count}, expected at least 1")
-        for part, _ in self.columns:
-            if part not in NAMES:
-                raise ValueError(f"columns: {part!r} is no part of a sample; these are {', '.join(NAMES)}")
-
-
-DRAWN: dict[str, tuple[str, ...]] = {
-    "scenes": ("text_to_image", "reconstruction"),
-    "edits": ("image_editing",),
-    "animations": ("text_to_video", "image_to_video", "video_editing", "reference_to_video"),
-}
-"""The tasks that drawings serve for, by kind."""
 
 
 def open_source(section: SourceSection, clip: Clip = AS_FOUND, world: SceneWorld | None = None) -> Guarded:
@@ -120,7 +47,7 @@ def open_source(section: SourceSection, clip: Clip = AS_FOUND, world: SceneWorld
         source = Parquet(_files(section.path, "*.parquet"), layout, **options)
     elif section.kind == "jsonl":
         source = JsonLines(pathlib.Path(section.path), layout, **options)
-    elif section.kind in SERVES:
+    elif section.kind in EMOJI:
         of_kind = Styles if section.kind == "emoji_styles" else Clips
         source = of_kind(pathlib.Path(section.path), layout, **options)
     else:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from metacanvas_jax.data.decoding import LIMITS, Limits, MediaError, first_line
+from metacanvas_jax.config.sources import LIMITS, Limits
+from metacanvas_jax.data.decoding import MediaError, first_line
 from metacanvas_jax.data.transforms import AS_FOUND, Clip, causal_frames, fit_image
 from metacanvas_jax.errors import UserError
 

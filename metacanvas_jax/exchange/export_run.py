@@ -15,8 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metacanvas_jax.build import VAES, Experiment, TextSection, autoencoder, experiment
-from metacanvas_jax.cli.options import read_config
+from metacanvas_jax.config.identity import identity
+from metacanvas_jax.config.load import read_config
+from metacanvas_jax.config.networks import VAES, autoencoder
+from metacanvas_jax.config.read import experiment
+from metacanvas_jax.config.schema import Experiment, TextSection
 from metacanvas_jax.connectors import table as metacanvas
 from metacanvas_jax.data.inputs import prompter
 from metacanvas_jax.data.shapes import latent_grid
@@ -91,7 +94,7 @@ def export_run(run: Path, to: Path, options: Options = Options()) -> Path:
     with store.Store(run / "checkpoints", writable=False) as checkpoints:
         step = checkpoints.steps()[-1] if options.step is None and checkpoints.steps() else options.step
         meta = checkpoints.meta(step)
-        now = store.describe(jobs.identity(setup))["config"]
+        now = store.describe(identity(setup))["config"]
         # Of what a training must agree on, an export asks for the networks alone.
         saved = meta | {"config": {key: value for key, value in meta["config"].items() if key in now}}
         store.check_same(saved, meta | {"config": now}, str(run / "checkpoints" / str(step)))

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from metacanvas_jax.build import DITS, VAES
+from metacanvas_jax.config.networks import DITS, VAES
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL, example
 from metacanvas_jax.text.gemma2.network import Gemma2, Gemma2Config
 from metacanvas_jax.train import store

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from metacanvas_jax.build import Experiment, experiment
-from metacanvas_jax.cli.options import write_config
+from metacanvas_jax.config.load import write_config
+from metacanvas_jax.config.read import experiment
+from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.exchange import parts as layout

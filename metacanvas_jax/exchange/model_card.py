@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from metacanvas_jax.build import Experiment
+from metacanvas_jax.config.schema import Experiment
 
 QWEN_3B_WIDTH = 2048
 LICENCES = {

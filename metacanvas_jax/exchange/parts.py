@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from metacanvas_jax.build import Experiment
+from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.connectors import table as metacanvas
 from metacanvas_jax.dit.flux import table as flux
 from metacanvas_jax.dit.flux.network import FluxConfig

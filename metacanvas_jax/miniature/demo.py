@@ -15,7 +15,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from metacanvas_jax import runs
-from metacanvas_jax.build import Experiment, experiment, network, parameter_count
+from metacanvas_jax.config.networks import network
+from metacanvas_jax.config.read import experiment
+from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.data.conversations import UnderstandExamples
 from metacanvas_jax.data.inputs import prompter
 from metacanvas_jax.errors import UserError
@@ -26,7 +28,7 @@ from metacanvas_jax.report.canvas_maps import canvas_maps
 from metacanvas_jax.report.charts import Chart
 from metacanvas_jax.train import store
 from metacanvas_jax.train.metrics import read_metrics
-from metacanvas_jax.trees import partition
+from metacanvas_jax.trees import parameter_count, partition
 from metacanvas_jax.worlds.scenes import Scene, eval_prompts
 
 QUESTIONS = 256

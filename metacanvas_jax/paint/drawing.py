@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from metacanvas_jax.build import Experiment, autoencoder, check_bucket, network
+from metacanvas_jax.config.check import check_bucket
+from metacanvas_jax.config.networks import autoencoder, network
+from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.data.decoding import MediaError, decode_image
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.transforms import Clip, fit_frames

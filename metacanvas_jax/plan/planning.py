@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from metacanvas_jax import build
+from metacanvas_jax.config import read
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from metacanvas_jax.plan import page, programs, search
@@ -40,7 +40,7 @@ def plan(
     Raises:
         UserError: an unknown slice or bucket, a mesh that does not fit it, a batch that does not divide.
     """
-    experiment = build.experiment(config)
+    experiment = read.experiment(config)
     experiment = experiment if pixels else programs.with_latents(experiment)
     where = find_slice(topology)
     if budget:

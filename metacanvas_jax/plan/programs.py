@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from metacanvas_jax.build import Experiment, autoencoder, network
+from metacanvas_jax.config.networks import autoencoder, network
+from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.data.shapes import batch_shapes, latent_grid
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.paint.sampling import Recipe, Target, make_painter

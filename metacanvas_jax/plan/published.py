@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.diffusion.flow import TimeConfig, flow_loss, sample_time
 from metacanvas_jax.dit.flux.network import Flux, flux_dev
 from metacanvas_jax.dit.wan.network import Wan, wan2_1_t2v_14b
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.parallel.rules import RULES, placed, shardings
 from metacanvas_jax.plan.programs import Program, abstract_key, device_bytes, spread
-from metacanvas_jax.train.optimizer import OptimizerConfig, make_optimizer
+from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import abstract_state
 from metacanvas_jax.train.step import make_step
 from metacanvas_jax.types import Given, States

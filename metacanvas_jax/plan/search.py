@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 
-from metacanvas_jax.build import Experiment
+from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.nn.stack import REMAT_CHOICES
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from metacanvas_jax import build
-from metacanvas_jax.build import Experiment
-from metacanvas_jax.cli.options import load_config
+from metacanvas_jax.config import read
+from metacanvas_jax.config.load import load_config
+from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.parallel.mesh import make_mesh
 from metacanvas_jax.plan import programs
 from metacanvas_jax.plan.planning import choose, parse_mesh
@@ -35,7 +35,7 @@ class Job:
 
     def experiment(self) -> Experiment:
         """The experiment, its data not looked at."""
-        setup = build.experiment(load_config(self.config, list(self.overrides)))
+        setup = read.experiment(load_config(self.config, list(self.overrides)))
         return setup if self.pixels else programs.with_latents(setup)
 
 

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array
 
+from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.watch import WAITS, Watch
 from metacanvas_jax.train.checkpoints import Checkpoints
 from metacanvas_jax.train.job import FitConfig
 from metacanvas_jax.train.log import Log
-from metacanvas_jax.train.optimizer import OptimizerConfig, learning_rate
+from metacanvas_jax.train.optimizer import learning_rate
 from metacanvas_jax.train.state import TrainState
 
 

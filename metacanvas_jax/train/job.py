@@ -7,10 +7,10 @@ from typing import Any
 import grain
 from jaxtyping import Array, Key
 
+from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.train.contexts import Enrich
-from metacanvas_jax.train.optimizer import OptimizerConfig
 from metacanvas_jax.train.step import Loss, Prepare
 from metacanvas_jax.trees import Rules
 from metacanvas_jax.types import Params

@@ -1,8 +1,6 @@
 """From an experiment to a training: what is initialised, loaded, frozen and minimised."""
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from metacanvas_jax import build, tasks
-from metacanvas_jax.build import Experiment, autoencoder, network
-from metacanvas_jax.cli.options import read_config
+from metacanvas_jax import tasks
+from metacanvas_jax.config import read
+from metacanvas_jax.config.identity import identity
+from metacanvas_jax.config.load import read_config
+from metacanvas_jax.config.networks import autoencoder, network
+from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.weights import identities, weight_folders
 from metacanvas_jax.data.inputs import batches
 from metacanvas_jax.data.shapes import latent_grid, smallest_inputs
@@ -130,7 +131,7 @@ def start_weights(experiment: Experiment, abstract: Params) -> Params:
     if not experiment.start:
         return loaded
     run = Path(experiment.start)
-    before = build.experiment(read_config(run))
+    before = read.experiment(read_config(run))
     known, shapes = flat(abstract), jax.eval_shape(lambda key: unboxed(initial(before, key)), jax.random.key(0))
     trained = flat(partition(shapes, before.train.rules)[0])
     here = trained.keys() & known.keys()
@@ -157,40 +158,6 @@ def chosen(weights: Params, wanted: Params, where: object) -> Params:
     if missing := [path for path in flat(wanted) if path not in have]:
         raise UserError(f"{where}: no weights for the frozen parameter {missing[0]} ({len(missing)} are missing)")
     return nested({path: have[path] for path in flat(wanted)})
-
-
-def identity(experiment: Experiment) -> dict[str, Any]:
-    """What a resumed run must agree on: everything but how often it writes and where its files lie."""
-    tree = dataclasses.asdict(experiment)
-    for name in ("optimizer", "eval", "sampler", "name", "mesh"):
-        tree.pop(name)
-    train = tree.pop("train")
-    tree["batch"] = train["batch"]
-    for section, name in (
-        ("data", "path"),
-        ("data", "pictures_path"),
-        ("mllm", "weights"),
-        ("mllm", "tokenizer"),
-        ("mllm", "context_cache"),
-    ):
-        tree[section].pop(name)
-    for name in ("vae_weights", "dit_weights", "start"):
-        tree.pop(name)
-    for name in ("weights", "tokenizer"):
-        (tree["text"] or {}).pop(name, None)
-    for source in tree["sources"]:
-        for name in ("path", "cache", "in_memory", "latents"):
-            source.pop(name)
-    # Checkpoints of before these keys existed were made with what is their default.
-    defaults = {"mllm": {"image_tokens": None, "video_fps": 2.0}, "dit": {"lora": None}}
-    for section, values in defaults.items():
-        for name, value in values.items():
-            if tree[section] is not None and name in tree[section] and tree[section][name] == value:
-                tree[section].pop(name)
-    for name in ("text", "dit_guidance", "buckets", "sources"):
-        if not tree[name]:
-            tree.pop(name)
-    return tree
 
 
 def to_bytes(pixels: Array) -> np.ndarray:

@@ -1,6 +1,5 @@
 """AdamW with global-norm clipping and the learning-rate schedules of the paper (sections 3.1 to 3.3)."""
 
-import dataclasses
 import re
 
 import jax
@@ -8,49 +7,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.trees import flat, nested
 from metacanvas_jax.types import Params
-
-SCHEDULES = ("constant", "cosine", "linear")
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """Plain data; the defaults are AdamW's own and the paper's clipping.
-
-    The warm-up is linear from ``warmup_from`` to ``learning_rate`` over ``warmup_steps``. "cosine" and "linear" then
-    fall to ``final_fraction * learning_rate`` at ``total_steps`` and stay there. Decay acts on parameters whose path
-    matches ``decay_rule`` as a whole; the number of axes cannot tell kernels from gains, as scanned gains have two.
-    """
-
-    learning_rate: float
-    warmup_steps: int = 0
-    warmup_from: float = 0.0
-    schedule: str = "constant"
-    total_steps: int | None = None
-    final_fraction: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    decay_rule: str = "(.*/)?kernel"
-    clip: float | None = 1.0
-
-    def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"optimizer.schedule is {self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
-        if self.schedule != "constant" and (self.total_steps is None or self.total_steps <= self.warmup_steps):
-            raise UserError(
-                f"optimizer.schedule {self.schedule!r} needs total_steps > warmup_steps ({self.warmup_steps}), "
-                f"got {self.total_steps}"
-            )
-        if self.learning_rate <= 0 or self.warmup_from < 0 or self.warmup_steps < 0 or self.weight_decay < 0:
-            raise UserError(
-                "optimizer: learning_rate must be positive; warmup_from, warmup_steps and weight_decay not negative"
-            )
-        if self.clip is not None and self.clip <= 0:
-            raise UserError(f"optimizer.clip is {self.clip}, expected a positive norm or None")
 
 
 def learning_rate(config: OptimizerConfig, step: int | Int[Array, ""]) -> Float[Array, ""]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from metacanvas_jax.build import Experiment
+from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Params

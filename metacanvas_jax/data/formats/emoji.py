@@ -22,12 +22,6 @@ from metacanvas_jax.data.transforms import fit_image
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.worlds.openmoji import package
 
-SERVES: dict[str, tuple[str, ...]] = {
-    "emoji_styles": ("text_to_image", "reconstruction", "image_editing"),
-    "emoji_clips": ("text_to_video", "image_to_video", "video_editing", "reference_to_video"),
-}
-"""The tasks that each kind of source serves for."""
-
 TONES = {"1f3fb": "light", "1f3fc": "medium-light", "1f3fd": "medium", "1f3fe": "medium-dark", "1f3ff": "dark"}
 """Code point of a skin tone to its name."""
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-from metacanvas_jax.build import experiment
-from metacanvas_jax.cli.options import load_config
+from metacanvas_jax.config.load import load_config
+from metacanvas_jax.config.read import experiment
 from metacanvas_jax.dit.sana.network import SanaConfig
 from metacanvas_jax.errors import UserError
 
@@ -52,6 +52,10 @@ def test_config_survives_json(overrides):
         (lambda c: c.__setitem__("objective", "dream"), "objective is 'dream', expected one of 'paint', 'understand'"),
         (lambda c: c.canvas.__setitem__("rows", 0), "canvas: a canvas needs at least one keyframe"),
         (lambda c: c.sampler.__setitem__("method", "ddim"), "sampler.method is 'ddim'"),
+        (
+            lambda c: c.optimizer.__setitem__("schedule", "step"),
+            "optimizer.schedule is 'step', expected one of 'constant'",
+        ),
         (lambda c: c.mllm.language.update({"rope_sections": (1, 2)}), "mllm.language.rope_sections has 2 entries"),
         (lambda c: c.train.__setitem__("batch", 2.5), "train.batch is 2.5 (float), expected int"),
     ],

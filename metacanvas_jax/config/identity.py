@@ -1,0 +1,40 @@
+"""What decides the result of a run, in the form in which checkpoints store it."""
+
+import dataclasses
+from typing import Any
+
+from metacanvas_jax.config.schema import Experiment
+
+
+def identity(experiment: Experiment) -> dict[str, Any]:
+    """What a resumed run must agree on: everything but how often it writes and where its files are."""
+    tree = dataclasses.asdict(experiment)
+    for name in ("optimizer", "eval", "sampler", "name", "mesh"):
+        tree.pop(name)
+    train = tree.pop("train")
+    tree["batch"] = train["batch"]
+    for section, name in (
+        ("data", "path"),
+        ("data", "pictures_path"),
+        ("mllm", "weights"),
+        ("mllm", "tokenizer"),
+        ("mllm", "context_cache"),
+    ):
+        tree[section].pop(name)
+    for name in ("vae_weights", "dit_weights", "start"):
+        tree.pop(name)
+    for name in ("weights", "tokenizer"):
+        (tree["text"] or {}).pop(name, None)
+    for source in tree["sources"]:
+        for name in ("path", "cache", "in_memory", "latents"):
+            source.pop(name)
+    # Checkpoints from before these keys existed were made with the values that are now their defaults.
+    defaults = {"mllm": {"image_tokens": None, "video_fps": 2.0}, "dit": {"lora": None}}
+    for section, values in defaults.items():
+        for name, value in values.items():
+            if tree[section] is not None and name in tree[section] and tree[section][name] == value:
+                tree[section].pop(name)
+    for name in ("text", "dit_guidance", "buckets", "sources"):
+        if not tree[name]:
+            tree.pop(name)
+    return tree

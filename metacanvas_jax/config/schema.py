@@ -1,0 +1,212 @@
+"""Every section of a config as a frozen dataclass. ``Experiment`` holds them all."""
+
+import dataclasses
+from typing import Any, Literal
+
+from metacanvas_jax.config.sources import SourceSection
+from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
+from metacanvas_jax.connectors.context import ContextConnectorConfig
+from metacanvas_jax.connectors.queries import QueriesConfig
+from metacanvas_jax.diffusion import schedules
+from metacanvas_jax.diffusion.flow import TimeConfig
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.canvas import CanvasConfig
+from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
+from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
+from metacanvas_jax.parallel.mesh import MeshConfig
+from metacanvas_jax.tasks import Bucket
+from metacanvas_jax.text.gemma2.network import Gemma2Config
+from metacanvas_jax.worlds.scenes import SceneWorld
+
+
+@dataclasses.dataclass(frozen=True)
+class MllmSection:
+    """The MLLM, the folder of its weights (empty: random) and of its tokenizer.
+
+    ``image_tokens`` is how many tokens an image, or a pair of video frames, becomes at most (None: by its pixels);
+    ``video_fps`` is how many frames of a video's second are read. ``context_cache`` is a folder in which what is made
+    of a prompt is kept, so that a run reads each once (empty: every step reads its prompts).
+    """
+
+    language: LanguageConfig
+    vision: VisionConfig | None
+    weights: str = ""
+    tokenizer: str = ""
+    buckets: tuple[int, ...] = (64, 128, 256, 512)
+    system: str | None = "You are a helpful assistant."
+    image_pixels: tuple[int, int] | None = None  # least and most pixels of an image; None: the published limits
+    image_tokens: int | None = None
+    video_fps: float = 2.0
+    context_cache: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSection:
+    """The text encoder that a DiT keeps for itself (SANA's Gemma-2) and how it is prompted.
+
+    The DiT reads ``length`` states. ``instruction`` puts SANA's before the prompt. With ``reads_prompt`` False it
+    always gets the empty prompt, so that all meaning comes over the canvas (paper, Fig. 4).
+    """
+
+    encoder: Gemma2Config
+    weights: str = ""
+    tokenizer: str = ""
+    length: int = 300
+    instruction: bool = True
+    reads_prompt: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSection:
+    """Where the data set lies and how it is read."""
+
+    path: str
+    count: int = 20_000
+    pictures_path: str = ""
+    picture_weight: float = 0.0  # share of captioned OpenMoji pictures, the second source
+    caption_dropout: float = 0.1
+    threads: int = 2
+    in_memory: bool = True
+    max_skips: int = 0  # corrupt records to pass over before stopping
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerSection:
+    """How pictures are drawn. ``schedule`` and ``method`` name functions of ``diffusion``."""
+
+    schedule: Literal["linear", "sana_dpm", "wan_unipc", "flux_dynamic"] = "linear"
+    method: Literal["euler", "dpmpp_2m", "unipc"] = "euler"
+    steps: int = 24
+    shift: float = 2.0
+    guidance: float = 1.5
+
+    def make(self, tokens: int) -> schedules.Schedule:
+        """The noise levels; ``tokens`` is the number of latent tokens, which only FLUX's schedule asks for."""
+        if self.schedule == "flux_dynamic":
+            return schedules.flux_dynamic(self.steps, tokens)
+        return getattr(schedules, self.schedule)(self.steps, self.shift)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Plain data; the defaults are AdamW's own and the paper's clipping.
+
+    The warm-up is linear from ``warmup_from`` to ``learning_rate`` over ``warmup_steps``. "cosine" and "linear" then
+    fall to ``final_fraction * learning_rate`` at ``total_steps`` and stay there. Decay acts on parameters whose path
+    matches ``decay_rule`` as a whole; the number of axes cannot tell kernels from gains, as scanned gains have two.
+    """
+
+    learning_rate: float
+    warmup_steps: int = 0
+    warmup_from: float = 0.0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    total_steps: int | None = None
+    final_fraction: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    decay_rule: str = "(.*/)?kernel"
+    clip: float | None = 1.0
+
+    def __post_init__(self):
+        if self.schedule != "constant" and (self.total_steps is None or self.total_steps <= self.warmup_steps):
+            raise UserError(
+                f"optimizer.schedule {self.schedule!r} needs total_steps > warmup_steps ({self.warmup_steps}), "
+                f"got {self.total_steps}"
+            )
+        if self.learning_rate <= 0 or self.warmup_from < 0 or self.warmup_steps < 0 or self.weight_decay < 0:
+            raise UserError(
+                "optimizer: learning_rate must be positive; warmup_from, warmup_steps and weight_decay not negative"
+            )
+        if self.clip is not None and self.clip <= 0:
+            raise UserError(f"optimizer.clip is {self.clip}, expected a positive norm or None")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSection:
+    """Length and rhythm of a training. ``rules`` tell what trains: ordered (regex, "train" | "freeze")."""
+
+    steps: int
+    batch: int
+    rules: tuple[tuple[str, str], ...]
+    accumulate: int = 1
+    ema: float | None = 0.99
+    frozen_dtype: str = "bfloat16"
+    log_every: int = 20
+    checkpoint_every: int = 500
+    keep_last: int = 2
+    keep_every: int | None = None
+    keep_best: int = 0  # checkpoints with the best scores, of those made every evaluate_every steps
+    max_skips: int = 0  # batches of a run that may be skipped because their loss or gradient is not finite
+    stall_s: float = 300.0  # seconds without progress after which a line says which process keeps the others waiting
+    preview_every: int = 500
+    evaluate_every: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSection:
+    """How a run is scored: prompts per category and split, and the pictures drawn at once."""
+
+    per_category: int = 40
+    per_category_held_out: int = 20
+    during_training: int = 8  # seen prompts per category, every train.evaluate_every steps
+    batch: int = 60
+    seed: int = 123
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a run. ``objective`` is "paint" (the flow of the DiT) or "understand" (next tokens).
+
+    ``start`` is the folder of a run whose trained parameters this one begins with; ``dit_weights`` that of
+    published ones. ``recall`` is how many tokens, up to its own, each of the first ``recall_within`` states (None:
+    of all) of an MLLM that is taught must tell. ``dit_guidance`` is the scale told to a guidance-distilled DiT. A
+    step draws one of the ``buckets``, whose samples come from the ``sources`` of its task; without them the run
+    paints the pictures of its world. ``mesh`` may name a ``preset`` of ``parallel/mesh.py`` and change it.
+    """
+
+    name: str
+    seed: int
+    objective: Literal["paint", "understand"]
+    world: SceneWorld
+    data: DataSection
+    mllm: MllmSection
+    optimizer: OptimizerConfig
+    train: TrainSection
+    dit: Any = None
+    vae: Any = None
+    vae_weights: str = ""
+    dit_weights: str = ""
+    dit_guidance: float | None = None
+    start: str = ""
+    recall: int = 0
+    recall_within: int | None = None
+    text: TextSection | None = None
+    canvas: CanvasConfig | None = None
+    canvas_connector: CanvasConnectorConfig | None = None
+    context_connector: ContextConnectorConfig | None = None
+    queries: QueriesConfig | None = None
+    time: TimeConfig = dataclasses.field(default_factory=TimeConfig)
+    sampler: SamplerSection = SamplerSection()
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    eval: EvalSection = EvalSection()
+    buckets: tuple[Bucket, ...] = ()
+    sources: tuple[SourceSection, ...] = ()
+
+    @property
+    def shapes(self) -> tuple[Bucket, ...]:
+        """The buckets of the run, each with its batch."""
+        world = Bucket("text_to_image", (self.world.size, self.world.size), length=max(self.mllm.buckets))
+        buckets = self.buckets or (world,)
+        return tuple(dataclasses.replace(b, batch=self.train.batch if b.batch is None else b.batch) for b in buckets)
+
+    @property
+    def uses_mllm(self) -> bool:
+        """Whether anything reads the MLLM; a DiT with its own text encoder may do without."""
+        return any(part is not None for part in (self.canvas, self.queries, self.context_connector))
+
+    @property
+    def given_channels(self) -> bool:
+        """Whether the DiT has input channels for given latents."""
+        return bool(getattr(self.dit, "extra_channels", 0))
