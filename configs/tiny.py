@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from metacanvas_jax.config import schema
-from metacanvas_jax.config.sources import DRAWN, SourceSection
+from metacanvas_jax.config.sources import DRAWN, EMOJI, SourceSection
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
 from metacanvas_jax.parallel.mesh import MeshConfig
@@ -72,7 +72,7 @@ def shrink(config: ConfigDict, miniature: str) -> ConfigDict:
         config.buckets = tuple({**bucket, **shape(bucket)} for bucket in rows)
         if miniature == "emoji":
             config.vae_weights = f"{config.vae_weights}_emoji"
-        kinds, path = (SERVES, f"{base.DATA}/npm") if miniature == "emoji" else (DRAWN, "")
+        kinds, path = (EMOJI, f"{base.DATA}/npm") if miniature == "emoji" else (DRAWN, "")
         serving = {task: kind for kind, tasks in kinds.items() for task in tasks}
         config.sources = base.sources(
             *(SourceSection(serving[bucket["task"]], path, bucket["task"], count=512) for bucket in rows)
