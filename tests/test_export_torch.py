@@ -45,7 +45,7 @@ def test_exported_samplers_visit_the_same_levels_and_end_at_the_same_latents(sec
 
 @pytest.mark.parametrize("budget", [None, 12])
 def test_exported_prompts_have_the_same_tokens_positions_and_patches(budget):
-    from metacanvas_jax.torch_export import prompt
+    from metacanvas_jax.mllm.qwen2_5_vl import torch_side as prompt
 
     rng = np.random.default_rng(0)
     draw = lambda h, w: Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8))  # noqa: E731
@@ -75,7 +75,7 @@ def test_exported_prompts_have_the_same_tokens_positions_and_patches(budget):
 
 def test_exported_prompts_refuse_special_tokens_and_too_much_text():
     from metacanvas_jax.errors import UserError
-    from metacanvas_jax.torch_export import prompt
+    from metacanvas_jax.mllm.qwen2_5_vl import torch_side as prompt
 
     config = {"system": None, "length": 8, "tokens_per_second": 2.0, "media": dataclasses.asdict(MediaConfig())}
     with pytest.raises(UserError, match="meaning of its own"):
@@ -85,8 +85,8 @@ def test_exported_prompts_refuse_special_tokens_and_too_much_text():
 
 
 def test_exported_pixel_autoencoder_is_ours():
-    from metacanvas_jax.torch_export.vae import PatchPca as TorchPatchPca
     from metacanvas_jax.vae.patch_pca.network import PatchPca, PatchPcaConfig
+    from metacanvas_jax.vae.patch_pca.torch_side import Side as TorchPatchPca
 
     rng = np.random.default_rng(0)
     params = {
@@ -112,7 +112,7 @@ def test_exported_text_encoder_reads_and_keeps_the_tokens_that_ours_does(instruc
     from tokenizers.processors import TemplateProcessing
 
     from metacanvas_jax.text.gemma2.network import first_and_last, sana_tokens
-    from metacanvas_jax.torch_export.text import TextEncoder
+    from metacanvas_jax.text.gemma2.torch_side import Side as TextEncoder
     from metacanvas_jax.types import States
 
     words = tokenizer()

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from diffusers.models.normalization import AdaLayerNormSingle
-from diffusers.models.transformers.sana_transformer import SanaTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from metacanvas_jax.torch_export import sides
 
 GELU_TANH = nn.GELU(approximate="tanh")
 ACTIVATIONS = {"gelu": nn.GELU(), "gelu_tanh": GELU_TANH, "silu": nn.SiLU()}
@@ -81,7 +82,7 @@ class VanillaBlock(nn.Module):
 class CanvasConnector(nn.Module):
     """``read`` the MLLM's canvas once per prompt, ``add`` it to the patch tokens at every noise level.
 
-    The block that refines the sum is diffusers' own SANA block, without its cross-attention.
+    The block that refines the sum is one of diffusers' own, without its cross-attention.
     """
 
     def __init__(self, config: Mapping[str, Any], mllm_width: int):
@@ -101,18 +102,9 @@ class CanvasConnector(nn.Module):
         if config["dit_block"]:
             if config["time_modulation"]:
                 self.time = AdaLayerNormSingle(width)
-            self.dit = SanaTransformerBlock(
-                width,
-                width // config["head_width"],
-                config["head_width"],
-                cross_attention_dim=None,
-                attention_bias=False,
-                mlp_ratio=config["mlp_ratio"],
-                norm_eps=1e-6,
+            self.dit = sides.providing("dit", "CanvasBlock").CanvasBlock(
+                width, config["head_width"], config["mlp_ratio"]
             )
-            # Without cross-attention the library leaves out the norm of the feed-forward as well.
-            self.dit.attn2 = None
-            self.dit.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
             self.dit_zero = nn.Linear(width, width)
 
     def forward(self, hidden: Tensor, grid: Tensor, time: Tensor) -> Tensor:
@@ -149,7 +141,7 @@ class CanvasConnector(nn.Module):
 
 
 class Extras(nn.Module):
-    """Layers that were added to a published transformer: further input channels (Wan), a pooled projection (FLUX)."""
+    """Layers that were added to a published transformer: further input channels, a pooled projection."""
 
     def __init__(self, extra_in: Mapping[str, Any] | None, pool: Mapping[str, Any] | None):
         super().__init__()

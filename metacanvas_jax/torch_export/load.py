@@ -6,24 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel, SanaTransformer2DModel, WanTransformer3DModel
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoTokenizer, Gemma2Model, PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from metacanvas_jax.dit.torch_side import Backbone
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.torch_export import sides
 from metacanvas_jax.torch_export.connector import Connector
 from metacanvas_jax.torch_export.lora import Adapters, read_diffusers, read_peft
-from metacanvas_jax.torch_export.mllm import Mllm
-from metacanvas_jax.torch_export.text import TextEncoder
-from metacanvas_jax.torch_export.vae import VAES, PatchPca
 
 INDEX, VERSION = "metacanvas.json", 1
-TRANSFORMERS: dict[str, Any] = {
-    "sana": SanaTransformer2DModel,
-    "flux": FluxTransformer2DModel,
-    "wan": WanTransformer3DModel,
-}
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -66,13 +59,14 @@ class Finder:
         self._load(connector, state, self.folder / "connector")
         return connector.to(self.device, self.dtype).eval()
 
-    def mllm(self, given: Any) -> tuple[Mllm, Any]:
-        """The MLLM with its adapters, and its tokenizer."""
+    def mllm(self, given: Any) -> Any:
+        """The MLLM with its adapters and its tokenizer."""
         section = self.index["mllm"]
+        side = sides.named("mllm", section.get("kind"))
         source = self._source(given, section, "mllm", None)
         model = source
         if isinstance(source, Path):
-            model = self._pretrained(Qwen2_5_VLForConditionalGeneration, source).to(self.device)
+            model = self._pretrained(side.model, source).to(self.device)
         adapters = None
         if section["lora"] is not None:
             adapters = Adapters(model, *read_peft(self.folder / section["lora"])).to(self.device, self.dtype)
@@ -80,15 +74,21 @@ class Finder:
         place = next((place for place in places if (place / "tokenizer.json").is_file()), None)
         if place is None:
             raise UserError(f"no tokenizer.json in {' or '.join(map(str, places))}")
-        return Mllm(model.eval(), adapters), PreTrainedTokenizerFast.from_pretrained(place, local_files_only=True)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(place, local_files_only=True)
+        return side(model.eval(), tokenizer, adapters)
 
-    def transformer(self, given: Any) -> nn.Module:
+    def backbone(self, given: Any, connector: Connector) -> Backbone:
+        """The diffusion transformer beside its connector."""
+        side = sides.named("dit", self.index["backbone"])
+        return side(self._transformer(given, side), connector, self.index["settings"], self.dtype)
+
+    def _transformer(self, given: Any, side: type[Backbone]) -> nn.Module:
         """The diffusion transformer: the exported one, or a base with what was trained put on it."""
         section = self.index["transformer"]
         source = self._source(given, section, "transformer", "transformer")
         model = source
         if isinstance(source, Path):
-            model = self._pretrained(TRANSFORMERS[self.index["backbone"]], source)
+            model = self._pretrained(side.model, source)
         if section["partial"] is not None:
             state = read_shards(self.folder / section["partial"], "diffusion_pytorch_model")
             wrong = model.load_state_dict(state, strict=False).unexpected_keys
@@ -102,26 +102,26 @@ class Finder:
     def vae(self, given: Any) -> Any:
         """The autoencoder; None if there is none: latents can be had without it."""
         section = self.index["vae"]
-        if section["kind"] == "patch_pca" and section["folder"] is None:
-            return None
-        if section["kind"] == "patch_pca":
-            return PatchPca.from_pretrained(self.folder / section["folder"]).to(self.device)
-        cls, wrapper = VAES[section["kind"]]
+        side = sides.named("vae", section["kind"])
+        if side.model is None:  # the project's own, which an export holds itself
+            folder = section["folder"]
+            return None if folder is None else side.from_pretrained(self.folder / folder).to(self.device)
         if given is None and self._place(section, "vae") is None:
             return None
         source = self._source(given, section, "vae", "vae")
-        model = self._pretrained(cls, source) if isinstance(source, Path) else source
-        return wrapper(model.to(self.device).eval())
+        model = self._pretrained(side.model, source) if isinstance(source, Path) else source
+        return side(model.to(self.device).eval())
 
-    def text(self, given: Any) -> TextEncoder:
-        """The text encoder that SANA keeps for itself; its tokenizer lies beside it or in it."""
+    def text(self, given: Any) -> Any:
+        """The text encoder that a transformer keeps for itself; its tokenizer lies beside it or in it."""
+        side = sides.named("text", self.index["text"].get("kind"))
         source = self._source(given, self.index["text"], "text_encoder", "text_encoder")
         if not isinstance(source, Path):
             raise UserError("text_encoder must be a folder, with its tokenizer in it or in tokenizer/ beside it")
         beside = source.parent / "tokenizer"
         tokenizer = AutoTokenizer.from_pretrained(beside if beside.is_dir() else source, local_files_only=True)
-        model = self._pretrained(Gemma2Model, source).to(self.device).eval()
-        return TextEncoder(model, tokenizer, self.index["text"])
+        model = self._pretrained(side.model, source).to(self.device).eval()
+        return side(model, tokenizer, self.index["text"])
 
     def _place(self, section: Mapping[str, Any], subfolder: str | None) -> Path | None:
         if section.get("folder") is not None:

@@ -10,14 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from metacanvas_jax.dit.torch_side import Backbone, Given, Plan
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.torch_export import load
-from metacanvas_jax.torch_export.backbones import BACKBONES, Backbone, Given, Plan
 from metacanvas_jax.torch_export.connector import Connector
-from metacanvas_jax.torch_export.mllm import Mllm
-from metacanvas_jax.torch_export.prompt import Medium, build, read_medium
 from metacanvas_jax.torch_export.samplers import sample
-from metacanvas_jax.torch_export.text import TextEncoder
 
 QUERY_POSITIONS = {"rope": False, "dims": 1, "spacing": 0.0}
 
@@ -40,14 +37,13 @@ class MetaCanvasPipeline:
         self,
         index: Mapping[str, Any],
         connector: Connector,
-        mllm: Mllm | None,
-        tokenizer: Any,
-        text: TextEncoder | None,
+        mllm: Any,
+        text: Any,
         backbone: Backbone,
         vae: Any,
         device: torch.device,
     ):
-        self.index, self.connector, self.mllm, self.tokenizer = index, connector, mllm, tokenizer
+        self.index, self.connector, self.mllm = index, connector, mllm
         self.text, self.backbone, self.vae, self.device = text, backbone, vae, device
 
     @classmethod
@@ -68,7 +64,7 @@ class MetaCanvasPipeline:
         Args:
             folder: what ``metacanvas export`` wrote.
             base: pipeline folder of diffusers that holds what the export does not: transformer, vae, text_encoder.
-            mllm: folder of the Qwen2.5-VL that it was trained beside, or the model itself.
+            mllm: folder of the MLLM that it was trained beside, or the model itself.
             transformer, vae, text_encoder: folders (or models) of their own, where they do not lie in ``base``.
             dtype: of all networks; sampling itself is float32.
             device: where everything lies.
@@ -80,15 +76,12 @@ class MetaCanvasPipeline:
         index = load.read_index(folder)
         find = load.Finder(folder, index, base, dtype, device)
         connector = find.connector()
-        network = find.transformer(transformer)
-        reader, tokenizer = (None, None) if index["mllm"] is None else find.mllm(mllm)
         return cls(
             index,
             connector,
-            reader,
-            tokenizer,
+            None if index["mllm"] is None else find.mllm(mllm),
             None if index["text"] is None else find.text(text_encoder),
-            BACKBONES[index["backbone"]](network, connector, index["settings"], dtype),
+            find.backbone(transformer, connector),
             find.vae(vae),
             device,
         )
@@ -117,7 +110,8 @@ class MetaCanvasPipeline:
 
         Args:
             prompt: one, or several.
-            image: the picture to edit; for a video, its first frame; SANA shows it to the MLLM only.
+            image: the picture to edit; for a video, its first frame; shown to the MLLM alone where
+                the transformer reads no images.
             video: frames to edit, ``fps`` of them a second.
             references: pictures of what shall appear in the video.
             height, width, frames: in pixels; as in the training unless given.
@@ -147,16 +141,14 @@ class MetaCanvasPipeline:
         return latents if output == "latent" else self.decode(latents)
 
     def plan(
-        self, prompts: Sequence[str], media: Sequence[Medium] = (), *, canvas: bool = True, guided: bool = True
+        self, prompts: Sequence[str], media: Sequence[Any] = (), *, canvas: bool = True, guided: bool = True
     ) -> Plan:
         """What the transformer reads as text, and the canvas. ``guided`` False: the empty prompt of guidance."""
         parts, written = [], None
         if self.text is not None:
             parts.append(self.text(prompts, instruct=guided))
         if self.mllm is not None:
-            inputs = build(self.tokenizer, [(media, prompt) for prompt in prompts], self.index["prompt"]).to(
-                self.device
-            )
+            inputs = self.mllm.prompts([(media, prompt) for prompt in prompts], self.index["prompt"]).to(self.device)
             context = self.mllm.read(inputs)
             parts += self._context(context)
             if canvas and self.connector.canvas is not None:
@@ -186,7 +178,7 @@ class MetaCanvasPipeline:
         media = []
         if self.mllm is not None:
             config = self.index["prompt"]["media"]
-            media = [read_medium(frames, config, rate) for frames, rate in asked.media]
+            media = [self.mllm.medium(frames, config, rate) for frames, rate in asked.media]
         plan, given = self.plan(prompts, media, canvas=canvas), asked.given
         if guidance == 1.0:
             return lambda z, time: self.backbone.velocity(z, time, plan, given)
@@ -234,7 +226,7 @@ class MetaCanvasPipeline:
             return Asked(shown, given or Given(references=tuple(self.encode([one], size) for one in references)))
         if image is None:
             return Asked([], given or Given())
-        if given is None and self.index["backbone"] != "sana":
+        if given is None and self.backbone.sees:
             latents = self.encode([image], size)
             given = Given(first=latents) if frames > 1 else Given(source=latents)
         return Asked([([image], None)], given or Given())

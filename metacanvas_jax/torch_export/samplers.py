@@ -1,7 +1,7 @@
 """Noise levels and samplers of rectified flow: from noise at level 1 to data at level 0.
 
-Schedules rebuild the tables of the published pipelines; the network may be told other levels than it is used at,
-because two of those pipelines round them to whole timesteps.
+The schedules of published pipelines stand beside their networks (``SCHEDULES`` in ``dit/*/torch_side.py``). Levels
+reported to the network may differ from those it is used at: two pipelines round them to whole timesteps.
 """
 
 import math
@@ -12,32 +12,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metacanvas_jax.dit.torch_side import shifted
+from metacanvas_jax.torch_export import sides
+
 Velocity = Callable[[Tensor, float], Tensor]
 """``velocity(latents, time)``: noise minus data."""
 
-TRAIN_STEPS = 1000
-
 
 def schedule(config: Mapping[str, Any], tokens: int) -> tuple[list[float], list[float]]:
-    """``steps + 1`` noise levels, and the ``steps`` levels the network is told, rounded to float32."""
-    steps, kind = config["steps"], config["schedule"]
-    if kind == "flux_dynamic":
-        shift = math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
-        grid = np.linspace(1.0, 1 / steps, steps).astype(np.float32)
-        sigmas = shift / (shift + (1 / grid - 1))
-    else:
-        grid = {
-            "linear": lambda: np.linspace(1.0, 0.0, steps + 1)[:-1],
-            "sana_dpm": lambda: (1.0 - np.linspace(1, 1 / TRAIN_STEPS, steps + 1))[:0:-1],
-            "wan_unipc": lambda: np.linspace(1, 1 / TRAIN_STEPS, steps + 1)[:-1],
-        }[kind]()
-        sigmas = config["shift"] * grid / (1 + (config["shift"] - 1) * grid)
-    if kind == "wan_unipc":
-        sigmas[0] -= 1e-6
-    times = sigmas
-    if kind in ("sana_dpm", "wan_unipc"):
-        times = (sigmas * TRAIN_STEPS).astype(np.int64) / TRAIN_STEPS
+    """``steps + 1`` noise levels, and the ``steps`` levels reported to the network, rounded to float32."""
+    kinds = {"linear": linear}
+    for side in sides.every("dit"):
+        kinds |= getattr(side, "SCHEDULES", {})
+    sigmas, times = kinds[config["schedule"]](config["steps"], config["shift"], tokens)
     return [*map(float, np.float32(sigmas)), 0.0], list(map(float, np.float32(times)))
+
+
+def linear(steps: int, shift: float, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Evenly spaced from 1 to 0, then shifted."""
+    sigmas = shifted(np.linspace(1.0, 0.0, steps + 1)[:-1], shift)
+    return sigmas, sigmas
 
 
 def euler(velocity: Velocity, latents: Tensor, sigmas: list[float], times: list[float]) -> Tensor:
@@ -114,5 +108,5 @@ METHODS = {"euler": euler, "dpmpp_2m": dpmpp_2m, "unipc": unipc}
 
 @torch.no_grad()
 def sample(velocity: Velocity, noise: Tensor, config: Mapping[str, Any], tokens: int) -> Tensor:
-    """Latents from noise, float32 throughout; ``tokens`` is the number of latent tokens (for FLUX's schedule)."""
+    """Latents from noise, in float32. ``tokens`` is the number of tokens painted, on which a schedule may depend."""
     return METHODS[config["method"]](velocity, noise.float(), *schedule(config, tokens))

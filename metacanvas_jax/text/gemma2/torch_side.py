@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import Gemma2Model
 
 
-class TextEncoder:
+class Side:
     """A ``Gemma2Model`` and its tokenizer."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, config: Mapping[str, Any]):
-        self.model, self.tokenizer, self.config = model, tokenizer, config
+    model, unnamed = Gemma2Model, True
+
+    def __init__(self, net: Any, tokenizer: Any, config: Mapping[str, Any]):
+        self.net, self.tokenizer, self.config = net, tokenizer, config
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], *, instruct: bool = True) -> tuple[Tensor, Tensor]:
@@ -27,7 +30,7 @@ class TextEncoder:
         texts = [instruction + prompt.lower().strip() for prompt in prompts]
         self.tokenizer.padding_side = "right"
         batch = self.tokenizer(texts, padding="max_length", max_length=total, truncation=True, return_tensors="pt")
-        mask = batch.attention_mask.to(self.model.device)
-        states = self.model(batch.input_ids.to(self.model.device), attention_mask=mask).last_hidden_state
+        mask = batch.attention_mask.to(self.net.device)
+        states = self.net(batch.input_ids.to(self.net.device), attention_mask=mask).last_hidden_state
         keep = [0, *range(total - length + 1, total)]
         return states[:, keep], mask[:, keep].bool()

@@ -1,6 +1,11 @@
-"""Prompts for Qwen2.5-VL: chat template, media as patches, and positions."""
+"""Qwen2.5-VL of transformers: chat template, media as patches, positions; read once and then written on (paper, 3.2).
+
+The language model is called with embeddings, explicit positions ``[3 b n]`` and an explicit mask: given embeddings
+without positions, transformers would silently number the canvas like text.
+"""
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,29 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.torch_side import Context, Inputs, additive, canvas_positions
 
 VISION = "<|vision_start|>{}<|vision_end|>"
 PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
 RESERVED = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", *PADS.values(), "<|endoftext|>")
-
-
-@dataclasses.dataclass
-class Inputs:
-    """A batch of prompts, padded on the right; ``media`` are patches, grid ``[1 3]`` and (rows, columns) of tokens."""
-
-    tokens: Tensor  # [b l]
-    positions: Tensor  # [3 b l]
-    mask: Tensor  # [b l]
-    media: list[tuple[Tensor, Tensor, tuple[Tensor, Tensor]]]
-
-    def to(self, device: torch.device) -> "Inputs":
-        """The batch on a device."""
-        media = [(p.to(device), g.to(device), (i.to(device), j.to(device))) for p, g, (i, j) in self.media]
-        return Inputs(self.tokens.to(device), self.positions.to(device), self.mask.to(device), media)
 
 
 @dataclasses.dataclass
@@ -40,6 +31,73 @@ class Medium:
     patches: np.ndarray  # [p q]
     grid: tuple[int, int, int]  # in patches
     seconds: float | None = None
+
+
+class Side:
+    """A ``Qwen2_5_VLForConditionalGeneration``, and the adapters that act on what is written.
+
+    ``gate`` says where the adapters act: "canvas" (as they were trained), "everywhere" or "nowhere".
+    """
+
+    model, unnamed = Qwen2_5_VLForConditionalGeneration, True
+
+    def __init__(self, net: nn.Module, tokenizer: PreTrainedTokenizerFast, adapters: Any = None, gate: str = "canvas"):
+        self.net: Any = net
+        self.tokenizer, self.adapters, self.gate = tokenizer, adapters, gate
+        self._language = self.net.model.language_model
+        parameters = inspect.signature(type(self._language).forward).parameters
+        self._cache = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5.24
+
+    def prompts(self, prompts: Sequence[tuple[Sequence[Medium], str]], config: Mapping[str, Any]) -> Inputs:
+        """A batch of prompts, each its media followed by its text (see ``build``)."""
+        return build(self.tokenizer, prompts, config)
+
+    def medium(self, frames: Sequence[Image.Image], config: Mapping[str, Any], fps: float | None = None) -> Medium:
+        """An image, or a video of ``fps`` frames a second, as this MLLM reads it."""
+        return read_medium(frames, config, fps)
+
+    @torch.no_grad()
+    def read(self, inputs: Inputs) -> Context:
+        """Reads prompts with their media."""
+        embeddings = self._language.embed_tokens(inputs.tokens)
+        for patches, grid, places in inputs.media:
+            features = self.net.model.visual(patches.to(embeddings.dtype), grid_thw=grid).pooler_output
+            embeddings[places] = features.to(embeddings.dtype)
+        length = inputs.tokens.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=inputs.mask.device).tril()
+        cache = DynamicCache()
+        hidden = self._run(
+            embeddings, inputs.positions, causal & inputs.mask[:, None], cache, self.gate == "everywhere"
+        )
+        last = inputs.positions.masked_fill(~inputs.mask, -1).amax((0, 2))
+        return Context(hidden, inputs.mask, cache, last + 1)
+
+    @torch.no_grad()
+    def write(self, context: Context, tokens: Tensor, config: Mapping[str, Any]) -> Tensor:
+        """Hidden states ``[b k y x d]`` of learnable tokens ``[k y x d]`` that follow a context."""
+        batch, shape = len(context.mask), tokens.shape[:3]
+        positions = canvas_positions(context.next_position, tuple(shape), config)
+        tokens = tokens.flatten(0, 2).to(context.hidden.dtype).expand(batch, -1, -1)
+        count = tokens.shape[1]
+        seen = torch.ones(count, count, dtype=torch.bool, device=tokens.device)
+        seen = seen if config["bidirectional"] else seen.tril()
+        mask = torch.cat([context.mask[:, None].expand(-1, count, -1), seen.expand(batch, -1, -1)], dim=2)
+        hidden = self._run(tokens, positions, mask, context.cache, self.gate != "nowhere")
+        context.cache.crop(-count)  # the context stays as it was read
+        return hidden.unflatten(1, shape)
+
+    def _run(self, embeddings: Tensor, positions: Tensor, mask: Tensor, cache: DynamicCache, adapted: bool) -> Tensor:
+        call = {
+            "inputs_embeds": embeddings,
+            "position_ids": positions,
+            "attention_mask": {"full_attention": additive(mask, embeddings.dtype)},
+            "use_cache": True,
+            self._cache: cache,
+        }
+        if self.adapters is None:
+            return self._language(**call).last_hidden_state
+        with self.adapters.switched(adapted):
+            return self._language(**call).last_hidden_state
 
 
 def target_size(height: int, width: int, config: Mapping[str, Any], video: bool) -> tuple[int, int]:

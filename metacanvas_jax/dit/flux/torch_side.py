@@ -1,0 +1,84 @@
+"""FLUX.1 in PyTorch: ``FluxTransformer2DModel`` of diffusers."""
+
+import math
+
+import numpy as np
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor
+from torch.nn import functional as F
+
+from metacanvas_jax.dit.torch_side import Backbone, Given, Plan, changed_output
+from metacanvas_jax.errors import UserError
+
+
+class Side(Backbone):
+    """``FluxTransformer2DModel``: packed 2x2 latents, then the references, each with an index of its own."""
+
+    model = FluxTransformer2DModel
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """See ``Backbone``."""
+        return (1, 2, 2)
+
+    def run(self, latents: Tensor, time: Tensor, plan: Plan, given: Given) -> Tensor:
+        """See ``Backbone``."""
+        if given.first is not None:
+            raise UserError("FLUX makes images: it has no first frame")
+        images = [latents, *(() if given.source is None else (given.source,)), *given.references]
+        images = [image[:, :, 0] for image in images]
+        rows, columns = images[0].shape[2] // 2, images[0].shape[3] // 2
+        count = rows * columns
+
+        def fuse(tokens: Tensor) -> Tensor:
+            grid = self.planned(tokens[:, :count].unflatten(1, (1, rows, columns)), time, plan)
+            return torch.cat([grid.flatten(1, 3), tokens[:, count:]], dim=1)
+
+        packed = torch.cat([F.pixel_unshuffle(image, 2).flatten(2).transpose(1, 2) for image in images], dim=1)
+        ids = [self._ids(i, image.shape[2] // 2, image.shape[3] // 2) for i, image in enumerate(images)]
+        guidance = self.settings["guidance"]
+        with changed_output(self.net.x_embedder, fuse):
+            out = self.net(
+                packed.to(latents.dtype),
+                encoder_hidden_states=plan.states,
+                pooled_projections=self._pooled(plan),
+                timestep=time,
+                guidance=None if guidance is None else torch.full_like(time, guidance),
+                img_ids=torch.cat(ids).to(latents.device),
+                txt_ids=torch.zeros(plan.states.shape[1], 3, device=latents.device),
+                joint_attention_kwargs=self._mask(plan, packed.shape[1]),
+            ).sample
+        velocity = out[:, :count].transpose(1, 2).unflatten(2, (rows, columns))
+        return F.pixel_shuffle(velocity, 2)[:, :, None]
+
+    @staticmethod
+    def _ids(index: int, rows: int, columns: int) -> Tensor:
+        axes = torch.meshgrid(torch.tensor([index]), torch.arange(rows), torch.arange(columns), indexing="ij")
+        return torch.stack([axis.flatten() for axis in axes], dim=1).float()
+
+    def _pooled(self, plan: Plan) -> Tensor:
+        if self.settings["pooled"] == "learned":
+            weight = plan.mask.to(plan.states.dtype)[:, :, None]
+            mean = (plan.states * weight).sum(1) / weight.sum(1).clamp(min=1.0)
+            return self.connector.dit.pool(mean)
+        if self.settings["pooled"] == "zeros":
+            return plan.states.new_zeros(len(plan.states), self.net.config.pooled_projection_dim)
+        raise UserError("this FLUX was trained with CLIP's pooled vector, which nothing here computes")
+
+    def _mask(self, plan: Plan, images: int) -> dict[str, Tensor] | None:
+        if not self.settings["mask_context"]:
+            return None
+        seen = torch.cat([plan.mask, plan.mask.new_ones(len(plan.mask), images)], dim=1)
+        return {"attention_mask": seen[:, None, None]}
+
+
+def flux_dynamic(steps: int, shift: float, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """FlowMatchEulerDiscreteScheduler with dynamic shifting: the shift grows with the number of tokens painted."""
+    shift = math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
+    grid = np.linspace(1.0, 1 / steps, steps).astype(np.float32)
+    sigmas = shift / (shift + (1 / grid - 1))
+    return sigmas, sigmas
+
+
+SCHEDULES = {"flux_dynamic": flux_dynamic}

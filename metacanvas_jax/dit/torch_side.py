@@ -1,0 +1,96 @@
+"""What the diffusion transformers of diffusers share: the canvas is added to the output of their patch embedding.
+
+The torch side of each transformer is the class ``Side`` of ``torch_side.py`` in its folder. Latents are
+``[b c t h w]`` (an image has t = 1), noise levels lie in [0, 1], and a velocity is noise minus data.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+TRAIN_STEPS = 1000
+
+
+@dataclasses.dataclass
+class Plan:
+    """What the transformer reads as text, and the canvas in its width (None without one)."""
+
+    states: Tensor  # [b l d]
+    mask: Tensor  # [b l]
+    canvas: Tensor | None = None  # [b k y x d]
+
+
+@dataclasses.dataclass
+class Given:
+    """Clean latents that a task gives: the source of an edit, the first frame of a video, or references."""
+
+    source: Tensor | None = None  # [b c t h w]
+    first: Tensor | None = None  # [b c 1 h w]
+    references: tuple[Tensor, ...] = ()  # [b c 1 h w] each
+
+
+@contextlib.contextmanager
+def changed_output(layer: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While it lasts, what ``layer`` returns goes through ``change``."""
+    handle = layer.register_forward_hook(lambda _, arguments, output: change(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class Backbone:
+    """A transformer, the connector, and what both must agree on (``settings`` of the exported folder).
+
+    A subclass is the class ``Side`` of a network's ``torch_side.py``. It names the class of diffusers (``model``) and
+    says whether the transformer reads images (``sees``).
+    """
+
+    model: Any
+    sees = True
+
+    def __init__(self, net: nn.Module, connector: Any, settings: Mapping[str, Any], dtype: torch.dtype = torch.float32):
+        self.net: Any = net  # diffusers' classes, whose parts torch's types do not know
+        self.connector, self.settings, self.dtype = connector, settings, dtype
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Latent cells of one token: frames, rows, columns."""
+        raise TypeError(f"{type(self).__name__} has no network")
+
+    def tokens(self, grid: Sequence[int]) -> int:
+        """The number of tokens that the transformer makes of a latent grid (frames, rows, columns)."""
+        return math.prod(grid) // math.prod(self.patch)
+
+    def velocity(self, latents: Tensor, time: float, plan: Plan, given: Given) -> Tensor:
+        """The velocity of ``latents`` at noise level ``time``."""
+        if plan.canvas is not None:
+            latents = self.connector.canvas_connector.add_to_latents(latents, plan.canvas)
+        level = torch.full(latents.shape[:1], time, device=latents.device)
+        return self.run(latents.to(self.dtype), level, plan, given).to(latents.dtype)
+
+    def run(self, latents: Tensor, time: Tensor, plan: Plan, given: Given) -> Tensor:
+        """The network itself."""
+        raise TypeError(f"{type(self).__name__} has no network")
+
+    def planned(self, grid: Tensor, time: Tensor, plan: Plan) -> Tensor:
+        """Patch tokens ``[b t h w d]`` with the canvas on them."""
+        if plan.canvas is None:
+            return grid
+        return self.connector.canvas_connector.add(grid, time, plan.canvas)
+
+
+def shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
+    """Noise levels moved towards 1 by a factor on their odds; 1 changes nothing."""
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def whole_timesteps(sigmas: np.ndarray) -> np.ndarray:
+    """Noise levels after the cut to whole timesteps of 1..1000."""
+    return (sigmas * TRAIN_STEPS).astype(np.int64) / TRAIN_STEPS
