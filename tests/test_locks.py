@@ -1,0 +1,101 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from metacanvas_jax import locks
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.locks import NAME, locked
+
+HOLD = """
+import sys, time
+from metacanvas_jax.locks import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(folder):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def elsewhere(folder, **changes):
+    """The lock of a process on another machine."""
+    owner = dataclasses.replace(locks._this("t"), host="another", **changes)
+    (folder / NAME).write_text(json.dumps(dataclasses.asdict(owner)))
+
+
+def test_a_second_process_is_refused_and_a_killed_one_followed_at_once(tmp_path):
+    process = holder(tmp_path)
+    with pytest.raises(UserError, match=f"{tmp_path} is in use by process {process.pid} on "), locked(tmp_path):
+        pytest.fail("two processes hold one lock")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    start = time.monotonic()
+    with locked(tmp_path):
+        assert time.monotonic() - start < 5
+        assert (tmp_path / NAME).exists()
+    assert not (tmp_path / NAME).exists()
+
+
+def test_a_lock_is_released_by_an_error(tmp_path):
+    with pytest.raises(KeyError), locked(tmp_path / "new"):
+        raise KeyError
+    with locked(tmp_path / "new"):
+        pass
+
+
+def test_a_silent_lock_of_another_machine_is_taken_over(tmp_path):
+    elsewhere(tmp_path)
+    with locked(tmp_path, patience_s=1.0):
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+
+
+def test_a_beating_lock_of_another_machine_is_respected(tmp_path, monkeypatch):
+    elsewhere(tmp_path)
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: elsewhere(tmp_path, beat=1))
+    with pytest.raises(UserError, match=r"in use by process .* on another"), locked(tmp_path, patience_s=5.0):
+        pytest.fail("two processes hold one lock")
+
+
+def test_a_number_that_another_process_has_now_is_no_owner(tmp_path):
+    owner = dataclasses.replace(locks._this("t"), started="1")
+    (tmp_path / NAME).write_text(json.dumps(dataclasses.asdict(owner)))
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"host": 1}'])
+def test_a_damaged_lock_is_taken_over(text, tmp_path):
+    (tmp_path / NAME).write_text(text)
+    with locked(tmp_path, patience_s=0.1):
+        pass
+
+
+def test_a_heart_beats(tmp_path):
+    with locked(tmp_path, beat_s=0.05):
+        first = json.loads((tmp_path / NAME).read_text())["beat"]
+        deadline = time.monotonic() + 10
+        while json.loads((tmp_path / NAME).read_text())["beat"] == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"), locked(tmp_path / "file" / "run"):
+        pytest.fail("no folder can be there")
