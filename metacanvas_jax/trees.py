@@ -52,6 +52,11 @@ def partition(params: Params, rules: Rules) -> tuple[Params, Params]:
     return nested(sides["train"]), nested(sides["freeze"])
 
 
+def trains(path: str, rules: Rules) -> bool:
+    """Whether the first rule that matches a parameter says so, for a tree that is known to be covered."""
+    return next((action == "train" for regex, action in rules if re.fullmatch(regex, path)), False)
+
+
 def merge(trainable: Params, frozen: Params) -> Params:
     """The whole tree again; the exact inverse of ``partition``.
 

@@ -37,6 +37,7 @@ from metacanvas_jax.train import jobs, store
 from metacanvas_jax.train.checkpoints import check_workdir
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Given as Conditions
+from metacanvas_jax.weights import hf_import
 from metacanvas_jax.weights.hf_import import load_params
 from metacanvas_jax.weights.table import under
 
@@ -379,6 +380,38 @@ def test_a_run_starts_with_what_another_trained(exported):
     setup = read.experiment(config)
     with pytest.raises(UserError, match=rf"{run}, the config's 'start': canvas/\S+ has shape \(1, .*\) there and"):
         jobs.start_weights(setup, abstract_params(setup))
+
+
+def test_weights_are_read_once_and_only_those_that_a_run_needs(exported, monkeypatch):
+    config, leaves, run, _, base = exported("flux")
+    config = config.copy_and_resolve_references()
+    config.start, config.dit_weights = str(run), str(base)
+    setup = build.experiment(config)
+    read = []
+    restore, load = store.Store.restore_params, hf_import.load_params
+
+    def counted_restore(self, abstract, *, only, **options):
+        read.extend(only)
+        return restore(self, abstract, only=only, **options)
+
+    def counted_load(source, table, abstract, **options):
+        read.extend(entry.path for entry in table)
+        return load(source, table, abstract, **options)
+
+    monkeypatch.setattr(store.Store, "restore_params", counted_restore)
+    monkeypatch.setattr(hf_import, "load_params", counted_load)
+    parts = {part: tree for part, tree in abstract_params(setup).items() if part in ("mllm", "dit")}
+    frozen = flat(partition(abstract_params(setup), setup.train.rules)[1])
+    begun = flat(jobs.start_weights(setup, abstract_params(setup)))
+    assert len(read) == len(set(read)), "nothing is read twice"
+    assert {path.partition("/")[0] for path in begun.keys() - leaves.keys()} == set(parts)
+    read.clear()
+    continued = flat(jobs.start_weights(setup, nested(frozen)))  # the rest comes from the run's own checkpoint
+    unpublished = {path for path in frozen if path.startswith("vae/")}
+    assert set(continued) == frozen.keys() - unpublished
+    assert len(read) == len(continued)
+    for path, value in continued.items():
+        np.testing.assert_array_equal(value, begun[path], path)
 
 
 def test_state_dicts_of_a_connector_are_read_and_pickles_are_not(exported, tmp_path):

@@ -172,6 +172,19 @@ def test_weights_that_are_loaded_replace_the_random_start(tmp_path):
     np.testing.assert_allclose(state.params["down"]["bias"], [5.0], atol=1e-6)
 
 
+def test_a_run_that_continues_reads_weights_for_what_is_frozen_only(tmp_path):
+    asked = []
+
+    def load(abstract):
+        asked.append(set(flat(abstract)))
+        return {}
+
+    for steps in (1, 2):
+        fit(support.job(load=load), dataclasses.replace(SMALL, steps=steps), tmp_path)
+    frozen = {"frozen/kernel", "frozen/bias"}
+    assert asked == [frozen | {"up/kernel", "up/bias", "down/kernel", "down/bias"}, frozen]
+
+
 @pytest.mark.parametrize(
     ("loaded", "message"),
     [

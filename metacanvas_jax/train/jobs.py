@@ -117,34 +117,36 @@ def initial(experiment: Experiment, key: Key[Array, ""]) -> Params:
     return params | {"vae": vae_params}
 
 
-def frozen_weights(experiment: Experiment, abstract: Params) -> Params:
-    """The weights of the folders that the config names, by the part of the model they are for."""
-    return weights.load(experiment, abstract)
-
-
 def start_weights(experiment: Experiment, abstract: Params) -> Params:
-    """What a new run begins with: the weights that the config names and, over them, what the run ``start`` trained.
+    """The parameters of ``abstract`` that are not random: what the run ``start`` trained, else what folders hold.
+
+    ``abstract`` may be any part of the experiment's parameters; nothing else is read, and nothing twice.
 
     Raises UserError when something is not there, or that run has none of this one's parameters or one of another shape.
     """
-    loaded = frozen_weights(experiment, abstract)
     if not experiment.start:
-        return loaded
-    run = Path(experiment.start)
+        return weights.load(experiment, abstract)
+    run, known = Path(experiment.start), flat(abstract)
     before = read.experiment(read_config(run))
-    known, shapes = flat(abstract), jax.eval_shape(lambda key: unboxed(initial(before, key)), jax.random.key(0))
-    trained = flat(partition(shapes, before.train.rules)[0])
+    trained = flat(partition(shapes(before), before.train.rules)[0])
     here = trained.keys() & known.keys()
     for path in sorted(here):
         if trained[path].shape != known[path].shape:
             both = f"{trained[path].shape} there and {known[path].shape} here"
             raise UserError(f"{run}, the config's 'start': {path} has shape {both}")
-    if not here:
+    if not here and not trained.keys() & flat(shapes(experiment)).keys():
         raise UserError(f"{run} trained nothing that this run has; it is the config's 'start'")
-    wanted = nested({path: known[path] if path in here else leaf for path, leaf in trained.items()})
-    with store.Store(run / "checkpoints", writable=False) as checkpoints:
-        restored = flat(checkpoints.restore_params(wanted, ema=before.train.ema is not None))
-    return nested(flat(loaded) | {path: restored[path] for path in here})
+    loaded = flat(weights.load(experiment, nested({path: x for path, x in known.items() if path not in here})))
+    if here:
+        wanted = nested({path: known.get(path, leaf) for path, leaf in trained.items()})
+        with store.Store(run / "checkpoints", writable=False) as checkpoints:
+            loaded |= flat(checkpoints.restore_params(wanted, ema=before.train.ema is not None, only=here))
+    return nested(loaded)
+
+
+def shapes(experiment: Experiment) -> Params:
+    """All parameters as shapes."""
+    return jax.eval_shape(lambda key: unboxed(initial(experiment, key)), jax.random.key(0))
 
 
 def unboxed(params: Params) -> Params:

@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -183,17 +183,26 @@ class Store:
             batches.set_state(_position(restored["data"]["positions"], str(where)))
         return state
 
-    def restore_params(self, abstract: Params, *, ema: bool = False, step: int | None = None) -> Params:
+    def restore_params(
+        self, abstract: Params, *, ema: bool = False, step: int | None = None, only: Collection[str] | None = None
+    ) -> Params:
         """The trainable parameters alone, or their moving average, for sampling and export.
+
+        ``abstract`` are all of them. With ``only``, no others than the parameters of these paths are read and returned.
 
         Raises:
             UserError: as ``restore``, and if the run kept no moving average.
         """
         step = self._step(step)
-        name = "ema" if ema else "params"
-        args = self._arguments(step, {name: abstract})
-        with self._reading(step):
-            params = self._manager.restore(step, args=ocp.args.Composite(**args))[name]
+        name, every = "ema" if ema else "params", flat(abstract)
+        self._arguments(step, {name: abstract})
+        wanted = {path: leaf for path, leaf in every.items() if only is None or path in only}
+        left = dict.fromkeys(every, ocp.PLACEHOLDER)
+        args = dict.fromkeys(every, ocp.RestoreArgs()) | ocp.checkpoint_utils.construct_restore_args(wanted)
+        restore = ocp.args.PyTreeRestore(item=nested(left | wanted), restore_args=nested(args))
+        with self._reading(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            restored = flat(reader.restore(self.folder / str(step) / name, args=restore))
+        params = nested({path: restored[path] for path in wanted})
         _check_sums(self.meta(step)["checksums"], checksums({name: params}), str(self.folder / str(step)))
         return params
 

@@ -1,4 +1,4 @@
-"""What a run's parameters start from: the folders its config names, read by each host as far as its devices need."""
+"""Reading the folders of weights that a config names; every host reads what its own devices need."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,14 +7,15 @@ import jax
 
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.weights import weight_folders
-from metacanvas_jax.trees import flat, nested, partition
+from metacanvas_jax.trees import flat, nested, trains
 from metacanvas_jax.types import Params
 
 
 def load(experiment: Experiment, abstract: Params) -> Params:
-    """The parameters that folders of the experiment hold, of the shapes and shardings of ``abstract``.
+    """The parameters of ``abstract`` that the folders of the experiment hold, with its shapes and shardings.
 
-    What the experiment freezes comes in its frozen dtype, cast while it is read; what it trains comes in float32.
+    ``abstract`` may be any part of the experiment's parameters; nothing else is read. Frozen parameters are cast to
+    the experiment's frozen dtype while they are read; trainable ones are float32.
     """
     wanted = _dtypes(experiment, abstract)
     return {part: source.load(wanted[part]) for part, source in weight_folders(experiment).items() if part in wanted}
@@ -27,10 +28,9 @@ def load_frozen(experiment: Experiment, part: str, abstract: Mapping[str, Any]) 
 
 
 def _dtypes(experiment: Experiment, abstract: Mapping[str, Any]) -> Params:
-    trainable, frozen = (flat(tree) for tree in partition(abstract, experiment.train.rules))
-    leaves = {path: _as(leaf, "float32") for path, leaf in trainable.items()}
-    leaves |= {path: _as(leaf, experiment.train.frozen_dtype) for path, leaf in frozen.items()}
-    return nested(leaves)
+    train = experiment.train
+    dtypes = {path: "float32" if trains(path, train.rules) else train.frozen_dtype for path in flat(abstract)}
+    return nested({path: _as(leaf, dtypes[path]) for path, leaf in flat(abstract).items()})
 
 
 def _as(leaf: Any, dtype: str) -> jax.ShapeDtypeStruct:

@@ -348,8 +348,8 @@ def _sizes(config: Any) -> dict[str, Any]:
 def load(folder: str | Path, config: Any, abstract: Mapping[str, Any], key: str, **options: Any) -> Params:
     """The parameters of a network that a folder has, checked by ``check_folder`` first.
 
-    ``abstract`` are the shapes of all its parameters (see ``hf_import.load_params``, which takes ``options``); those
-    that are published nowhere, such as adapters and new input channels, are left out of the result.
+    ``abstract`` are the shapes of its parameters, or of a part of them (see ``hf_import.load_params``, which takes
+    ``options``). Parameters that are not published, such as adapters and new input channels, are left out of the result.
     """
     check_folder(folder, config, key)
     kind = next(kind for kind in KINDS.values() if kind.config is type(config))
@@ -358,7 +358,9 @@ def load(folder: str | Path, config: Any, abstract: Mapping[str, Any], key: str,
         ignore = (*ignore, "visual.*", "model.visual.*")
     targets, known = flatten_dict(dict(abstract), sep="/"), {entry.path for entry in table}
     held = unflatten_dict({path: leaf for path, leaf in targets.items() if path in known}, sep="/")
-    return hf_import.load_params(folder, table, held, ignore=ignore, **options)
+    unread = [name for e in table if e.path not in targets for layer in e.tensors for name in e.names(layer)]
+    table = [entry for entry in table if entry.path in targets]
+    return hf_import.load_params(folder, table, held, ignore=(*ignore, *unread), **options)
 
 
 def sampling(folder: str | Path) -> tuple[str, str, float]:
