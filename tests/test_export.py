@@ -386,16 +386,16 @@ def test_weights_are_read_once_and_only_those_that_a_run_needs(exported, monkeyp
     config, leaves, run, _, base = exported("flux")
     config = config.copy_and_resolve_references()
     config.start, config.dit_weights = str(run), str(base)
-    setup = build.experiment(config)
-    read = []
+    setup = read.experiment(config)
+    seen = []
     restore, load = store.Store.restore_params, hf_import.load_params
 
     def counted_restore(self, abstract, *, only, **options):
-        read.extend(only)
+        seen.extend(only)
         return restore(self, abstract, only=only, **options)
 
     def counted_load(source, table, abstract, **options):
-        read.extend(entry.path for entry in table)
+        seen.extend(entry.path for entry in table)
         return load(source, table, abstract, **options)
 
     monkeypatch.setattr(store.Store, "restore_params", counted_restore)
@@ -403,13 +403,13 @@ def test_weights_are_read_once_and_only_those_that_a_run_needs(exported, monkeyp
     parts = {part: tree for part, tree in abstract_params(setup).items() if part in ("mllm", "dit")}
     frozen = flat(partition(abstract_params(setup), setup.train.rules)[1])
     begun = flat(jobs.start_weights(setup, abstract_params(setup)))
-    assert len(read) == len(set(read)), "nothing is read twice"
+    assert len(seen) == len(set(seen)), "nothing is read twice"
     assert {path.partition("/")[0] for path in begun.keys() - leaves.keys()} == set(parts)
-    read.clear()
+    seen.clear()
     continued = flat(jobs.start_weights(setup, nested(frozen)))  # the rest comes from the run's own checkpoint
     unpublished = {path for path in frozen if path.startswith("vae/")}
     assert set(continued) == frozen.keys() - unpublished
-    assert len(read) == len(continued)
+    assert len(seen) == len(continued)
     for path, value in continued.items():
         np.testing.assert_array_equal(value, begun[path], path)
 

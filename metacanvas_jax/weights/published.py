@@ -349,7 +349,7 @@ def load(folder: str | Path, config: Any, abstract: Mapping[str, Any], key: str,
     """The parameters of a network that a folder has, checked by ``check_folder`` first.
 
     ``abstract`` are the shapes of its parameters, or of a part of them (see ``hf_import.load_params``, which takes
-    ``options``). Parameters that are not published, such as adapters and new input channels, are left out of the result.
+    ``options``). Parameters that are not published (adapters, new input channels) are left out of the result.
     """
     check_folder(folder, config, key)
     kind = next(kind for kind in KINDS.values() if kind.config is type(config))
