@@ -294,10 +294,10 @@ def kl_decode() -> Case:
     """FLUX's autoencoder at half the width, 256 px."""
     from diffusers import AutoencoderKL
 
-    from metacanvas_jax.vae.kl.network import FLUX_KL, Kl
+    from metacanvas_jax.vae.kl.network import KL_F8C16, Kl
     from metacanvas_jax.vae.kl.table import table
 
-    config = dataclasses.replace(FLUX_KL, channels=(64, 128, 256, 256))
+    config = dataclasses.replace(KL_F8C16, channels=(64, 128, 256, 256))
     model = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,

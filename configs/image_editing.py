@@ -22,7 +22,7 @@ from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.tasks import Bucket
-from metacanvas_jax.vae.kl.network import FLUX_KL
+from metacanvas_jax.vae.kl.network import KL_F8C16
 
 VARIANTS = ("canvas", "no_canvas")
 FOLDER = f"{base.WEIGHTS}/FLUX.1-Kontext-dev"
@@ -39,7 +39,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dit = base.section(dit, kind="flux")
     config.dit_weights = f"{FOLDER}/transformer"
     config.dit_guidance = 1.0
-    config.vae = base.section(FLUX_KL, kind="kl", dtype="bfloat16")
+    config.vae = base.section(KL_F8C16, kind="kl", dtype="bfloat16")
     config.vae_weights = f"{FOLDER}/vae"
     config.mllm = base.qwen("7B", LoraConfig(rank=64, alpha=64.0, dropout=0.05) if canvas else None)
     if canvas:

@@ -50,7 +50,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = video_stage2.get_config()
     config.name = f"video_stage3_{name}"
     config.start = "runs/video_stage2"
-    dit = wan2_2_ti2v_5b(mask_context=True, extra_channels=WAN22_VAE.channels + 1, **base.VIDEO)
+    dit = wan2_2_ti2v_5b(mask_context=True, extra_channels=WAN22_VAE.latent_channels + 1, **base.VIDEO)
     config.dit = base.section(dit, kind="wan")
     if keyframes:
         # Positions turn twice a second in Qwen2.5-VL; closer than one they would fall on each other.

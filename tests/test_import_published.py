@@ -32,7 +32,7 @@ from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, qwen2_5_vl_3b, qw
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.types import Given, States
 from metacanvas_jax.vae.dc_ae.network import DC_AE_F32C32
-from metacanvas_jax.vae.kl.network import FLUX_KL, Kl
+from metacanvas_jax.vae.kl.network import KL_F8C16, Kl
 from metacanvas_jax.vae.wan.network import WAN22_VAE
 from metacanvas_jax.weights import published
 
@@ -199,7 +199,7 @@ FULL_SIZE = [
             "scaling_factor": 0.3611,
             "shift_factor": 0.1159,
         },
-        FLUX_KL,
+        KL_F8C16,
     ),
     (
         {

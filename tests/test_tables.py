@@ -28,7 +28,7 @@ from metacanvas_jax.types import Given, States, Text
 from metacanvas_jax.vae.dc_ae import table as dc_ae
 from metacanvas_jax.vae.dc_ae.network import DC_AE_F32C32, DcAe
 from metacanvas_jax.vae.kl import table as kl
-from metacanvas_jax.vae.kl.network import FLUX_KL, Kl
+from metacanvas_jax.vae.kl.network import KL_F8C16, Kl
 from metacanvas_jax.vae.wan import table as wan_vae
 from metacanvas_jax.vae.wan.network import WAN22_VAE, WanVae
 from metacanvas_jax.weights import hf_import
@@ -107,7 +107,7 @@ CASES = {
         DcAe, dc_ae.table, vae_inputs, DC_AE_F32C32, 312_250_275, dataclasses.replace(DC_AE_F32C32, **SMALL_DC_AE)
     ),
     "flux-vae": Case(
-        Kl, kl.table, vae_inputs, FLUX_KL, 83_819_683, dataclasses.replace(FLUX_KL, channels=(8, 16), groups=4)
+        Kl, kl.table, vae_inputs, KL_F8C16, 83_819_683, dataclasses.replace(KL_F8C16, channels=(8, 16), groups=4)
     ),
     "wan2.2-vae": Case(
         WanVae, wan_vae.table, vae_inputs, WAN22_VAE, 704_688_668, dataclasses.replace(WAN22_VAE, **SMALL_WAN_VAE)

@@ -17,7 +17,7 @@ from vae_support import (
 )
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.vae.kl.network import FLUX_KL, Kl, KlConfig
+from metacanvas_jax.vae.kl.network import KL_F8C16, Kl, KlConfig
 from metacanvas_jax.vae.kl.table import table
 
 TINY = KlConfig(channels=(8, 16, 16), blocks=1, latent_channels=4, groups=4, scale=0.3611, shift=0.1159)
@@ -83,7 +83,7 @@ def test_bfloat16_keeps_latents_in_float32_and_pixels_near_those_of_float32(para
 
 @pytest.mark.torch
 def test_full_size_names_shapes_and_count_are_those_of_flux():
-    check_manifest(Kl(FLUX_KL), table(FLUX_KL), lambda: diffusers_model(FLUX_KL), 83_819_683)
+    check_manifest(Kl(KL_F8C16), table(KL_F8C16), lambda: diffusers_model(KL_F8C16), 83_819_683)
 
 
 def test_wrong_sizes_and_channels_are_named():
@@ -96,4 +96,4 @@ def test_wrong_sizes_and_channels_are_named():
 
 def test_config_names_what_does_not_fit():
     with pytest.raises(ValueError, match=r"multiples of groups 32"):
-        dataclasses.replace(FLUX_KL, channels=(128, 250))
+        dataclasses.replace(KL_F8C16, channels=(128, 250))

@@ -158,7 +158,7 @@ class Attention(nn.Module):
         return Dense(config.width, ("heads", "embed"), config.dtype, name="out")(out)
 
 
-class Block(nn.Module):
+class WanBlock(nn.Module):
     """Self-attention and MLP modulated by time, cross-attention to the context between them.
 
     Norms, modulation and the gated residuals are float32 and cast back at each step, as in the reference.
@@ -234,7 +234,7 @@ class Wan(DiT):
         self.time_chunks = Dense(6 * width, ("embed", None), "float32")
         self.context_fc1 = Dense(width, (None, "mlp"), dtype)
         self.context_fc2 = Dense(width, ("mlp", "embed"), dtype)
-        self.blocks = stack(Block, config.layers, remat=config.remat, inputs=4)(config)
+        self.blocks = stack(WanBlock, config.layers, remat=config.remat, inputs=4)(config)
         self.table = self.param("table", nn.with_logical_partitioning(table_init, (None, "embed")), (2, width))
         self.out = Dense(math.prod(config.patch) * config.latent_channels, ("embed", None), dtype)
 

@@ -1,4 +1,4 @@
-"""SANA's deep-compression autoencoder DC-AE: 32x32 pixels become 32 channels.
+"""The deep-compression autoencoder DC-AE: 32x32 pixels become 32 channels.
 
 Source: arXiv 2410.10733; diffusers ``AutoencoderDC`` with strided-convolution down steps and interpolating up steps.
 """
@@ -16,8 +16,8 @@ from metacanvas_jax.kernels.linear_attention import relu_linear_attention
 from metacanvas_jax.nn.convolution import Conv
 from metacanvas_jax.nn.layers import Dense, ones_init, rms_norm, zeros_init
 from metacanvas_jax.nn.mix_ffn import MixFFN, depthwise_conv
-from metacanvas_jax.parallel.activations import constrain, part
-from metacanvas_jax.vae.base import check_latents, check_video, per_frame
+from metacanvas_jax.parallel.activations import constrain
+from metacanvas_jax.vae.base import Autoencoder, per_frame
 
 IMAGE = ("batch", "rows", "columns", None)
 EPS = 1e-5
@@ -79,7 +79,7 @@ DC_AE_F32C32 = DcAeConfig(
     head_width=32,
     scale=0.41407,
 )
-"""dc-ae-f32c32-sana: 312,250,275 parameters."""
+"""The published f32c32 network: 312,250,275 parameters."""
 
 
 def mean_groups(x: Float[Array, "b h w i"], features: int) -> Float[Array, "b h w o"]:
@@ -233,39 +233,20 @@ class Decoder(nn.Module):
         return Conv(3, (3, 3), dtype, axes=("embed", None), name="conv_out")(x)
 
 
-class DcAe(nn.Module):
+class DcAe(Autoencoder):
     """The autoencoder; a video is coded frame by frame."""
 
     config: DcAeConfig
-    temporal = 1
-
-    @property
-    def spatial(self) -> int:
-        """Pixels per latent along rows and columns."""
-        return self.config.spatial
-
-    @property
-    def channels(self) -> int:
-        """Latent channels."""
-        return self.config.latent_channels
 
     def setup(self) -> None:
         """Encoder and decoder."""
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
 
-    def __call__(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
-        """Encodes and decodes; touches every parameter."""
-        return self.decode(self.encode(video))
-
-    @part("vae")
-    def encode(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t H W c"]:
-        """Normalised latents, float32, of pixels in [-1, 1]. Raises ``UserError`` for sizes that do not divide."""
-        check_video("DC-AE", video.shape, self.spatial, self.temporal)
+    def to_latents(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t H W c"]:
+        """Latents of the network times ``scale``."""
         return per_frame(self.encoder, video).astype(jnp.float32) * self.config.scale
 
-    @part("vae")
-    def decode(self, latents: Float[Array, "b t H W c"]) -> Float[Array, "b t h w 3"]:
-        """Pixels, nearly in [-1, 1] (not clamped, as in the reference), of normalised latents."""
-        check_latents("DC-AE", latents.shape, self.channels)
+    def to_pixels(self, latents: Float[Array, "b t H W c"]) -> Float[Array, "b t h w 3"]:
+        """Pixels that are not clamped, as in the reference."""
         return per_frame(self.decoder, latents.astype(jnp.float32) / self.config.scale)

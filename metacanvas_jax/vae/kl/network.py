@@ -1,6 +1,6 @@
-"""FLUX's image autoencoder: 8x8 pixels become 16 channels.
+"""The image autoencoder with a KL-regularised posterior: 8x8 pixels become 16 channels.
 
-Source: black-forest-labs/flux ``modules/autoencoder.py``; diffusers ``AutoencoderKL`` with FLUX's config.
+Source: diffusers ``AutoencoderKL`` without the 1x1 convolutions around the latents.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 from metacanvas_jax.kernels.attention import attention
 from metacanvas_jax.nn.convolution import Conv
 from metacanvas_jax.nn.layers import Dense, ones_init, zeros_init
-from metacanvas_jax.parallel.activations import constrain, part
-from metacanvas_jax.vae.base import check_latents, check_video, per_frame
+from metacanvas_jax.parallel.activations import constrain
+from metacanvas_jax.vae.base import Autoencoder, per_frame
 
 IMAGE = ("batch", "rows", "columns", None)
 EPS = 1e-6
@@ -49,8 +49,8 @@ class KlConfig:
         return 2 ** (len(self.channels) - 1)
 
 
-FLUX_KL = KlConfig(channels=(128, 256, 512, 512), blocks=2, latent_channels=16, groups=32, scale=0.3611, shift=0.1159)
-"""The autoencoder of FLUX.1-dev and FLUX.1-Kontext-dev: 83,819,683 parameters."""
+KL_F8C16 = KlConfig(channels=(128, 256, 512, 512), blocks=2, latent_channels=16, groups=32, scale=0.3611, shift=0.1159)
+"""The published network of 8x8 pixels and 16 channels: 83,819,683 parameters."""
 
 
 def group_norm(
@@ -85,7 +85,7 @@ class GroupNorm(nn.Module):
         return group_norm(x, scale, bias, self.groups, EPS)
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Residual block: norm, SiLU, convolution, twice; a 1x1 shortcut where the width changes."""
 
     features: int
@@ -127,9 +127,9 @@ class Middle(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Keeps size and width."""
-        x = Block(x.shape[-1], self.config, name="block_0")(x)
+        x = ResidualBlock(x.shape[-1], self.config, name="block_0")(x)
         x = SelfAttention(self.config, name="attention")(x)
-        return Block(x.shape[-1], self.config, name="block_1")(x)
+        return ResidualBlock(x.shape[-1], self.config, name="block_1")(x)
 
 
 class Encoder(nn.Module):
@@ -144,7 +144,7 @@ class Encoder(nn.Module):
         x = Conv(config.channels[0], (3, 3), dtype, axes=(None, "embed"), name="conv_in")(x)
         for i, width in enumerate(config.channels):
             for j in range(config.blocks):
-                x = Block(width, config, name=f"stages_{i}_block_{j}")(x)
+                x = ResidualBlock(width, config, name=f"stages_{i}_block_{j}")(x)
             if i < len(config.channels) - 1:  # zeros on the right and at the bottom only
                 down = Conv(width, (3, 3), dtype, (2, 2), ((0, 1), (0, 1)), axes=(None, "embed"), name=f"down_{i}")
                 x = down(x)
@@ -166,48 +166,29 @@ class Decoder(nn.Module):
         x = Middle(config, name="middle")(x)
         for i, width in enumerate(reversed(config.channels)):
             for j in range(config.blocks + 1):
-                x = Block(width, config, name=f"stages_{i}_block_{j}")(x)
+                x = ResidualBlock(width, config, name=f"stages_{i}_block_{j}")(x)
             if i < len(config.channels) - 1:
                 x = Conv(width, (3, 3), dtype, axes=(None, "embed"), doubled=True, name=f"up_{i}")(x)
         x = jax.nn.silu(GroupNorm(config.groups, name="norm_out")(x))
         return Conv(3, (3, 3), dtype, axes=("embed", None), name="conv_out")(x)
 
 
-class Kl(nn.Module):
+class Kl(Autoencoder):
     """The autoencoder; a video is coded frame by frame."""
 
     config: KlConfig
-    temporal = 1
-
-    @property
-    def spatial(self) -> int:
-        """Pixels per latent along rows and columns."""
-        return self.config.spatial
-
-    @property
-    def channels(self) -> int:
-        """Latent channels."""
-        return self.config.latent_channels
 
     def setup(self) -> None:
         """Encoder and decoder."""
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
 
-    def __call__(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
-        """Encodes and decodes; touches every parameter."""
-        return self.decode(self.encode(video))
-
-    @part("vae")
-    def encode(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t H W c"]:
-        """Normalised mean of the posterior, float32, of pixels in [-1, 1]. Raises ``UserError`` for odd sizes."""
-        check_video("the FLUX autoencoder", video.shape, self.spatial, self.temporal)
+    def to_latents(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t H W c"]:
+        """The mean of the posterior, shifted and scaled."""
         mean = per_frame(self.encoder, video)[..., : self.channels].astype(jnp.float32)
         return (mean - self.config.shift) * self.config.scale
 
-    @part("vae")
-    def decode(self, latents: Float[Array, "b t H W c"]) -> Float[Array, "b t h w 3"]:
-        """Pixels, nearly in [-1, 1] (not clamped, as in the reference), of normalised latents."""
-        check_latents("the FLUX autoencoder", latents.shape, self.channels)
+    def to_pixels(self, latents: Float[Array, "b t H W c"]) -> Float[Array, "b t h w 3"]:
+        """Pixels that are not clamped, as in the reference."""
         latents = latents.astype(jnp.float32) / self.config.scale + self.config.shift
         return per_frame(self.decoder, latents)

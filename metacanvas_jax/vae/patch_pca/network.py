@@ -1,6 +1,6 @@
 """The miniature's autoencoder: each patch of pixels projected on its principal directions, fitted in closed form.
 
-A white patch is the zero latent, so the empty background costs the diffusion transformer nothing.
+A white patch has the latent zero, so that an empty background is easy for the diffusion transformer.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, UInt8
 
-from metacanvas_jax.parallel.activations import part
 from metacanvas_jax.types import Params
+from metacanvas_jax.vae.base import Autoencoder
 
 WHITE = 1.0
-_BLANK = 0.04  # a patch whose values all lie this close to white (in [-1, 1]) says nothing about the drawings
+_BLANK = 0.04  # a patch whose values are all this close to white (in [-1, 1]) is left out of the fit
 _CHUNK = 512  # images in float64 at once
 
 
@@ -23,9 +23,9 @@ _CHUNK = 512  # images in float64 at once
 class PatchPcaConfig:
     """``patch`` is the side in pixels, ``channels`` the directions kept.
 
-    ``whitening`` is the power p in the channel gains ``std ** -p``: 0 keeps the spectrum of the pixels, 1 makes all
-    channels equally loud. The louder a channel, the more noise it takes to drown it. Raises ValueError when the patch
-    has fewer values than ``channels``.
+    ``whitening`` is the power p in the channel gains ``std ** -p``: 0 keeps the spectrum of the pixels, 1 gives all
+    channels the same variance. Noise hides a channel of large variance last. Raises ValueError when the patch has fewer
+    values than ``channels``.
     """
 
     patch: int = 12
@@ -41,14 +41,23 @@ class PatchPcaConfig:
             raise ValueError(f"patch PCA: whitening is {self.whitening}; expected a power in [0, 1]")
 
     @property
+    def spatial(self) -> int:
+        """Pixels per latent along rows and columns."""
+        return self.patch
+
+    @property
+    def latent_channels(self) -> int:
+        """Latent channels."""
+        return self.channels
+
+    @property
     def values(self) -> int:
         """Numbers in one patch of pixels."""
         return self.patch * self.patch * 3
 
 
 def to_patches(video: Float[Array, "b t H W 3"], patch: int) -> Float[Array, "b t h w v"]:
-    """Cuts frames into patches of ``patch * patch * 3`` values; raises ValueError when they do not divide."""
-    _check_size(video.shape[2], video.shape[3], patch)
+    """Cuts frames into patches of ``patch * patch * 3`` values."""
     return rearrange(video, "b t (h i) (w j) c -> b t h w (i j c)", i=patch, j=patch)
 
 
@@ -57,21 +66,10 @@ def from_patches(patches: Float[Array, "b t h w v"], patch: int) -> Float[Array,
     return rearrange(patches, "b t h w (i j c) -> b t (h i) (w j) c", i=patch, j=patch)
 
 
-class PatchPca(nn.Module):
-    """Patch PCA as an ``Autoencoder`` (vae/base.py); works frame by frame. Its parameters come from ``fit``."""
+class PatchPca(Autoencoder):
+    """The autoencoder; a video is coded frame by frame. Its parameters come from ``fit``."""
 
     config: PatchPcaConfig
-    temporal = 1
-
-    @property
-    def spatial(self) -> int:
-        """Pixels per latent cell, in both directions."""
-        return self.config.patch
-
-    @property
-    def channels(self) -> int:
-        """Latent channels."""
-        return self.config.channels
 
     def setup(self):
         """Owns the white level, the directions and their gains."""
@@ -89,19 +87,13 @@ class PatchPca(nn.Module):
             "scale", nn.with_logical_partitioning(nn.initializers.ones_init(), (None,)), (channels,), jnp.float32
         )
 
-    def __call__(self, video: Float[Array, "b t H W 3"]) -> Float[Array, "b t H W 3"]:
-        """There and back."""
-        return self.decode(self.encode(video))
-
-    @part("vae")
-    def encode(self, video: Float[Array, "b t H W 3"]) -> Float[Array, "b t h w c"]:
-        """Latents of pixels in [-1, 1]; raises ValueError when the sides do not divide by the patch."""
+    def to_latents(self, video: Float[Array, "b t H W 3"]) -> Float[Array, "b t h w c"]:
+        """Patches projected on the directions, times the gains."""
         patches = to_patches(video.astype(jnp.float32), self.config.patch)
         centred = patches - jnp.expand_dims(self.mean, range(4))
         return jnp.einsum("bthwv,vc->bthwc", centred, self.basis * self.scale[None])
 
-    @part("vae")
-    def decode(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b t H W 3"]:
+    def to_pixels(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b t H W 3"]:
         """Pixels, clipped to [-1, 1]."""
         back = (self.basis / self.scale[None]).T
         patches = jnp.einsum("bthwc,cv->bthwv", latents.astype(jnp.float32), back)
@@ -117,7 +109,11 @@ def fit(images: UInt8[np.ndarray, "n H W 3"], config: PatchPcaConfig) -> tuple[P
     pictures give the same latents. Raises ValueError when the sides do not divide by the patch or when the patches vary
     in fewer directions than ``channels``.
     """
-    _check_size(images.shape[1], images.shape[2], config.patch)
+    height, width = images.shape[1:3]
+    if height % config.patch or width % config.patch:
+        raise ValueError(
+            f"pictures of {height} x {width} pixels do not divide into patches of {config.patch} x {config.patch}"
+        )
     moment, count = np.zeros((config.values, config.values)), 0
     for start in range(0, len(images), _CHUNK):
         pixels = images[start : start + _CHUNK].astype(np.float64) / 127.5 - 1
@@ -148,8 +144,3 @@ def fit(images: UInt8[np.ndarray, "n H W 3"], config: PatchPcaConfig) -> tuple[P
         "scale": scale.astype(np.float32),
     }
     return params, float(10 * np.log10(2**2 / lost))
-
-
-def _check_size(height: int, width: int, patch: int) -> None:
-    if height % patch or width % patch:
-        raise ValueError(f"pictures of {height} x {width} pixels do not divide into patches of {patch} x {patch}")

@@ -1,9 +1,9 @@
 """Building blocks of the Wan 2.2 autoencoder. Time is causal everywhere, so a clip can be coded in chunks.
 
-What a chunk needs of the frames before it is its ``Past``: for every convolution over time, its last input frames. The
-past of a clip's first chunk is empty and stands for zeros, which is the causal padding; so a chunk that holds a whole
-clip needs no past at all, and any split into chunks gives the same numbers. Only resampling in time knows that a clip's
-first frame is special: it stays one frame.
+What a chunk needs of the frames before it is its ``Past``: the last input frames of every convolution over time. The
+past of a clip's first chunk is empty and means zeros, which is the causal padding. A chunk that holds a whole clip
+therefore needs no past, and any split into chunks gives the same numbers. Only resampling in time treats the first
+frame of a clip differently: it stays one frame.
 
 Source: Wan-Video/Wan2.2 ``wan/modules/vae2_2.py``; diffusers ``AutoencoderKLWan``, which keeps these frames in a list.
 """
@@ -85,7 +85,7 @@ def conv3d(
     return Conv(features, (3, 3, 3), dtype, padding=((0, 0), (1, 1), (1, 1)), axes=axes, name=name)
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Residual block: norm, SiLU, causal convolution, twice; a linear shortcut where the width changes."""
 
     features: int
@@ -127,9 +127,9 @@ class Middle(nn.Module):
     def __call__(self, x: Float[Array, "b t h w c"], past: Past) -> tuple[Float[Array, "b t h w c"], Past]:
         """Keeps size and width."""
         now = {}
-        x, now["block_0"] = Block(x.shape[-1], self.dtype, name="block_0")(x, past.get("block_0", {}))
+        x, now["block_0"] = ResidualBlock(x.shape[-1], self.dtype, name="block_0")(x, past.get("block_0", {}))
         x = per_frame(SelfAttention(self.dtype, name="attention"), x)
-        x, now["block_1"] = Block(x.shape[-1], self.dtype, name="block_1")(x, past.get("block_1", {}))
+        x, now["block_1"] = ResidualBlock(x.shape[-1], self.dtype, name="block_1")(x, past.get("block_1", {}))
         return x, now
 
 
@@ -189,7 +189,8 @@ class Stage(nn.Module):
         """Runs one chunk."""
         start, now = x, {}
         for j in range(self.blocks):
-            x, now[f"block_{j}"] = Block(self.features, self.dtype, name=f"block_{j}")(x, past.get(f"block_{j}", {}))
+            name = f"block_{j}"
+            x, now[name] = ResidualBlock(self.features, self.dtype, name=name)(x, past.get(name, {}))
         factor = 2 if self.time else 1
         if self.step == "down":
             x, now["down"] = Down(self.time, self.dtype, name="down")(x, past.get("down", {}))

@@ -1,7 +1,7 @@
 """The Wan 2.2 video autoencoder: 4 frames of 16x16 pixels become 48 channels, and the first frame stands alone.
 
 A short clip is coded at once; a long one in chunks of latent frames under a scan, with the same result and bounded
-memory (see ``wan_blocks.py``).
+memory (see ``blocks.py``).
 
 Source: Wan-Video/Wan2.2 ``wan/modules/vae2_2.py``; diffusers ``AutoencoderKLWan`` with ``is_residual``.
 """
@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from metacanvas_jax.nn.layers import Dense
-from metacanvas_jax.parallel.activations import constrain, part
-from metacanvas_jax.vae.base import check_latents, check_video
+from metacanvas_jax.parallel.activations import constrain
+from metacanvas_jax.vae.base import Autoencoder
 from metacanvas_jax.vae.wan.blocks import VIDEO, ChannelNorm, Middle, Past, Stage, conv3d, remember
 
 PATCH = 2  # pixels folded into channels before the first convolution, along rows and along columns
@@ -32,8 +32,8 @@ class WanVaeConfig:
     ``halve_time`` says which down steps of the encoder halve the frames too. An encoder stage has ``blocks`` residual
     blocks, a decoder stage one more. The transformer's latents are ``(mean - latent_mean) / latent_std``, by channel.
 
-    ``chunk`` is how many latent frames are coded at a time, the finest stages of the decoder then taking one frame of
-    pixels at a time; 0 codes a whole clip at once.
+    ``chunk`` is how many latent frames are coded at a time; the finest stages of the decoder then take one frame of
+    pixels at a time. 0 codes a whole clip at once.
     """
 
     encoder_width: int
@@ -78,7 +78,7 @@ class WanVaeConfig:
         return 2 ** sum(self.halve_time)
 
     @property
-    def channels(self) -> int:
+    def latent_channels(self) -> int:
         """Latent channels."""
         return len(self.latent_mean)
 
@@ -162,9 +162,9 @@ class Encoder(nn.Module):
         x, now["middle"] = Middle(dtype, name="middle")(x, past.get("middle", {}))
         x = jax.nn.silu(ChannelNorm(name="norm_out")(x))
         x, now["conv_out"] = remember(x, past.get("conv_out"), 2)
-        x = conv3d(2 * config.channels, dtype, axes=("embed", None), name="conv_out")(x)
-        moments = Dense(2 * config.channels, (None, None), dtype, name="project")(x)
-        return moments[..., : config.channels], now
+        x = conv3d(2 * config.latent_channels, dtype, axes=("embed", None), name="conv_out")(x)
+        moments = Dense(2 * config.latent_channels, (None, None), dtype, name="project")(x)
+        return moments[..., : config.latent_channels], now
 
 
 class Decoder(nn.Module):
@@ -177,7 +177,7 @@ class Decoder(nn.Module):
         config, dtype = self.config, self.config.dtype
         widths = [config.decoder_width * multiplier for multiplier in reversed(config.multipliers)]
         steps = [("up", time) for time in reversed(config.halve_time)] + [("none", False)]
-        self.project = Dense(config.channels, (None, None), dtype)
+        self.project = Dense(config.latent_channels, (None, None), dtype)
         self.conv_in = conv3d(widths[0], dtype)
         self.middle = Middle(dtype)
         self.stages = [
@@ -204,7 +204,7 @@ class Decoder(nn.Module):
         return x, now
 
     def fine(self, x: Float[Array, "b t H W d"], past: Past) -> tuple[Float[Array, "b t h w 3"], Past]:
-        """From there to pixels; here any split of the frames will do, and the largest activations are."""
+        """From there to pixels. The largest activations are here; the frames may be split in any way."""
         now = {}
         for i in range(self._frames_final, len(self.stages)):
             x, now[f"stages_{i}"] = self.stages[i](x, past.get(f"stages_{i}", {}))
@@ -217,51 +217,30 @@ class Decoder(nn.Module):
         return len(self.config.halve_time) - self.config.halve_time.index(True)
 
 
-class WanVae(nn.Module):
-    """The autoencoder. ``chunk`` of the config says how much of a clip is coded at a time."""
+class WanVae(Autoencoder):
+    """The autoencoder. ``config.chunk`` is how many latent frames are coded at a time."""
 
     config: WanVaeConfig
-
-    @property
-    def spatial(self) -> int:
-        """Pixels per latent along rows and columns."""
-        return self.config.spatial
 
     @property
     def temporal(self) -> int:
         """Frames per latent frame after the first one."""
         return self.config.temporal
 
-    @property
-    def channels(self) -> int:
-        """Latent channels."""
-        return self.config.channels
-
     def setup(self) -> None:
         """Encoder and decoder."""
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
 
-    def __call__(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b t h w 3"]:
-        """Encodes and decodes; touches every parameter."""
-        return self.decode(self.encode(video))
-
-    @part("vae")
-    def encode(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b T H W c"]:
-        """Normalised mean of the posterior, float32, of pixels in [-1, 1].
-
-        Raises ``UserError`` unless the frames number ``1 + temporal * k`` and the size divides by ``spatial``.
-        """
-        check_video("the Wan autoencoder", video.shape, self.spatial, self.temporal)
+    def to_latents(self, video: Float[Array, "b t h w 3"]) -> Float[Array, "b T H W c"]:
+        """The mean of the posterior, normalised channel by channel."""
         video = constrain(video, VIDEO)
         size = self.temporal * (self.config.chunk or video.shape[1])
         mean, _ = in_chunks(self.encoder, Encoder.__call__, video, {}, size)
         return (mean.astype(jnp.float32) - self._vector(self.config.latent_mean)) / self._vector(self.config.latent_std)
 
-    @part("vae")
-    def decode(self, latents: Float[Array, "b T H W c"]) -> Float[Array, "b t h w 3"]:
-        """Pixels, clamped to [-1, 1], of normalised latents."""
-        check_latents("the Wan autoencoder", latents.shape, self.channels)
+    def to_pixels(self, latents: Float[Array, "b T H W c"]) -> Float[Array, "b t h w 3"]:
+        """Pixels, clamped to [-1, 1]."""
         latents = constrain(latents.astype(jnp.float32), VIDEO)
         latents = latents * self._vector(self.config.latent_std) + self._vector(self.config.latent_mean)
         video, _ = in_chunks(self.decoder, Decoder.__call__, latents, {}, self.config.chunk or latents.shape[1])
