@@ -352,7 +352,7 @@ def wan_vae_decode(chunk: int) -> Case:
     model = AutoencoderKLWan(
         base_dim=config.encoder_width,
         decoder_base_dim=config.decoder_width,
-        z_dim=config.channels,
+        z_dim=config.latent_channels,
         dim_mult=list(config.multipliers),
         num_res_blocks=config.blocks,
         temperal_downsample=list(config.halve_time),
@@ -363,7 +363,7 @@ def wan_vae_decode(chunk: int) -> Case:
         scale_factor_temporal=config.temporal,
         scale_factor_spatial=config.spatial,
     )
-    z = random(1, 3, 8, 10, config.channels)
+    z = random(1, 3, 8, 10, config.latent_channels)
     raw = z * np.array(config.latent_std, np.float32) + np.array(config.latent_mean, np.float32)
     return decode_case(model, WanVae(config), table(config), z, raw)
 

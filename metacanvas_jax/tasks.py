@@ -1,14 +1,13 @@
 """The tasks: what each of them gives to the MLLM, to the autoencoder and to the diffusion transformer.
 
-``TASKS`` is the whole difference between tasks; the functions below turn a row of it into network inputs, the same ones
-in training and in sampling. How given latents enter a DiT depends on what the DiT offers (paper, section 2.6 of the
-facts; Fig. 3):
+``TASKS`` holds every difference between tasks. The functions below turn a row of it into network inputs, the same in
+training and in sampling. How given latents enter a DiT depends on the DiT (paper, Fig. 3):
 
-- *input channels* (Wan with ``extra_channels``): the latents of every frame that is given stand beside the noisy
-  latents, followed by one channel that is 1 where something is given: the source of an edit on all frames, the first
-  frame of image-to-video on that frame, references on their own frames;
-- *reference tokens* (FLUX-Kontext, Wan): reference images are frames of their own that are clean, have noise level 0,
-  get no canvas and no loss; a source is one of them where there are no input channels.
+- *input channels*: given latents are concatenated to the noisy latents of the same frame along the channels, with one
+  more channel that is 1 where something is given. The source of an edit fills all frames, the first frame of
+  image-to-video fills that frame, and references fill frames of their own;
+- *reference tokens*: references are additional frames or images that are clean (noise level 0) and get no canvas and no
+  loss. Without input channels, the source of an edit is one of them.
 """
 
 import dataclasses
@@ -27,9 +26,9 @@ Medium = Literal["nothing", "source", "references", "first frame", "target"]
 class Task:
     """One row of the table.
 
-    ``makes`` is what is painted. ``mllm`` is the medium that stands before the prompt in the MLLM's input; ``vae`` is
-    what is encoded beside the target and given to the DiT; ``first_frame`` "clean" means that the first latent frame is
-    that of the given image, at noise level 0 and without loss.
+    ``makes`` is what is painted. ``mllm`` is the medium before the prompt in the MLLM's input. ``vae`` is the medium
+    that the autoencoder encodes for the DiT, besides the target. ``first_frame`` "clean" means that the first latent
+    frame is that of the given image, at noise level 0 and without loss.
     """
 
     makes: Literal["image", "video"]
@@ -55,12 +54,12 @@ RECONSTRUCT = "Show this picture again, exactly as it is."
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """Batches of one static shape, all of one task; a training step draws one bucket, by ``weight``.
+    """Batches of one static shape and one task; a training step draws one bucket, with probability by ``weight``.
 
-    ``size`` are the rows and columns of the target (and of its source and references) in pixels, ``frames`` its frames
-    at ``fps`` per second. ``length`` is what prompts, media included, are padded to. ``batch`` counts the samples of a
-    step over all devices (None: ``train.batch``), ``references`` the reference images of a sample: one with fewer
-    repeats them. Raises ValueError for an unknown task, or shapes that it cannot have.
+    ``size`` are the rows and columns in pixels of the target, its source and its references; ``frames`` are its frames
+    at ``fps`` per second. Prompts, media included, are padded to ``length`` tokens. ``batch`` is the number of samples
+    of a step over all devices (None: ``train.batch``). ``references`` is the number of reference images of a sample; a
+    sample with fewer repeats them. Raises ValueError for an unknown task, or shapes that it cannot have.
     """
 
     task: str
@@ -120,7 +119,7 @@ def for_dit(
 
 
 def given_channels(given: GivenLatents, latents: Float[Array, "b t h w c"]) -> Float[Array, "b r+t h w c+1"]:
-    """The given latents on the frames they are given for, zeros elsewhere, and a last channel of ones and zeros."""
+    """Given latents on their frames and zeros on the others, with a last channel that is 1 where they are given."""
     if given.source is not None:
         frames = marked(given.source, 1.0)
     else:
@@ -156,12 +155,12 @@ def replace_first_frame(
 
 
 def canvas_shape(shape: Grid, frames: int) -> Grid:
-    """(keyframes, rows, columns) for latents of ``frames`` frames: never more keyframes than frames."""
+    """(keyframes, rows, columns) of the canvas for latents of ``frames`` frames: not more keyframes than frames."""
     return (min(shape[0], frames), *shape[1:])
 
 
 def loss_mask(task: Task, batch: int, frames: int) -> Bool[Array, "b t 1 1"] | None:
-    """True on the latent frames whose velocity counts; None where all do."""
+    """True on the latent frames that count in the loss; None if all do."""
     if task.first_frame == "noisy":
         return None
     return jnp.broadcast_to(jnp.arange(frames) > 0, (batch, frames))[:, :, None, None]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from metacanvas_jax.mllm.canvas import CanvasConfig, canvas_positions
-from metacanvas_jax.mllm.positions import Block, sequence_positions
+from metacanvas_jax.mllm.positions import MediaBlock, sequence_positions
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig, rope_angles
 from metacanvas_jax.mllm.qwen2_5_vl.network import next_position
 
-IMAGE, VIDEO = Block((1, 6, 10)), (5, 4, 6)
+IMAGE, VIDEO = MediaBlock((1, 6, 10)), (5, 4, 6)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ IMAGE, VIDEO = Block((1, 6, 10)), (5, 4, 6)
     ],
 )
 def test_positions_of_text_image_text_video_text(seconds, times, published, transformers5):
-    parts = [3, IMAGE, 4, Block(VIDEO, 2 * seconds), 4]
+    parts = [3, IMAGE, 4, MediaBlock(VIDEO, 2 * seconds), 4]
     for rule, after in (("published", published), ("transformers5", transformers5)):
         positions = sequence_positions(parts, rule)
         assert positions.shape == (3, 3 + 60 + 4 + 120 + 4)
@@ -43,7 +43,7 @@ def test_unknown_position_rule_is_refused():
 
 
 def test_next_position_is_one_after_the_largest_of_any_axis_and_ignores_padding():
-    video = sequence_positions([3, Block((5, 2, 2), 8.0)])  # time runs to 3 + 32
+    video = sequence_positions([3, MediaBlock((5, 2, 2), 8.0)])  # time runs to 3 + 32
     text = sequence_positions([4])
     positions = np.full((3, 2, 30), 999, np.int32)
     mask = np.zeros((2, 30), bool)
@@ -62,7 +62,7 @@ def test_canvas_positions_of_one_keyframe_are_those_of_an_image():
 def test_canvas_positions_of_keyframes_are_those_of_a_video(spacing):
     config = CanvasConfig(keyframes=5, rows=4, columns=6, spacing=spacing)
     got = canvas_positions(jnp.asarray([9], jnp.int32), config.shape, config)
-    np.testing.assert_array_equal(got[:, 0], sequence_positions([9, Block(VIDEO, spacing)])[:, 9:])
+    np.testing.assert_array_equal(got[:, 0], sequence_positions([9, MediaBlock(VIDEO, spacing)])[:, 9:])
 
 
 @pytest.mark.parametrize("dims, grid", [(1, (1, 1, 12)), (2, (1, 6, 2)), (3, (3, 2, 2))])
@@ -103,7 +103,7 @@ def test_mrope_and_decoder_sizes_that_do_not_fit_are_refused(change, message):
 
 
 def test_mrope_example_drawn_in_the_documentation_is_what_the_code_does():
-    prefix = sequence_positions([3, Block((1, 2, 3)), 2, Block((2, 2, 2), 2.0), 2])
+    prefix = sequence_positions([3, MediaBlock((1, 2, 3)), 2, MediaBlock((2, 2, 2), 2.0), 2])
     config = CanvasConfig(keyframes=3, rows=2, columns=2, spacing=2.0)
     canvas = canvas_positions(jnp.asarray([prefix.max() + 1], jnp.int32), config.shape, config)[:, 0]
     page = (Path(__file__).parents[1] / "docs" / "mllm.md").read_text().splitlines()

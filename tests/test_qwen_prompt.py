@@ -7,7 +7,7 @@ from PIL import Image
 from qwen_support import MEDIA, random_media, tokenizer
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.mllm.positions import Block, sequence_positions
+from metacanvas_jax.mllm.positions import MediaBlock, sequence_positions
 from metacanvas_jax.mllm.qwen2_5_vl.media import (
     MediaConfig,
     patchify,
@@ -54,7 +54,7 @@ def test_qwen_prompt_puts_media_between_texts(words):
     assert prompt.tokens.tolist() == expected
     pads = [expected.index(words.convert_tokens_to_ids(token)) for token in ("<|image_pad|>", "<|video_pad|>")]
     assert [place for _, place in prompt.media] == pads
-    parts = [pads[0], Block((1, 2, 4)), 2, Block((3, 2, 2), 2.0), len(expected) - pads[1] - 12]
+    parts = [pads[0], MediaBlock((1, 2, 4)), 2, MediaBlock((3, 2, 2), 2.0), len(expected) - pads[1] - 12]
     np.testing.assert_array_equal(prompt.positions, sequence_positions(parts))
 
 

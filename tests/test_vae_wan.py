@@ -28,7 +28,7 @@ def diffusers_model(config):
     return AutoencoderKLWan(
         base_dim=config.encoder_width,
         decoder_base_dim=config.decoder_width,
-        z_dim=config.channels,
+        z_dim=config.latent_channels,
         dim_mult=list(config.multipliers),
         num_res_blocks=config.blocks,
         temperal_downsample=list(config.halve_time),

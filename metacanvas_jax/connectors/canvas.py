@@ -1,9 +1,8 @@
 """The canvas connector: what the MLLM wrote on the canvas, added patch by patch to the noisy latents.
 
-Paper, section 3.4 and Algorithm 1. Everything ends in zero-initialised projections, so that a fresh connector changes
-nothing. The same connector serves every DiT: it sees tokens on their grid, after the DiT's own patch embedding. (The
-Algorithm writes a patch embedding inside the connector, of the same shape and in the same place as the DiT's; here the
-DiT's is shared.)
+Paper, section 3.4 and Algorithm 1. Both parts end in a zero-initialised linear layer, so that a new connector changes
+nothing. One connector serves every DiT, because it works on patch tokens on their grid. (Algorithm 1 has a patch
+embedding inside the connector, of the same shape and in the same place as the DiT's; here the DiT's own is used.)
 """
 
 import dataclasses
@@ -28,13 +27,14 @@ FUSE_CHOICES = ("after_patchify", "before_patchify")
 class CanvasConnectorConfig:
     """Shape and ablations of the canvas connector.
 
-    ``width`` is the DiT's. The vanilla block works at ``vanilla_width`` (None: the DiT's), with heads of
+    ``width`` is the DiT's. The vanilla block has width ``vanilla_width`` (None: the DiT's), heads of
     ``vanilla_head_width`` and a hidden layer of ``vanilla_ratio`` times its width. The DiT block has heads of
     ``head_width`` and a Mix-FFN of ``mlp_ratio``; ``time_scale`` turns noise levels into its timesteps.
 
-    Ablations (paper, Table 3): ``vanilla_block`` False leaves the norm and the zero linear; ``dit_block`` False leaves
-    the plain sum; ``time_modulation`` False leaves the block its table alone; ``fuse`` "before_patchify" adds the
-    canvas, in ``latent_channels``, to the noisy latents themselves (the DiT block then refines the tokens of that sum).
+    Ablations (paper, Table 3): ``vanilla_block`` False keeps only the norm and the zero-initialised linear layer of
+    part 1. ``dit_block`` False makes part 2 a plain sum. ``time_modulation`` False modulates the DiT block by its
+    learned table only, without the noise level. ``fuse`` "before_patchify" adds the canvas, in ``latent_channels``, to
+    the noisy latents; the DiT block then works on the patch tokens of that sum.
     """
 
     width: int
@@ -79,9 +79,9 @@ class VanillaBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        """Has no positions of its own: the MLLM gave the canvas its places.
+        """Adds no positions: they are in the states that the MLLM wrote.
 
-        The tokens are not split over devices: they are few, and their number seldom divides (3 x 11 x 20 for Wan).
+        The tokens are not split over devices: they are few, and their number (such as 3 x 11 x 20) seldom divides.
         """
         width = x.shape[-1]
         y = LayerNorm(1e-6, name="norm1")(x)
@@ -112,7 +112,7 @@ class CanvasConnector(nn.Module):
     config: CanvasConnectorConfig
 
     def setup(self) -> None:
-        """Only the parts that the config asks for."""
+        """Only the layers that the config asks for."""
         c = self.config
         self.norm = RMSNorm(1e-6)
         if c.vanilla_block:
@@ -134,7 +134,7 @@ class CanvasConnector(nn.Module):
     def read(self, hidden: Float[Array, "b k y x d"]) -> Float[Array, "b k y x c"]:
         """Part 1: the canvas in the DiT's width (in latent channels when fused before patchification).
 
-        The MLLM's states are normalised first, because their size is that of its last gain. All canvas tokens of all
+        The states are normalised first, because the MLLM's last norm gives them any scale. All canvas tokens of all
         keyframes attend to each other.
         """
         _, k, y, x, _ = hidden.shape
@@ -146,16 +146,16 @@ class CanvasConnector(nn.Module):
     def add_to_latents(
         self, latents: Float[Array, "b t h w c"], canvas: Float[Array, "b k y x d"]
     ) -> Float[Array, "b t h w c"]:
-        """The noisy latents plus the interpolated canvas when fused before patchification, else the latents alone."""
+        """The noisy latents, with the interpolated canvas added if it is fused before patchification."""
         if self.config.fuse == "after_patchify":
             return latents
         return latents + linear_resize(canvas, latents.shape[1:4]).astype(latents.dtype)
 
     def add(self, tokens: Tokens, canvas: Float[Array, "b k y x c"]) -> Tokens:
-        """Part 2: ``s = grid + canvas``, then ``s + zero_linear(dit_block(s))``, frame by frame; nothing else changes.
+        """Part 2: ``s = grid + canvas``, then ``s + zero_linear(dit_block(s))``, frame by frame.
 
-        The residual starts from the sum. That is why part 1 needs a zero linear of its own to be harmless at first, and
-        why the canvas gets a gradient from the first step on. With a time per frame the last one is used.
+        Because ``s`` itself is part of the result, part 1 needs a zero-initialised layer too. In the first step only
+        the zero-initialised layers get a gradient. With one noise level per frame the block reads that of the last.
         """
         c = self.config
         grid = tokens.grid

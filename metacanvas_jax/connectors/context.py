@@ -23,8 +23,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class ContextConnectorConfig:
     """Two-layer MLP (paper D.1).
 
-    The hidden layer has ``expansion`` times the input's width, unless ``hidden`` gives its size. ``in_width`` is
-    checked when given. ``out_norm`` adds an RMS norm, for a DiT that reads its context without a norm of its own.
+    The hidden layer has ``expansion`` times the width of the input, unless ``hidden`` gives its size. ``in_width``, if
+    given, is checked. ``out_norm`` adds an RMS norm, for a DiT that does not normalise its text states itself.
     """
 
     out_width: int

@@ -1,4 +1,4 @@
-"""The MetaQuery baseline: learnable 1D queries, read by the MLLM like a canvas, handed to the DiT as text.
+"""The MetaQuery baseline: learnable 1D queries that the MLLM reads like a canvas and the DiT reads as text.
 
 Source: MetaQuery (arXiv 2504.06256) as the paper uses it in section 3.1 (256 queries; alone or after the text).
 """
@@ -19,10 +19,10 @@ from metacanvas_jax.types import Context, States
 
 @dataclasses.dataclass(frozen=True)
 class QueriesConfig:
-    """``count`` queries; ``bidirectional`` lets them see each other, otherwise they are causal.
+    """``count`` queries. With ``bidirectional`` they attend to each other, otherwise causally.
 
-    With ``after_context`` the DiT reads the MLLM's states of the prompt and then the queries; otherwise the queries
-    alone (MetaQuery as published). Raises ValueError for less than one query.
+    With ``after_context`` the DiT reads the MLLM's states of the prompt and then those of the queries; otherwise those
+    of the queries alone (MetaQuery as published). Raises ValueError for less than one query.
     """
 
     count: int = 256
@@ -36,7 +36,7 @@ class QueriesConfig:
 
     @property
     def positions(self) -> CanvasConfig:
-        """A canvas that is one row, numbered like text."""
+        """Positions of a canvas of one row whose tokens are numbered like text."""
         return CanvasConfig(rows=1, columns=self.count, dims=1, rope=False, bidirectional=self.bidirectional)
 
 

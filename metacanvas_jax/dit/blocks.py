@@ -1,6 +1,6 @@
 """The linear-attention block: linear attention, optional cross-attention, Mix-FFN, modulated by the time embedding.
 
-Source: "SANA: Efficient High-Resolution Image Synthesis with Linear Diffusion Transformers" (arXiv 2410.10629).
+Source: arXiv 2410.10629, section 2.2. The canvas connector uses the block too, without cross-attention.
 """
 
 import flax.linen as nn
@@ -23,7 +23,7 @@ NORM_EPS = 1e-5  # of the q/k norms, whatever the other norms have
 
 
 class LinearAttention(nn.Module):
-    """ReLU linear attention among all tokens of an image; q, k, v without bias."""
+    """ReLU linear attention among all tokens of an image; q, k and v have no bias."""
 
     heads: int
     qk_norm: bool
@@ -46,7 +46,7 @@ class LinearAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Softmax attention from image tokens to caption states, biases everywhere."""
+    """Softmax attention from image tokens to text states; every projection has a bias."""
 
     heads: int
     qk_norm: bool
@@ -58,7 +58,7 @@ class CrossAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "b y x d"], caption: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None
     ) -> Float[Array, "b y x d"]:
-        """``mask`` is True on the states that may be seen."""
+        """``mask`` is True on the text states that are attended to."""
         width = x.shape[-1]
 
         def project(name: str, z: jax.Array) -> jax.Array:
@@ -77,9 +77,9 @@ class CrossAttention(nn.Module):
 
 
 class LinearBlock(nn.Module):
-    """Linear attention, cross-attention, Mix-FFN; without ``cross_heads`` the middle part is left out.
+    """Linear attention, cross-attention, Mix-FFN; without ``cross_heads`` there is no cross-attention.
 
-    The cross-attention reads tokens that are neither normalised nor modulated, and adds to them without a gate.
+    The input of the cross-attention is neither normalised nor modulated, and its output is added without a gate.
     """
 
     heads: int
@@ -99,7 +99,7 @@ class LinearBlock(nn.Module):
         caption: Float[Array, "b l d"] | None = None,
         mask: Bool[Array, "b l"] | None = None,
     ) -> tuple[Float[Array, "b y x d"], None]:
-        """``chunks`` of the time embedding are added to the block's table; None leaves the table alone (no time)."""
+        """The modulation is the block's learned table plus ``chunks`` of the time embedding (None: the table alone)."""
         width = x.shape[-1]
         x = entering(x)
         table = self.param("table", nn.with_logical_partitioning(table_init, (None, "embed")), (6, width))[None]

@@ -1,1 +1,1 @@
-"""Qwen2.5-VL: prompts, positions, vision tower, language model, canvas tokens."""
+"""Multimodal language models: their contract, positions, canvas tokens, stored contexts, and one folder for each."""

@@ -1,7 +1,7 @@
-"""Canvas tokens: learnable embeddings on a grid, and where they stand in the MLLM's sequence (paper, section 3.3).
+"""Canvas tokens: learnable embeddings on a grid, and their positions in the MLLM's sequence (paper, section 3.3).
 
-A canvas is read by the MLLM as if it were one more image (one keyframe) or video (several), right after the end of the
-sequence: only its positions say so, and they follow the block rule of ``positions.py``.
+The MLLM reads a canvas like one more image (one keyframe) or video (several) at the end of the sequence. Only the
+positions of its tokens make it so; they follow the block rule of ``positions.py``.
 """
 
 import dataclasses
@@ -23,11 +23,12 @@ tokens_init = nn.initializers.normal(0.02)
 class CanvasConfig:
     """Size and positions of a canvas.
 
-    ``dims`` is the number of axes the canvas is laid out on: 3 keyframes x rows x columns; 2 one image of all
-    keyframes, stacked as rows; 1 one row of all tokens. With ``rope=False`` tokens are numbered like text, all axes
-    together. ``spacing`` is the distance of keyframes in positions: ``tokens_per_second`` (2 in Qwen2.5-VL) times the
-    seconds from one keyframe to the next, so that the default puts keyframes a second apart. ``bidirectional`` lets
-    canvas tokens see each other; otherwise they are causal in raster order, like everything else the MLLM reads.
+    ``dims`` is the number of position axes: 3 for keyframes, rows and columns; 2 for one image with the rows of all
+    keyframes below each other; 1 for one row of all tokens. With ``rope=False`` tokens are numbered like text, on all
+    axes together. ``spacing`` is the distance of keyframes in positions: positions per second of the MLLM times the
+    seconds from one keyframe to the next. The default puts keyframes one second apart for an MLLM with 2 positions per
+    second. ``bidirectional`` lets canvas tokens attend to each other in both directions; otherwise attention is causal
+    in raster order, as in the rest of the sequence.
 
     Raises ValueError for an empty canvas, other dims or a negative spacing.
     """

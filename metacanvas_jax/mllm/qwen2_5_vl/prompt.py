@@ -13,7 +13,7 @@ from jaxtyping import Int
 from transformers import PreTrainedTokenizerFast
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.mllm.positions import RULES, Block, sequence_positions
+from metacanvas_jax.mllm.positions import RULES, MediaBlock, sequence_positions
 from metacanvas_jax.mllm.qwen2_5_vl.media import MediaConfig, Patches
 from metacanvas_jax.types import Grid, Media, MllmInputs
 
@@ -169,10 +169,10 @@ class Prompter:
             groups.append(Media(patches, slots, grid))
         return tuple(groups)
 
-    def _block(self, patches: Patches) -> Block:
+    def _block(self, patches: Patches) -> MediaBlock:
         t, h, w = patches.grid
         step = 1.0 if patches.seconds is None else self.config.tokens_per_second * patches.seconds
-        return Block((t, h // self.config.media.merge, w // self.config.media.merge), step)
+        return MediaBlock((t, h // self.config.media.merge, w // self.config.media.merge), step)
 
     def _texts(self, texts: Sequence[str]) -> list[Int[np.ndarray, " n"]]:
         encoded = self._encode(texts)

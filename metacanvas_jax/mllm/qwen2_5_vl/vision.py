@@ -118,7 +118,7 @@ def window_attention(
     return jnp.concatenate(outputs, axis=1)
 
 
-class Block(nn.Module):
+class VisionLayer(nn.Module):
     """One transformer block over the patches of a temporal grid, in window order."""
 
     config: VisionConfig
@@ -195,7 +195,7 @@ class Vision(nn.Module):
         x = Dense(c.width, (None, "embed"), c.dtype, use_bias=False, name="patch")(x)
         full = jnp.asarray(np.isin(np.arange(c.depth), c.full_attention_layers))
         groups = tuple((count, size * unit) for count, size in plan.groups)
-        layers = stack(Block, c.depth, remat=c.remat, inputs=2, scanned=1)(c, groups, name="layers")
+        layers = stack(VisionLayer, c.depth, remat=c.remat, inputs=2, scanned=1)(c, groups, name="layers")
         x, _ = layers(x, full, angles)
         x = Merger(c, name="merger")(x)[:, np.argsort(plan.order)]
         return rearrange(x, "(b t) r o -> b (t r) o", t=t)

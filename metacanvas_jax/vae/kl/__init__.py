@@ -1,1 +1,1 @@
-"""FLUX's autoencoder."""
+"""The image autoencoder with a KL-regularised posterior."""
