@@ -321,7 +321,13 @@ class Flux(DiT):
         """Latents per patch token."""
         return (1, 2, 2)
 
-    def embed(self, latents: Float[Array, "b 1 h w c"], time: Float[Array, " b"], text: States, given: Given) -> Tokens:
+    def embed(
+        self,
+        latents: Float[Array, "b t h w c"],
+        time: Float[Array, "b"] | Float[Array, "b t"],
+        text: States,
+        given: Given,
+    ) -> Tokens:
         """Packs and projects the noisy latents and the reference images, which may have any even size."""
         self.check_inputs(latents, time, text)
         self.refuse(given, "channels")

@@ -138,7 +138,13 @@ class Sana(DiT):
         self.table = self.param("table", nn.with_logical_partitioning(table_init, (None, "embed")), (2, c.width))
         self.out = Dense(c.patch**2 * c.latent_channels, ("embed", None), c.dtype, kernel_init=out_init)
 
-    def embed(self, latents: Float[Array, "b 1 h w c"], time: Float[Array, " b"], text: States, given: Given) -> Tokens:
+    def embed(
+        self,
+        latents: Float[Array, "b t h w c"],
+        time: Float[Array, "b"] | Float[Array, "b t"],
+        text: States,
+        given: Given,
+    ) -> Tokens:
         """Patch tokens; ``Tokens.private`` holds the time embedding and the caption states."""
         c = self.config
         self.check_inputs(latents, time, text)
