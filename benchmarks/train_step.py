@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from metacanvas_jax import runs
 from metacanvas_jax.config.load import load_config
 from metacanvas_jax.config.networks import autoencoder, network
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.data.inputs import batches
 from metacanvas_jax.diffusion.flow import flow_loss, sample_time
+from metacanvas_jax.launch.prepare import prepare
 from metacanvas_jax.mllm.canvas import canvas_positions
 from metacanvas_jax.train import jobs, objectives
 from metacanvas_jax.train.optimizer import make_optimizer
@@ -77,7 +77,7 @@ def main() -> None:
         places = [f"--config.data.path={place}/data", f"--config.mllm.tokenizer={place}/tokenizer"]
         places += ["--config.mllm.weights=", f"--config.vae_weights={place}/vae", "--config.data.count=2000"]
         setup = experiment(load_config("configs/miniature.py:canvas", [*places, *overrides]))
-        runs.prepare(setup)
+        prepare(setup)
         measure(setup, options.rounds)
 
 

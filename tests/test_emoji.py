@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metacanvas_jax import runs
 from metacanvas_jax.config.load import load_config
 from metacanvas_jax.config.sources import EMOJI, SourceSection
 from metacanvas_jax.data.samples import TASKS
 from metacanvas_jax.data.sources import open_source, prepare
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.launch.training import train
+from metacanvas_jax.train import jobs
 
 pytestmark = pytest.mark.miniature
 pytest.importorskip("resvg_py", reason="needs the [miniature] extra")
@@ -180,7 +181,7 @@ def test_a_miniature_on_emoji_makes_what_it_needs(tmp_path, monkeypatch):
         raise Ready
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs.jobs, "make_job", ready)
+    monkeypatch.setattr(jobs, "make_job", ready)
     rng = np.random.default_rng(0)
     spots = "".join(
         '<path fill="#{:06x}" d="M{} {}h2v2h-2z"/>'.format(*rng.integers([1 << 24, 32, 32])) for _ in range(300)
@@ -188,6 +189,6 @@ def test_a_miniature_on_emoji_makes_what_it_needs(tmp_path, monkeypatch):
     for name in ("noto", "flat"):
         icon_set(tmp_path / "data" / "npm" / "@iconify-json" / name, name, {"red-heart": {"body": spots}})
     with pytest.raises(Ready):
-        runs.train(load_config("configs/image_editing.py:emoji", []), tmp_path / "run")
+        train(load_config("configs/image_editing.py:emoji", []), tmp_path / "run")
     assert (tmp_path / "runs" / "tiny" / "tokenizer" / "tokenizer.json").is_file()
     assert (tmp_path / "runs" / "tiny" / "vae_6_emoji" / "params.json").is_file()

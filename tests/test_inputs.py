@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from tasks_support import VOCABULARY, bucket, sample
 
-from metacanvas_jax import runs
 from metacanvas_jax.config.load import load_config
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.data import inputs
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
 from metacanvas_jax.data.tokenizer import save_tokenizer, train_tokenizer
+from metacanvas_jax.paint.painter import Painter
 from metacanvas_jax.paint.sampling import Painted
 from metacanvas_jax.tasks import RECONSTRUCT, TASKS
 
@@ -34,13 +34,13 @@ def drawn(setup, monkeypatch):
     """``drawn(samples, bucket)``: the batch that a painter is given, and the empty one for guidance."""
 
     def read(samples, shape):
-        def painter(params, batch, empty, key):
+        def paint(params, batch, empty, key):
             read.seen = batch, empty
             return Painted(np.zeros((len(batch["tokens"]), shape.frames, *shape.size, 3), np.float32), None)
 
-        canvas = runs.Canvas(setup)
-        monkeypatch.setattr(canvas, "_painter", lambda *_: painter)
-        canvas.paint({}, samples, shape, seed=0)
+        painter = Painter(setup)
+        monkeypatch.setattr(painter, "_compiled", lambda *_: paint)
+        painter.paint({}, samples, shape, seed=0)
         batch, empty = read.seen
         return {k: v for k, v in batch.items() if hasattr(v, "shape")}, batch.get("media", ()), empty
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from miniature_support import config
 
-from metacanvas_jax import precompute, runs
+from metacanvas_jax import precompute
 from metacanvas_jax.cli.main import main
 from metacanvas_jax.config import read
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.launch.prepare import prepare
 from metacanvas_jax.parallel.mesh import make_mesh
 from metacanvas_jax.parallel.rules import RULES
 from metacanvas_jax.train import jobs, store
@@ -29,7 +30,7 @@ def setup(tmp_path_factory):
         data=dataclasses.replace(setup.data, count=24, caption_dropout=0.5),
         mllm=dataclasses.replace(setup.mllm, context_cache=str(folder / "cache"), buckets=(24,)),
     )
-    runs.prepare(setup)
+    prepare(setup)
     shapes = jax.eval_shape(lambda key: jobs.unboxed(jobs.initial(setup, key)), jax.random.key(0))
     rng = np.random.default_rng(0)
     random = jax.tree.map(lambda x: 0.1 * rng.normal(size=x.shape).astype(x.dtype), shapes["mllm"])

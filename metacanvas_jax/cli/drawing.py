@@ -29,21 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser, count: int) -> None:
 
 
 def draw(arguments: argparse.Namespace, **media: object) -> Path:
-    """Draws what the arguments ask for; returns the file. ``media`` are fields of ``drawing.Request``."""
+    """Draws what the arguments ask for; returns the file. ``media`` are fields of ``requests.Request``."""
     check(arguments)
-    from metacanvas_jax import runs
     from metacanvas_jax.config import read
     from metacanvas_jax.config.load import load_config
-    from metacanvas_jax.paint import drawing
+    from metacanvas_jax.paint import requests, runs
 
     if arguments.config is None and arguments.overrides:
         raise UserError("--config.KEY=VALUE changes a --config; the config of a --run is that of its training")
     config = None if arguments.config is None else load_config(arguments.config, arguments.overrides)
     setup = runs.setup_of(arguments.run) if config is None else read.experiment(config)
-    request = drawing.Request(
-        arguments.prompt, size=size_of(arguments.size), frames=arguments.frames, fps=arguments.fps, **media
+    request = requests.Request(
+        arguments.prompt, size=options.size(arguments.size), frames=arguments.frames, fps=arguments.fps, **media
     )
-    sample, shape = drawing.sample_of(setup, request)
+    sample, shape = requests.sample_of(setup, request)
     out = place(arguments, shape.frames > 1)
     trained = runs.load(arguments.run) if config is None else runs.assembled(setup)
     drawn = trained.paint(
@@ -55,7 +54,7 @@ def draw(arguments: argparse.Namespace, **media: object) -> Path:
         canvas=not arguments.no_canvas,
         tile=arguments.tile,
     )
-    write(drawn.pixels, shape.fps, out)
+    requests.save(drawn.pixels, shape.fps, out)
     return out
 
 
@@ -69,16 +68,6 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--fps is {arguments.fps}, expected a number above 0 and up to 1000")
 
 
-def size_of(text: str | None) -> tuple[int, int] | None:
-    """ "704x1280" as (704, 1280). Raises UserError for anything else."""
-    if text is None:
-        return None
-    rows, cross, columns = text.lower().partition("x")
-    if not (cross and rows.isdigit() and columns.isdigit() and int(rows) and int(columns)):
-        raise UserError(f"--size is {text!r}, expected ROWSxCOLUMNS such as 512x768")
-    return int(rows), int(columns)
-
-
 def place(arguments: argparse.Namespace, video: bool) -> Path:
     """The file to write. Raises UserError for a name of another kind of file."""
     suffix = ".mp4" if video else ".png"
@@ -90,20 +79,3 @@ def place(arguments: argparse.Namespace, video: bool) -> Path:
     if arguments.out.suffix.lower() != suffix:
         raise UserError(f"--out is {arguments.out}, expected a {suffix} file")
     return arguments.out
-
-
-def write(pixels, fps: float, out: Path) -> None:
-    """Results ``[n t h w 3]`` as one file: alone, or on a sheet."""
-    from metacanvas_jax.data.video import encode_mp4
-    from metacanvas_jax.paint import drawing
-    from metacanvas_jax.report import pictures
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix.lower() == ".mp4":
-        draft = out.with_name(f".{out.name}.tmp")
-        draft.write_bytes(encode_mp4(drawing.side_by_side(pixels), fps))
-        draft.replace(out)
-    elif len(pixels) == 1:
-        pictures.save_png(pixels[0, 0], out)
-    else:
-        pictures.save_png(pictures.grid(list(pixels[:, 0]), columns=len(pixels)), out)

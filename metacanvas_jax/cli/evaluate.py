@@ -3,22 +3,30 @@
 import argparse
 from pathlib import Path
 
+from metacanvas_jax.errors import UserError
+
 EXAMPLE = "metacanvas evaluate --run runs/demo --guidance 1.5"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("--run", type=Path, required=True, help="folder of a trained run")
+    parser.add_argument("--evaluator", default="scenes", help="what scores it: scenes (default: scenes)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance; 1 is none (default: the config's)")
     parser.add_argument("--out", type=Path, help="JSON to write (RUN/scores.json)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Draws the evaluation prompts, judges the pictures and prints the score of every category."""
-    from metacanvas_jax import runs
+    """Draws what an evaluator asks for, scores it and prints the scores."""
+    from metacanvas_jax.evaluate.evaluators import EVALUATORS
+    from metacanvas_jax.paint import runs
 
+    if arguments.evaluator not in EVALUATORS:
+        raise UserError(f"--evaluator is {arguments.evaluator!r}, expected one of {', '.join(EVALUATORS)}")
     trained = runs.load(arguments.run)
-    scored = trained.evaluate(guidance=arguments.guidance)
+    scored = EVALUATORS[arguments.evaluator](
+        trained.painter, trained.params, guidance=arguments.guidance, progress=True
+    )
     out = arguments.out or arguments.run / "scores.json"
     scored.save(out)
     print(scored.table())

@@ -17,6 +17,16 @@ def add_config(parser: argparse.ArgumentParser, default: str | None = None) -> N
     )
 
 
+def size(text: str | None) -> tuple[int, int] | None:
+    """The value of ``--size``: "704x1280" is (704, 1280). Raises UserError for anything else."""
+    if text is None:
+        return None
+    rows, cross, columns = text.lower().partition("x")
+    if not (cross and rows.isdigit() and columns.isdigit() and int(rows) and int(columns)):
+        raise UserError(f"--size is {text!r}, expected ROWSxCOLUMNS such as 512x768")
+    return int(rows), int(columns)
+
+
 def require(package: str, extra: str) -> None:
     """Raises UserError when an optional package is missing."""
     if importlib.util.find_spec(package) is None:

@@ -61,9 +61,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.source is None:
         if setup is None:
             raise UserError("name --config FILE, or --source KIND with --path and --out")
-        from metacanvas_jax import runs
+        from metacanvas_jax.launch.prepare import prepare
 
-        for path in runs.prepare(setup):
+        for path in prepare(setup):
             print(path)
         return
     _write_source(arguments, setup)
@@ -101,7 +101,7 @@ def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
             max_skips=arguments.max_skips,
             count=arguments.count,
         )
-        clip = sources.Clip(_size(arguments.size), arguments.frames, arguments.fps)
+        clip = sources.Clip(options.size(arguments.size), arguments.frames, arguments.fps)
     except ValueError as error:
         raise UserError(str(error)) from error
     index, count = _process(arguments.process)
@@ -122,15 +122,6 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals or not name:
         raise UserError(f"--column {text}: expected PART=NAME, such as prompt=caption")
     return part, name
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    rows, _, columns = text.partition("x")
-    if not rows.isdigit() or not columns.isdigit():
-        raise UserError(f"--size {text}: expected ROWSxCOLUMNS, such as 512x512")
-    return int(rows), int(columns)
 
 
 def _process(text: str | None) -> tuple[int, int]:

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains; an understanding MLLM is also saved as ``weights``, ready to be frozen."""
-    from metacanvas_jax import runs
+    from metacanvas_jax.launch.training import train
     from metacanvas_jax.parallel.distributed import together
     from metacanvas_jax.train.profiling import parse_steps
 
@@ -36,5 +36,5 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     workdir = files.folder(arguments.workdir or Path("runs") / config.name)
     with together(arguments.processes, arguments.coordinator, arguments.process, arguments.timeout):
-        runs.train(config, workdir, profile=profile)
+        train(config, workdir, profile=profile)
     print(workdir)

@@ -1,1 +1,1 @@
-"""Evaluators."""
+"""Evaluators: what scores a run."""

@@ -14,14 +14,17 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from metacanvas_jax import runs
 from metacanvas_jax.config.networks import network
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.data.conversations import UnderstandExamples
 from metacanvas_jax.data.inputs import prompter
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.evaluate import scenes
+from metacanvas_jax.launch.prepare import prepare
+from metacanvas_jax.launch.training import train
 from metacanvas_jax.miniature import exam as understanding
+from metacanvas_jax.paint.runs import Trained, load
 from metacanvas_jax.report import page as report
 from metacanvas_jax.report import pictures
 from metacanvas_jax.report.canvas_maps import canvas_maps
@@ -29,7 +32,6 @@ from metacanvas_jax.report.charts import Chart
 from metacanvas_jax.train import store
 from metacanvas_jax.train.metrics import read_metrics
 from metacanvas_jax.trees import parameter_count, partition
-from metacanvas_jax.worlds.scenes import Scene, eval_prompts
 
 QUESTIONS = 256
 SHOWN = 6  # pictures per category and split in the report
@@ -42,7 +44,7 @@ class Outcome:
     """Where the report lies, the scores, and the bars that were missed (none, normally)."""
 
     report: Path
-    scored: runs.Scored
+    scored: scenes.Scored
     missed: tuple[str, ...]
 
 
@@ -76,16 +78,16 @@ def demo(mllm: ConfigDict, painter: ConfigDict, workdir: Path, mllm_workdir: Pat
     if finished:
         clock.seconds.clear()
     with clock.stage("scenes, tokenizer, autoencoder"):
-        runs.prepare(painting)
+        prepare(painting)
     with clock.stage("teaching the MLLM"):
-        runs.train(mllm, mllm_workdir)
+        train(mllm, mllm_workdir)
     with clock.stage("questions to the MLLM"):
         answered = interview(teaching, mllm_workdir)
     with clock.stage("training MetaCanvas"):
-        runs.train(painter, workdir)
+        train(painter, workdir)
     with clock.stage("drawing and judging"):
-        trained = runs.load(workdir)
-        scored = trained.evaluate()
+        trained = load(workdir)
+        scored = scenes.evaluate(trained.painter, trained.params, progress=True)
         scored.save(workdir / "scores.json")
     missed = missed_bars(scored)
     data = report_data(trained, scored, answered, clock.seconds, workdir, mllm_workdir, missed)
@@ -101,9 +103,9 @@ def interview(teaching: Experiment, mllm_workdir: Path) -> list[understanding.An
     return understanding.interview(network(teaching), params, examples, QUESTIONS)
 
 
-def missed_bars(scored: runs.Scored) -> tuple[str, ...]:
+def missed_bars(scored: scenes.Scored) -> tuple[str, ...]:
     """What fell short of what the miniature is known to reach."""
-    seen, held_out = (scored.evaluations[split].scores for split in runs.SPLITS)
+    seen, held_out = (scored.evaluations[split].scores for split in scenes.SPLITS)
     figures = [(name, seen.categories[name], bar) for name, bar in BARS.items()]
     figures += [("seen prompts", seen.pictures, SEEN_BAR), ("held-out prompts", held_out.pictures, HELD_OUT_BAR)]
     missed = [f"{name} {value:.2f} < {bar:.2f}" for name, value, bar in figures if value < bar]
@@ -113,15 +115,9 @@ def missed_bars(scored: runs.Scored) -> tuple[str, ...]:
     return tuple(missed)
 
 
-def prompts_of(setup: Experiment, split: str) -> list[Scene]:
-    """The evaluation prompts of a split, as ``runs`` draws them."""
-    count = setup.eval.per_category if split == "seen" else setup.eval.per_category_held_out
-    return eval_prompts(setup.world, split, count, runs.JUDGED)
-
-
 def report_data(
-    trained: runs.Trained,
-    scored: runs.Scored,
+    trained: Trained,
+    scored: scenes.Scored,
     answered: list[understanding.Answered],
     seconds: Mapping[str, float],
     workdir: Path,
@@ -130,7 +126,7 @@ def report_data(
 ) -> report.ReportData:
     """Everything on the page."""
     setup = trained.setup
-    seen, held_out = (scored.evaluations[split].scores for split in runs.SPLITS)
+    seen, held_out = (scored.evaluations[split].scores for split in scenes.SPLITS)
     trainable, _ = partition(trained.params, setup.train.rules)
     size = parameter_count(trainable)
     frozen = parameter_count(trained.params) - size
@@ -170,7 +166,7 @@ def report_data(
     )
 
 
-def save_sheet(setup: Experiment, scored: runs.Scored, path: Path) -> None:
+def save_sheet(setup: Experiment, scored: scenes.Scored, path: Path) -> None:
     """The report's pictures as one PNG, framed by the judge's verdict."""
     samples = _samples(setup, scored)
     sheet = pictures.grid(
@@ -182,13 +178,13 @@ def save_sheet(setup: Experiment, scored: runs.Scored, path: Path) -> None:
     pictures.save_png(sheet, path)
 
 
-def _samples(setup: Experiment, scored: runs.Scored) -> list[report.Sample]:
+def _samples(setup: Experiment, scored: scenes.Scored) -> list[report.Sample]:
     samples = []
-    for split in runs.SPLITS:
+    for split in scenes.SPLITS:
         drawn, evaluation = scored.pictures[split], scored.evaluations[split]
         maps = None if drawn.canvas is None else canvas_maps(drawn.canvas)
         counted: dict[str, int] = {}
-        for i, scene in enumerate(prompts_of(setup, split)):
+        for i, scene in enumerate(scenes.prompts(setup, split)):
             counted[scene.category] = counted.get(scene.category, 0) + 1
             if counted[scene.category] > SHOWN:
                 continue
@@ -196,7 +192,7 @@ def _samples(setup: Experiment, scored: runs.Scored) -> list[report.Sample]:
             samples.append(
                 report.Sample(
                     prompt=scene.prompt,
-                    picture=drawn.pixels[i],
+                    picture=drawn.pixels[i, 0],
                     right=result["correct"],
                     held_out=split == "held_out",
                     category=scene.category,

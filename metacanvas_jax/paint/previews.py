@@ -1,15 +1,37 @@
-"""What training shows of its progress on every task: what was given, what was wanted, what was painted."""
+"""What training shows of its progress: for every task what was given, the target, and what was painted."""
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from metacanvas_jax import files
 from metacanvas_jax.data.inputs import Inputs, sources_of
 from metacanvas_jax.data.samples import Sample
+from metacanvas_jax.paint.painter import Painter
+from metacanvas_jax.report import pictures
 from metacanvas_jax.tasks import TASKS, Bucket
+from metacanvas_jax.types import Params
+from metacanvas_jax.worlds.requests import JUDGED
+from metacanvas_jax.worlds.scenes import eval_prompts
 
 SAMPLES, FRAMES = 4, 3  # of a task, and of a video (first, middle, last)
+PROMPTS = 16  # of a run on its world's pictures
+
+
+def write(painter: Painter, params: Params, folder: files.Path, step: int) -> None:
+    """One PNG of every bucket, or of prompts where a run paints the pictures of its world."""
+    setup = painter.setup
+    if not setup.sources:
+        scenes = eval_prompts(setup.world, "seen", -(-PROMPTS // len(JUDGED)), JUDGED)[:PROMPTS]
+        prompts = [scene.prompt for scene in scenes]
+        _save(list(painter.draw(params, prompts).pixels[:, 0]), prompts, 4, folder / f"{step:08d}.png")
+        return
+    for bucket in setup.shapes:
+        samples = samples_of(painter.inputs, bucket)
+        made = strips(samples, painter.paint(params, samples, bucket).pixels, bucket)
+        _save(made, [sample.prompt for sample in samples], 1, folder / f"{step:08d}_{bucket.task}.png")
 
 
 def samples_of(inputs: Inputs, bucket: Bucket) -> list[Sample]:
@@ -35,3 +57,8 @@ def _strip(video: UInt8[np.ndarray, "t h w 3"]) -> UInt8[np.ndarray, "h W 3"]:
     """A few frames side by side."""
     chosen = np.unique(np.linspace(0, len(video) - 1, FRAMES).round().astype(int))
     return np.concatenate(list(video[chosen]), axis=1)
+
+
+def _save(images: list[np.ndarray], captions: list[str], columns: int, path: files.Path) -> None:
+    if jax.process_index() == 0:
+        files.write(path, pictures.png(pictures.grid(images, captions, columns=columns)))

@@ -74,7 +74,7 @@ def draw(
     return replace_first_frame(drawn, first)
 
 
-Painter = Callable[[Params, Batch, MllmInputs, Key[Array, ""]], Painted]
+Paint = Callable[[Params, Batch, MllmInputs, Key[Array, ""]], Painted]
 """``paint(params, batch, empty, key)``: ``batch`` as in training (``train/objectives.py``), of which ``pixels`` are
 read for a first frame only; ``empty`` is the same without its prompt, for guidance."""
 
@@ -95,8 +95,8 @@ class Target:
     tile: int = 0
 
 
-def make_painter(model: MetaCanvas, vae: nn.Module, recipe: Recipe, target: Target, *, maps: bool = False) -> Painter:
-    """A jitted painter. ``params`` hold the model's parameters and ``vae``.
+def make_paint(model: MetaCanvas, vae: nn.Module, recipe: Recipe, target: Target, *, maps: bool = False) -> Paint:
+    """A jitted ``Paint``. ``params`` hold the model's parameters and ``vae``.
 
     Noise depends on ``key`` alone, so that one key gives one set of noises for any prompts. With guidance 1 the empty
     prompt is not run. ``maps`` asks for the canvas features, which costs the first half of the steps again.

@@ -17,7 +17,7 @@ from metacanvas_jax.config.networks import autoencoder, network
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.data.shapes import batch_shapes, latent_grid
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.paint.sampling import Recipe, Target, make_painter
+from metacanvas_jax.paint.sampling import Recipe, Target, make_paint
 from metacanvas_jax.parallel.mesh import on_mesh, replicated
 from metacanvas_jax.parallel.rules import RULES, Rules, check_whole, placed, resolve, shardings
 from metacanvas_jax.tasks import Bucket
@@ -114,7 +114,7 @@ def sample_program(experiment: Experiment, mesh: Mesh, bucket: Bucket, rules: Ru
     batch = abstract_batch(experiment, dataclasses.replace(prompts, batch=samples), mesh, rules)
     batch = {name: leaf for name, leaf in batch.items() if name not in ("pixels", "latents", "task")}
     target = Target(grid, prompts.task, experiment.given_channels, experiment.dit_guidance)
-    painter = make_painter(model, vae, recipe, target)
+    painter = make_paint(model, vae, recipe, target)
     tokens = batch["tokens"]
     along = NamedSharding(mesh, PartitionSpec(None, *tokens.sharding.spec))
     positions = jax.ShapeDtypeStruct((3, *tokens.shape), jnp.int32, sharding=along)

@@ -5,7 +5,6 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Key
 
 from metacanvas_jax import tasks
@@ -160,8 +159,3 @@ def chosen(weights: Params, wanted: Params, where: object) -> Params:
     if missing := [path for path in flat(wanted) if path not in have]:
         raise UserError(f"{where}: no weights for the frozen parameter {missing[0]} ({len(missing)} are missing)")
     return nested({path: have[path] for path in flat(wanted)})
-
-
-def to_bytes(pixels: Array) -> np.ndarray:
-    """Pixels in [-1, 1] to uint8 on the host."""
-    return np.asarray(jnp.round((jnp.clip(pixels, -1.0, 1.0) + 1.0) * 127.5)).astype(np.uint8)

@@ -23,6 +23,9 @@ GENEVAL_CATEGORIES = ("single_object", "two_object", "counting", "colors", "posi
 CATEGORIES = (*GENEVAL_CATEGORIES, "place", "group")
 """GenEval's six, absolute places, and a relation between groups ("two red cats left of a blue car")."""
 
+JUDGED = (*GENEVAL_CATEGORIES, "place")
+"""The categories that runs are scored on."""
+
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 
 _OTHER_WORDS = {

@@ -1,24 +1,25 @@
-"""What a user asks to be drawn, as a sample of a task in a shape that the experiment can draw. On the host.
+"""From what a user asks for to a sample of a task, in a shape that the experiment can draw; on the host.
 
-Everything that can be wrong with a request is said here, before any weight is read.
+All errors that a request can cause are raised here, before any weight is read.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
+from metacanvas_jax import files
 from metacanvas_jax.config.check import check_bucket
 from metacanvas_jax.config.networks import autoencoder, network
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.data.decoding import MediaError, decode_image
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.transforms import Clip, fit_frames
-from metacanvas_jax.data.video import container_of, decode_video
+from metacanvas_jax.data.video import container_of, decode_video, encode_mp4
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.report import pictures
 from metacanvas_jax.tasks import TASKS, Bucket
 
 Frames = UInt8[np.ndarray, "t h w 3"]
@@ -152,6 +153,12 @@ def _bytes(path: Path) -> bytes:
         raise UserError(f"{path}: {error.strerror}") from error
 
 
-def side_by_side(videos: Sequence[Frames]) -> Frames:
-    """Videos of one shape next to each other."""
-    return np.concatenate(list(videos), axis=2)
+def save(results: UInt8[np.ndarray, "n t h w 3"], fps: float, out: Path) -> None:
+    """Results in one file: side by side in an MP4, or as a PNG, which is a sheet where there are several."""
+    if out.suffix.lower() == ".mp4":
+        data = encode_mp4(np.concatenate(list(results), axis=2), fps)
+    elif len(results) == 1:
+        data = pictures.png(results[0, 0])
+    else:
+        data = pictures.png(pictures.grid(list(results[:, 0]), columns=len(results)))
+    files.write(out, data)

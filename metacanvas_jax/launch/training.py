@@ -1,0 +1,64 @@
+"""Trains a config in a folder, with previews and scores on the way."""
+
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from metacanvas_jax.config.load import write_config
+from metacanvas_jax.config.read import experiment
+from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.config.sources import EMOJI
+from metacanvas_jax.evaluate.evaluators import EVALUATORS
+from metacanvas_jax.launch.prepare import prepare
+from metacanvas_jax.paint import previews
+from metacanvas_jax.paint.painter import Painter
+from metacanvas_jax.parallel import distributed
+from metacanvas_jax.train import jobs, store
+from metacanvas_jax.train.checkpoints import check_workdir
+from metacanvas_jax.train.loop import fit
+from metacanvas_jax.train.profiling import Steps
+from metacanvas_jax.train.state import TrainState
+from metacanvas_jax.trees import merge
+from metacanvas_jax.types import Params
+
+
+def train(config: ConfigDict, workdir: Path, *, progress: bool = True, profile: Steps | None = None) -> Experiment:
+    """Trains a config in a folder and continues what is there. A taught MLLM is then saved in ``workdir/weights``.
+
+    The resolved config lies in ``workdir/config.json``, previews in ``workdir/previews``, a trace of the steps
+    ``profile`` in ``workdir/profile``.
+    """
+    setup = experiment(config)
+    if setup.sources and all(source.kind in EMOJI or not source.path for source in setup.sources):
+        prepare(setup)  # a miniature: tokenizer and autoencoder are all that is missing, and made in seconds
+    job = jobs.make_job(setup)
+    check_workdir(job, jobs.fit_config(setup), workdir)
+    chief = jax.process_index() == 0
+    if chief:
+        write_config(config, workdir)
+    hooks = hooks_of(setup, workdir) if setup.objective == "paint" else {}
+    state, frozen = fit(job, jobs.fit_config(setup), workdir, **hooks, progress=progress, profile=profile)
+    if setup.objective == "understand":
+        params = distributed.whole(params_of(state, frozen))
+        if chief:
+            store.save_params(workdir / "weights", params, {"name": setup.name, "step": int(state.step)})
+    return setup
+
+
+def hooks_of(setup: Experiment, workdir: Path) -> dict:
+    """What a training that paints does beside its steps, as arguments of ``fit``."""
+    painter, evaluator = Painter(setup), EVALUATORS["scenes"]
+
+    def preview(state: TrainState, frozen: Params, step: int) -> None:
+        previews.write(painter, params_of(state, frozen), workdir / "previews", step)
+
+    def evaluate(state: TrainState, frozen: Params, step: int) -> dict[str, float]:
+        return evaluator(painter, params_of(state, frozen), training=True).metrics()
+
+    return {"preview": preview, "evaluate": evaluate}
+
+
+def params_of(state: TrainState, frozen: Params) -> Params:
+    """All parameters: the moving average of what trains, where there is one, and what is frozen."""
+    return merge(state.params if state.ema is None else state.ema, frozen)

@@ -1,0 +1,109 @@
+"""Loads what draws: a trained run, or the folders of weights that a config names."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from metacanvas_jax.config.load import read_config
+from metacanvas_jax.config.read import experiment
+from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.config.weights import weight_folders
+from metacanvas_jax.data.samples import Sample
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.paint.painter import Drawn, Painter
+from metacanvas_jax.tasks import Bucket
+from metacanvas_jax.train import jobs, store, weights
+from metacanvas_jax.trees import flat, merge, nested, partition
+from metacanvas_jax.types import Params
+from metacanvas_jax.weights import published
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A painter and all its parameters, of the moving average where a run has one; ``step`` is that of the run."""
+
+    painter: Painter
+    params: Params
+    step: int
+
+    @property
+    def setup(self) -> Experiment:
+        """The experiment."""
+        return self.painter.setup
+
+    def draw(self, prompts: Sequence[str], **options) -> Drawn:
+        """See ``Painter.draw``."""
+        return self.painter.draw(self.params, prompts, **options)
+
+    def paint(self, samples: Sequence[Sample], bucket: Bucket, **options) -> Drawn:
+        """See ``Painter.paint``."""
+        return self.painter.paint(self.params, samples, bucket, **options)
+
+
+def setup_of(run: Path) -> Experiment:
+    """The experiment of a run that paints. Raises UserError for a folder that is none."""
+    setup = experiment(read_config(run))
+    if setup.objective != "paint":
+        raise UserError(f"{run} trained an MLLM alone, which draws nothing")
+    return setup
+
+
+def load(run: Path) -> Trained:
+    """The newest complete checkpoint of a run that paints.
+
+    Raises UserError for a folder that is no run, has no checkpoint, or misses its frozen weights.
+    """
+    setup = setup_of(run)
+    with store.Store(run / "checkpoints", writable=False) as checkpoints:
+        steps = checkpoints.steps()
+        abstract = _abstract(setup)
+        trainable, frozen = partition(abstract, setup.train.rules)
+        trained = checkpoints.restore_params(trainable, ema=setup.train.ema is not None)
+    given = flat(jobs.start_weights(setup, abstract))
+    named = {name for name, source in weight_folders(setup).items() if source.place}
+    missing = [path for path in flat(frozen) if path not in given and path.split("/")[0] not in named]
+    # The training made these by its seed, and by the first of the two keys that it splits off.
+    made = _initial(setup, missing, jax.random.split(jax.random.key(setup.seed))[0])
+    params = merge(trained, jobs.chosen(nested(given | made), frozen, run))
+    return Trained(Painter(setup), jax.tree.map(jnp.asarray, params), steps[-1])
+
+
+def assembled(setup: Experiment) -> Trained:
+    """The networks of a config with the weights of the folders it names; what no folder has is random, by the seed.
+
+    Raises UserError for folders that are missing, damaged, or of other networks.
+    """
+    for source in weight_folders(setup).values():
+        if not source.saved:
+            published.check_folder(source.place, source.config, source.key)
+    painter = Painter(setup)  # missing tokenizers are errors before any weight is read, too
+    abstract = _abstract(setup)
+    have = flat(weights.load(setup, abstract))
+    missing = [path for path in flat(abstract) if path not in have]
+    if missing:
+        known = {path.split("/")[0] for path in have}
+        parts = {"/".join(path.split("/")[: 1 + (path.split("/")[0] in known)]) for path in missing}
+        logger.warning("no folder has weights for %s: they start fresh", ", ".join(sorted(parts)))
+    have |= _initial(setup, missing, jax.random.key(setup.seed))
+    return Trained(painter, nested({path: jnp.asarray(have[path]) for path in flat(abstract)}), 0)
+
+
+def _initial(setup: Experiment, paths: Sequence[str], key: Key[Array, ""]) -> dict[str, jax.Array]:
+    """The parameters of these paths as they are initialised with a key."""
+
+    def made(key: Key[Array, ""]) -> dict[str, jax.Array]:
+        leaves = flat(jobs.unboxed(jobs.initial(setup, key)))
+        return {path: leaves[path] for path in paths}
+
+    return jax.jit(made)(key) if paths else {}
+
+
+def _abstract(setup: Experiment) -> Params:
+    return jax.eval_shape(lambda key: jobs.unboxed(jobs.initial(setup, key)), jax.random.key(0))
