@@ -395,7 +395,8 @@ def test_weights_are_read_once_and_only_those_that_a_run_needs(exported, monkeyp
         return restore(self, abstract, only=only, **options)
 
     def counted_load(source, table, abstract, **options):
-        seen.extend(entry.path for entry in table)
+        part = "dit" if source == base else "mllm"
+        seen.extend(f"{part}/{entry.path}" for entry in table)
         return load(source, table, abstract, **options)
 
     monkeypatch.setattr(store.Store, "restore_params", counted_restore)

@@ -1,9 +1,20 @@
 """What decides the result of a run, in the form in which checkpoints store it."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from metacanvas_jax.config.schema import Experiment
+
+HOW = frozenset({"remat", "chunk", "threads", "in_memory", "max_skips"})
+"""Keys, at any depth, that say how a run computes and reads. They change its memory and speed, not its result."""
+
+
+def deciding(tree: Any) -> Any:
+    """A stored identity, or a part of one, without the keys of ``HOW``, which a run that continues may change."""
+    if isinstance(tree, Mapping):
+        return {key: deciding(value) for key, value in tree.items() if key not in HOW}
+    return [deciding(value) for value in tree] if isinstance(tree, list | tuple) else tree
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:

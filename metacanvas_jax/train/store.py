@@ -22,6 +22,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 from safetensors.numpy import load_file, save_file
 
+from metacanvas_jax.config.identity import deciding
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.distributed import gather
 from metacanvas_jax.train.state import TrainState
@@ -259,12 +260,12 @@ class Store:
 
 
 def check_same(saved: Meta, now: Meta, where: str) -> None:
-    """Compares what a checkpoint says about itself with the present run.
+    """Compares what a checkpoint says about itself with the present run, except keys that cannot change a result.
 
     Raises:
         UserError: naming every key that differs, with both values.
     """
-    old, new = _dotted(saved["config"]), _dotted(now["config"])
+    old, new = (_dotted(deciding(meta["config"])) for meta in (saved, now))
     different = [key for key in sorted(old.keys() | new.keys()) if old.get(key, "absent") != new.get(key, "absent")]
     if different:
         pairs = [f"{key} was {old.get(key, 'absent')!r}, is {new.get(key, 'absent')!r}" for key in different]
