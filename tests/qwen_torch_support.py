@@ -7,8 +7,8 @@ from qwen_support import SPECIAL, TINY, tokenizer
 from torch_support import randomize
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
-from metacanvas_jax.mllm.qwen2_5_vl.prompt import PromptConfig, Prompter
 
 PAD, START, END, VISION_START, VISION_END, IMAGE, VIDEO = (tokenizer().convert_tokens_to_ids(s) for s in SPECIAL)
 

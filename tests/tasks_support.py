@@ -8,8 +8,8 @@ import numpy as np
 
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.tokenizer import train_tokenizer
-from metacanvas_jax.mllm.qwen2_5_vl.media import MediaConfig
-from metacanvas_jax.mllm.qwen2_5_vl.prompt import PromptConfig, Prompter
+from metacanvas_jax.mllm.media import MediaConfig
+from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
 from metacanvas_jax.tasks import TASKS, Bucket
 from metacanvas_jax.types import Plan, States
 

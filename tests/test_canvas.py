@@ -10,8 +10,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from qwen_support import LANGUAGE, VISION, random_media, random_params, tokenizer
 
 from metacanvas_jax.mllm.canvas import CanvasConfig, CanvasTokens, canvas_positions
+from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL
-from metacanvas_jax.mllm.qwen2_5_vl.prompt import PromptConfig, Prompter
 from metacanvas_jax.nn.lora import LoraConfig
 
 CANVAS = CanvasConfig(keyframes=3, rows=2, columns=2, spacing=1.0)

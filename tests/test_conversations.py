@@ -7,8 +7,8 @@ from metacanvas_jax.data.conversations import UnderstandExamples
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.tokenizer import train_tokenizer
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.mllm.qwen2_5_vl.media import MediaConfig
-from metacanvas_jax.mllm.qwen2_5_vl.prompt import END, PromptConfig, Prompter
+from metacanvas_jax.mllm.media import MediaConfig
+from metacanvas_jax.mllm.prompt import END, PromptConfig, Prompter
 from metacanvas_jax.worlds.questions import Exchange, sample_texts
 from metacanvas_jax.worlds.scenes import SceneWorld, sample_scene
 

@@ -29,8 +29,8 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.exchange import export_run as module
 from metacanvas_jax.exchange.export_run import Options, abstract_params, export_run
 from metacanvas_jax.exchange.import_run import import_run, read_exported
+from metacanvas_jax.mllm.media import read_image
 from metacanvas_jax.mllm.qwen2_5_vl import table as qwen2_5_vl
-from metacanvas_jax.mllm.qwen2_5_vl.media import read_image
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
 from metacanvas_jax.tasks import clean_first_levels, replace_first_frame
 from metacanvas_jax.train import jobs, store

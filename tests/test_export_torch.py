@@ -10,8 +10,8 @@ from qwen_support import tokenizer
 
 from metacanvas_jax.config.schema import SamplerSection
 from metacanvas_jax.diffusion.samplers import sample
-from metacanvas_jax.mllm.qwen2_5_vl.media import MediaConfig, read_image, read_video
-from metacanvas_jax.mllm.qwen2_5_vl.prompt import PromptConfig, Prompter
+from metacanvas_jax.mllm.media import MediaConfig, read_image, read_video
+from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", reason="needs the [torch] extra")
@@ -111,8 +111,8 @@ def test_exported_text_encoder_reads_and_keeps_the_tokens_that_ours_does(instruc
 
     from tokenizers.processors import TemplateProcessing
 
-    from metacanvas_jax.text.gemma2.network import first_and_last, sana_tokens
     from metacanvas_jax.text.gemma2.torch_side import Side as TextEncoder
+    from metacanvas_jax.text.prompts import first_and_last, prompt_tokens
     from metacanvas_jax.types import States
 
     words = tokenizer()
@@ -128,7 +128,7 @@ def test_exported_text_encoder_reads_and_keeps_the_tokens_that_ours_does(instruc
     config = {"length": 12, "instruction": "Describe: ", "reads_prompt": True}
     prompts = ["A Red cat ", "a blue house, painted. What is in this picture?"]
     found, seen = TextEncoder(states, words, config)(prompts, instruct=instruct)
-    ids, mask = sana_tokens(
+    ids, mask = prompt_tokens(
         lambda text: words(text).input_ids,
         prompts,
         instruction=config["instruction"] if instruct else "",

@@ -7,8 +7,9 @@ import pytest
 from dit_torch_support import random, relative
 from vae_support import FAST_COMPILE
 
-from metacanvas_jax.text.gemma2.network import INSTRUCTION, Gemma2, Gemma2Config, first_and_last, sana_tokens
+from metacanvas_jax.text.gemma2.network import Gemma2, Gemma2Config
 from metacanvas_jax.text.gemma2.table import table
+from metacanvas_jax.text.prompts import INSTRUCTION, first_and_last, prompt_tokens
 from metacanvas_jax.types import States, Text
 from metacanvas_jax.weights.hf_import import load_params
 from metacanvas_jax.weights.table import count, published_shapes
@@ -99,7 +100,7 @@ def characters(text):
 
 
 def test_prompts_keep_the_first_token_and_the_last_299_behind_the_instruction():
-    ids, mask = sana_tokens(characters, [" A Cat ", "b" * 1000])
+    ids, mask = prompt_tokens(characters, [" A Cat ", "b" * 1000])
     assert ids.shape == mask.shape == (2, len(INSTRUCTION) + 1 + 298)
     assert ids.dtype == np.int32
     text = first_and_last(States(jnp.asarray(ids, jnp.float32)[..., None], jnp.asarray(mask)), 300)
@@ -114,7 +115,7 @@ def test_prompts_keep_the_first_token_and_the_last_299_behind_the_instruction():
 
 
 def test_unconditional_prompt_has_no_instruction():
-    ids, mask = sana_tokens(characters, [""], instruction="")
+    ids, mask = prompt_tokens(characters, [""], instruction="")
     assert ids.shape == (1, 300)
     assert mask.sum() == 1
     text = first_and_last(States(jnp.asarray(ids, jnp.float32)[..., None], jnp.asarray(mask)), 300)
@@ -156,6 +157,6 @@ def test_prompt_rules_equal_the_sana_pipeline(torch):
         max_sequence_length=300,
         complex_human_instruction=INSTRUCTION.split("\n"),
     )
-    ids, mask = sana_tokens(characters, prompts)
+    ids, mask = prompt_tokens(characters, prompts)
     assert np.array_equal(ids, states[..., 0].numpy())
     assert np.array_equal(mask, seen.numpy())

@@ -10,8 +10,8 @@ from qwen_support import TEXT_ONLY, random_media, random_params, tokenizer
 
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.context_cache import ContextCache, context_key, context_keys
+from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
 from metacanvas_jax.mllm.qwen2_5_vl.network import Qwen25VL
-from metacanvas_jax.mllm.qwen2_5_vl.prompt import PromptConfig, Prompter
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.parallel.rules import RULES
 from metacanvas_jax.train.contexts import samples_first, stored_contexts

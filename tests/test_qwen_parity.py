@@ -13,8 +13,8 @@ import pytest
 from qwen_support import TINY, abstract_params, random_media, tokenizer
 
 from metacanvas_jax.mllm.canvas import CanvasConfig, canvas_positions
+from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL
-from metacanvas_jax.mllm.qwen2_5_vl.prompt import PromptConfig, Prompter
 from metacanvas_jax.mllm.qwen2_5_vl.table import table
 from metacanvas_jax.weights.hf_import import load_params
 

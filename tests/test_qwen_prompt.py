@@ -7,8 +7,7 @@ from PIL import Image
 from qwen_support import MEDIA, random_media, tokenizer
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.mllm.positions import MediaBlock, sequence_positions
-from metacanvas_jax.mllm.qwen2_5_vl.media import (
+from metacanvas_jax.mllm.media import (
     MediaConfig,
     patchify,
     read_image,
@@ -17,7 +16,8 @@ from metacanvas_jax.mllm.qwen2_5_vl.media import (
     sample_frames,
     target_size,
 )
-from metacanvas_jax.mllm.qwen2_5_vl.prompt import PromptConfig, Prompter
+from metacanvas_jax.mllm.positions import MediaBlock, sequence_positions
+from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
 
 TEMPLATE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>"
 

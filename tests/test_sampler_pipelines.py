@@ -15,7 +15,8 @@ from metacanvas_jax.dit.flux.network import Flux, FluxConfig
 from metacanvas_jax.dit.sana.network import Sana, SanaConfig
 from metacanvas_jax.dit.wan.network import Wan, WanConfig
 from metacanvas_jax.paint.sampling import Recipe, draw
-from metacanvas_jax.text.gemma2.network import Gemma2, Gemma2Config, first_and_last, sana_tokens
+from metacanvas_jax.text.gemma2.network import Gemma2, Gemma2Config
+from metacanvas_jax.text.prompts import first_and_last, prompt_tokens
 from metacanvas_jax.types import NOTHING, Given, States, Text
 from metacanvas_jax.vae.dc_ae.network import DcAe, DcAeConfig
 from metacanvas_jax.vae.kl.network import Kl, KlConfig
@@ -117,7 +118,7 @@ def test_sampler_paints_the_pictures_of_the_sana_pipeline_from_its_prompts(tmp_p
     tokenize, pad = bytes_tokenizer().encode, bytes_tokenizer().pad_token_id
 
     def read(prompts, **options):
-        ids, mask = (jnp.asarray(x) for x in sana_tokens(tokenize, prompts, pad=pad, **options))
+        ids, mask = (jnp.asarray(x) for x in prompt_tokens(tokenize, prompts, pad=pad, **options))
         states = jax.jit(text.apply, compiler_options=FAST_COMPILE)({"params": text_params}, Text(ids, mask))
         return first_and_last(states, 300), NOTHING
 

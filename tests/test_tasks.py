@@ -22,7 +22,7 @@ from metacanvas_jax.tasks import (
     loss_mask,
     replace_first_frame,
 )
-from metacanvas_jax.text.gemma2.network import first_and_last
+from metacanvas_jax.text.prompts import first_and_last
 from metacanvas_jax.train.objectives import painting
 from metacanvas_jax.types import Given, States
 
@@ -109,7 +109,7 @@ def test_positions_of_every_token_of_a_task(prompts, task):
     ],
 )
 def test_the_picture_in_the_prompt_is_the_right_one(prompts, task, source, medium):
-    from metacanvas_jax.mllm.qwen2_5_vl.media import read_image
+    from metacanvas_jax.mllm.media import read_image
 
     batch = batch_of(prompts, task)
     assert ("source" in batch) == source

@@ -10,8 +10,8 @@ from metacanvas_jax.data.examples import Batch, Example, stacked
 from metacanvas_jax.data.formats.records import scene_of
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.mllm.qwen2_5_vl.media import read_image
-from metacanvas_jax.mllm.qwen2_5_vl.prompt import END, Prompter
+from metacanvas_jax.mllm.media import read_image
+from metacanvas_jax.mllm.prompt import END, Prompter
 from metacanvas_jax.types import Media
 from metacanvas_jax.worlds.questions import Exchange, follow_up, picture_exchanges, plan, text_exchanges
 from metacanvas_jax.worlds.scenes import SceneWorld, sample_words

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from metacanvas_jax.data.samples import LATENTS, Sample
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.mllm.qwen2_5_vl.media import (
+from metacanvas_jax.mllm.media import (
     MediaConfig,
     Patches,
     read_image,
@@ -29,9 +29,9 @@ from metacanvas_jax.mllm.qwen2_5_vl.media import (
     sample_frames,
     target_size,
 )
-from metacanvas_jax.mllm.qwen2_5_vl.prompt import Layout, Prompt, Prompter
+from metacanvas_jax.mllm.prompt import Layout, Prompt, Prompter
 from metacanvas_jax.tasks import TASKS, Bucket, TaskName
-from metacanvas_jax.text.gemma2.network import INSTRUCTION, sana_tokens
+from metacanvas_jax.text.prompts import INSTRUCTION, prompt_tokens
 from metacanvas_jax.types import Media
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class TextRows:
         return {"text_tokens": tokens[0], "text_mask": mask[0]}
 
     def _rows(self, prompt: str, instruction: str) -> tuple[np.ndarray, np.ndarray]:
-        return sana_tokens(self._encode, [prompt], instruction=instruction, length=self._length, pad=self._pad)
+        return prompt_tokens(self._encode, [prompt], instruction=instruction, length=self._length, pad=self._pad)
 
     def _encode(self, text: str) -> list[int]:
         ids = list(self._tokenizer.encode(text)) if text else []

@@ -19,10 +19,10 @@ from metacanvas_jax.data.sources import open_source
 from metacanvas_jax.data.tokenizer import load_tokenizer
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.mllm.qwen2_5_vl.prompt import PromptConfig, Prompter
+from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
 from metacanvas_jax.parallel.mesh import batch_part, make_mesh
 from metacanvas_jax.tasks import RECONSTRUCT, Bucket
-from metacanvas_jax.text.gemma2.network import INSTRUCTION
+from metacanvas_jax.text.prompts import INSTRUCTION
 
 
 def prompter(experiment: Experiment) -> Prompter:

@@ -13,7 +13,7 @@ from metacanvas_jax.data import latents
 from metacanvas_jax.data.examples import media_layout
 from metacanvas_jax.data.samples import LATENTS
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.mllm.qwen2_5_vl.media import MediaConfig
+from metacanvas_jax.mllm.media import MediaConfig
 from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.types import Grid, Media, MllmInputs, Text
 

@@ -32,7 +32,7 @@ from metacanvas_jax.exchange.parts import Part
 from metacanvas_jax.mllm.qwen2_5_vl import table as qwen2_5_vl
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
 from metacanvas_jax.nn.lora import LoraConfig
-from metacanvas_jax.text.gemma2.network import INSTRUCTION
+from metacanvas_jax.text.prompts import INSTRUCTION
 from metacanvas_jax.train import jobs, store
 from metacanvas_jax.train.stream import lazy_params
 from metacanvas_jax.trees import flat, nested, partition

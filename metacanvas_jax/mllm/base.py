@@ -1,24 +1,30 @@
-"""The contract of a multimodal language model (MLLM): everything that the rest of the method knows about one."""
+"""The contract of a multimodal language model (MLLM): everything that the rest of the method knows about one.
 
-from typing import Protocol, runtime_checkable
+Its inputs are made on the host: ``prompt.py`` makes the tokens, ``media.py`` the patches of images and videos, and
+``positions.py`` the three numbers that are the position of a token.
+"""
 
+from typing import Any
+
+import flax.linen as nn
 from jaxtyping import Array, Float, Int
 
 from metacanvas_jax.types import Context, MllmInputs
 
 
-@runtime_checkable
-class Mllm(Protocol):
+class Mllm(nn.Module):
     """A causal model whose adapters act on canvas tokens only.
 
     What it makes of a prompt therefore depends on no trained parameter: ``encode`` runs once and without gradient, and
     ``write`` runs the canvas tokens against the keys and values that ``encode`` kept.
     """
 
+    config: Any
+
     @property
     def width(self) -> int:
         """Width of a hidden state."""
-        ...
+        raise NotImplementedError
 
     def encode(self, inputs: MllmInputs, *, cache: bool = True) -> Context:
         """Reads text and media; ``cache`` keeps keys and values, which ``write`` needs.
@@ -26,7 +32,7 @@ class Mllm(Protocol):
         ``Context.hidden`` is after the final norm. While parameters are initialised it makes those of the language head
         too, which nothing here reads but which belong to the published weights.
         """
-        ...
+        raise NotImplementedError
 
     def write(
         self,
@@ -38,4 +44,8 @@ class Mllm(Protocol):
         deterministic: bool = True,
     ) -> Float[Array, "b n d"]:
         """Hidden states, after the final norm, of tokens that follow an encoded prompt. The adapters act here."""
-        ...
+        raise NotImplementedError
+
+    def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
+        """Next-token logits, in float32, of hidden states after the final norm."""
+        raise NotImplementedError

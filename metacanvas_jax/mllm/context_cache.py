@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.mllm.qwen2_5_vl.prompt import Prompt, Prompter
+from metacanvas_jax.mllm.prompt import Prompt, Prompter
 from metacanvas_jax.types import Context, Grid, KeyValues, MllmInputs, States
 
 VERSION = "2"  # of what is stored; another one is another key

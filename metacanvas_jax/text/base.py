@@ -1,14 +1,21 @@
 """The contract of a text encoder that a DiT keeps for itself."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any
+
+import flax.linen as nn
 
 from metacanvas_jax.types import States, Text
 
 
-@runtime_checkable
-class TextEncoder(Protocol):
-    """Maps tokens to the states that the DiT reads. Which of its states these are is the encoder's own choice."""
+class TextEncoder(nn.Module):
+    """Maps tokens to the states that the DiT reads. Which of its states these are is the encoder's own choice.
+
+    ``length`` is the number of states that the DiT reads; None: all of them.
+    """
+
+    config: Any
+    length: int | None = None
 
     def __call__(self, text: Text) -> States:
         """States and their mask; the mask is False on padding."""
-        ...
+        raise NotImplementedError

@@ -2,12 +2,15 @@
 
 Batches are dicts of arrays with the samples first:
 
-``tokens`` [b l], ``positions`` [b 3 l] and ``mask`` [b l] are what the MLLM reads, ``media`` (optional) its images and
-videos; ``text_tokens`` [b n] and ``text_mask`` [b n] (optional) are for a DiT's own text encoder. The autoencoder reads
-uint8 ``pixels`` [b t h w 3], the target, and where the task gives them ``source`` [b t h w 3] and ``references``
-[b r h w 3]. ``task`` is a ``TaskName``. In place of what is read there may be the ``context`` it leads to
-(``train/contexts.py``), and the latents of what the autoencoder reads: ``latents``, ``source_latents`` [b t h w c] and
-``reference_latents`` [b r h w c] (``data/latents.py``). ``weights`` [b l] say which tokens the MLLM must predict.
+- ``tokens`` [b l], ``positions`` [b 3 l], ``mask`` [b l] and, optionally, ``media``: the MLLM reads them;
+- ``text_tokens`` [b n], ``text_mask`` [b n] (optional): for the text encoder that a DiT keeps for itself;
+- ``pixels`` [b t h w 3], uint8: the target; ``source`` [b t h w 3] and ``references`` [b r h w 3] if the task has them;
+- ``task``: a ``TaskName``;
+- ``weights`` [b l]: on which tokens the loss of the MLLM counts, and how much.
+
+A batch may hold stored results instead of what they were computed from: the ``context`` of a prompt
+(``train/contexts.py``), and ``latents``, ``source_latents`` [b t h w c] and ``reference_latents`` [b r h w c] instead of
+pixels (``data/latents.py``).
 """
 
 import dataclasses
@@ -25,7 +28,7 @@ from metacanvas_jax import tasks
 from metacanvas_jax.data.samples import LATENTS
 from metacanvas_jax.diffusion.flow import TimeConfig, flow_loss, sample_time
 from metacanvas_jax.metacanvas import MetaCanvas
-from metacanvas_jax.mllm.qwen2_5_vl.network import Qwen25VL
+from metacanvas_jax.mllm.base import Mllm
 from metacanvas_jax.tasks import TASKS, GivenLatents, TaskName
 from metacanvas_jax.train.contexts import samples_first
 from metacanvas_jax.train.step import Loss, Metrics, Prepare
@@ -37,7 +40,7 @@ Batch = Mapping[str, Any]
 
 @struct.dataclass
 class Prepared:
-    """What painting needs of a batch once the frozen networks have run."""
+    """The result of the frozen networks on a batch: all that the loss of painting needs."""
 
     context: Context
     latents: Float[Array, "b t h w c"]
@@ -46,7 +49,7 @@ class Prepared:
 
 
 def mllm_inputs(batch: Batch) -> MllmInputs:
-    """The MLLM's part of a batch; positions get their axis in front."""
+    """The part of a batch that the MLLM and the text encoder read; the axis of positions is moved to the front."""
     positions = jnp.moveaxis(jnp.asarray(batch["positions"]), 1, 0)
     text = Text(batch["text_tokens"], batch["text_mask"]) if "text_tokens" in batch else None
     return MllmInputs(batch["tokens"], positions, batch["mask"], tuple(batch.get("media", ())), text)
@@ -136,13 +139,13 @@ def painting(
     return prepare, loss
 
 
-def understanding(model: Qwen25VL, recall: int = 0, within: int | None = None) -> tuple[Prepare, Loss]:
-    """Next-token prediction on the tokens whose ``weights`` are positive; logs how many of them are guessed right.
+def understanding(model: Mllm, recall: int = 0, within: int | None = None) -> tuple[Prepare, Loss]:
+    """Next-token prediction on the tokens whose ``weights`` are positive; logs the accuracy on them.
 
-    With ``recall`` the states of the first ``within`` places must also tell that many tokens, up to their own
-    (``recall_loss``). A large model's states hold what its words are and what they belong to; those of a small one
-    hold little more than the next word, and a DiT that reads them learns neither what to draw nor which of two
-    drawings is the red one.
+    With ``recall``, the states of the first ``within`` positions must also predict the last ``recall`` tokens, their
+    own included (``recall_loss``). States of a large model say what its words are and which words belong together;
+    those of a small model say little more than the next word. A DiT that reads such states learns neither what to draw
+    nor which of two drawings is the red one.
     """
 
     def prepare(frozen: Params, batch: Batch, key: Key[Array, ""]) -> Batch:
@@ -178,10 +181,10 @@ def recall_loss(
     mask: Bool[Array, "b l"],
     count: int,
 ) -> Float[Array, ""]:
-    """Mean cross-entropy of each token and the ``count - 1`` before it, told by its state.
+    """Mean cross-entropy of each token and the ``count - 1`` tokens before it, predicted from its state.
 
-    The head that tells the next token tells the one k places back when it reads the state's channels k + 1 parts of
-    ``count + 1`` further on, so nothing has to be learned, or thrown away, beside the model.
+    The language head predicts the token ``k`` places back from the state whose channels are rolled by ``k + 1`` of
+    ``count + 1`` parts of the width. The task therefore needs no parameters of its own.
     """
     length, width, losses = *hidden.shape[1:], []
     for back in range(count):

@@ -1,17 +1,17 @@
 """Qwen2.5-VL: vision tower and language model, read once and then written on.
 
-Attention is causal and adapters act on canvas tokens only, so what the model makes of a context depends on nothing that
-trains: ``encode`` runs it once, and ``write`` runs the canvas tokens against the keys and values it kept.
+Attention is causal and the adapters act on canvas tokens only. The states of a context therefore depend on no trained
+parameter: ``encode`` computes them once, and ``write`` runs the canvas tokens against the keys and values it kept.
 """
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from metacanvas_jax.mllm.base import Mllm
 from metacanvas_jax.mllm.qwen2_5_vl.language import Language, LanguageConfig
 from metacanvas_jax.mllm.qwen2_5_vl.vision import Vision, VisionConfig
 from metacanvas_jax.nn.layers import Dtype
@@ -90,7 +90,7 @@ def example(config: MllmConfig) -> tuple[MllmInputs, Float[Array, "1 1 d"], Int[
     return inputs, jnp.zeros((1, 1, config.language.width)), positions
 
 
-class Qwen25VL(nn.Module):
+class Qwen25VL(Mllm):
     """The multimodal language model. Its parameters are ``language/...`` and ``vision/...``."""
 
     config: MllmConfig
@@ -109,7 +109,7 @@ class Qwen25VL(nn.Module):
     def __call__(
         self, inputs: MllmInputs, canvas: Float[Array, "b n d"], positions: Int[Array, "3 b n"]
     ) -> tuple[Float[Array, "b l d"], Float[Array, "b n d"], Float[Array, "b l v"]]:
-        """Everything once, so that ``init`` makes every parameter: hidden states of context and canvas, and logits."""
+        """Hidden states of context and canvas, and logits; ``init`` makes every parameter with it."""
         context, written = self.joint(inputs, canvas, positions)
         return context, written, self.logits(context)
 
@@ -156,7 +156,7 @@ class Qwen25VL(nn.Module):
         *,
         deterministic: bool = True,
     ) -> tuple[Float[Array, "b l d"], Float[Array, "b n d"]]:
-        """Context and canvas in one causal pass: the costlier road to what ``encode`` and ``write`` give."""
+        """Context and canvas in one causal pass: the results of ``encode`` and ``write`` at a higher cost."""
         embeddings = self.embed(inputs)
         length = embeddings.shape[1]
         hidden = self.language.read_and_write(

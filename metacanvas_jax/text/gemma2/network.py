@@ -1,44 +1,22 @@
-"""Gemma-2 as a text encoder: what SANA reads, and the rules by which SANA prompts it.
+"""Gemma-2 as a text encoder.
 
-Source: transformers ``models/gemma2/modeling_gemma2.py`` (eager attention: the soft cap forbids a fused one) and
-diffusers ``pipelines/sana/pipeline_sana.py`` for the prompts.
+Source: transformers ``models/gemma2/modeling_gemma2.py`` (eager attention: the soft cap forbids a fused one).
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from metacanvas_jax.nn.layers import Dense, Dtype, rms_norm, zeros_init
 from metacanvas_jax.nn.rope import inverse_frequencies, rotate
 from metacanvas_jax.parallel.activations import constrain, part
+from metacanvas_jax.text.base import TextEncoder
+from metacanvas_jax.text.prompts import first_and_last
 from metacanvas_jax.types import States, Text
-
-# The instruction SANA's published networks were trained with (NVlabs/Sana, sana_config, "chi_prompt").
-INSTRUCTION = "\n".join(
-    (
-        "Given a user prompt, generate an 'Enhanced prompt' that provides detailed visual descriptions suitable for"
-        " image generation. Evaluate the level of detail in the user prompt:",
-        "- If the prompt is simple, focus on adding specifics about colors, shapes, sizes, textures, and spatial"
-        " relationships to create vivid and concrete scenes.",
-        "- If the prompt is already detailed, refine and enhance the existing details slightly without"
-        " overcomplicating.",
-        "Here are examples of how to transform or refine prompts:",
-        "- User Prompt: A cat sleeping -> Enhanced: A small, fluffy white cat curled up in a round shape, sleeping"
-        " peacefully on a warm sunny windowsill, surrounded by pots of blooming red flowers.",
-        "- User Prompt: A busy city street -> Enhanced: A bustling city street scene at dusk, featuring glowing"
-        " street lamps, a diverse crowd of people in colorful clothing, and a double-decker bus passing by towering"
-        " glass skyscrapers.",
-        "Please generate only the enhanced description for the prompt below and avoid including any additional"
-        " commentary or evaluations:",
-        "User Prompt: ",
-    )
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +98,7 @@ class Layer(nn.Module):
         mask: Bool[Array, "b n n"],
         window: Bool[Array, "b n n"],
     ) -> tuple[Float[Array, "b n d"], None]:
-        """``sliding`` picks the window's mask."""
+        """``sliding`` chooses the mask of the window."""
         c = self.config
 
         def heads(y: jax.Array, name: str, count: int, axis: str) -> jax.Array:
@@ -144,11 +122,10 @@ class Layer(nn.Module):
         return constrain(x, ("batch", "seq", "embed")), None
 
 
-class Gemma2(nn.Module):
-    """Token ids to hidden states after the final norm: the first and the last ``length - 1``, or all of them (None)."""
+class Gemma2(TextEncoder):
+    """Hidden states after the final norm: the first and the last ``length - 1``, or all of them (None)."""
 
     config: Gemma2Config
-    length: int | None = None
 
     @nn.compact
     @part("mllm")
@@ -179,34 +156,3 @@ class Gemma2(nn.Module):
         x, _ = layers(c, name="layers")(x, sliding, jnp.cos(angles), jnp.sin(angles), seen, window)
         states = States(Norm(c.eps, name="norm")(x), mask)
         return states if self.length is None else first_and_last(states, self.length)
-
-
-def sana_tokens(
-    tokenize: Callable[[str], Sequence[int]],
-    prompts: Sequence[str],
-    *,
-    instruction: str = INSTRUCTION,
-    length: int = 300,
-    pad: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and mask ``[b n]`` of prompts (host side): instruction and prompt, lower case, cut or padded on the right.
-
-    ``tokenize`` puts the beginning-of-sequence token first. With an instruction the sequence is ``length - 2`` longer
-    than the instruction, so that ``first_and_last`` keeps ``length`` states; the unconditional prompt has none
-    (``instruction=""``).
-    """
-    total = len(tokenize(instruction)) + length - 2 if instruction else length
-    ids = np.full((len(prompts), total), pad, np.int32)
-    mask = np.zeros((len(prompts), total), bool)
-    for row, prompt in enumerate(prompts):
-        tokens = tokenize(instruction + prompt.lower().strip())[:total]
-        ids[row, : len(tokens)] = tokens
-        mask[row, : len(tokens)] = True
-    return ids, mask
-
-
-def first_and_last(text: States, length: int) -> States:
-    """The first state and the last ``length - 1``: without the instruction between them."""
-    total = text.states.shape[1]
-    keep = np.concatenate([[0], np.arange(total - length + 1, total)])
-    return States(text.states[:, keep], text.mask[:, keep])

@@ -1,7 +1,7 @@
-"""Images and videos for the vision tower: resized, normalised, cut into patches. On the host, numpy and Pillow.
+"""Images and videos for a vision tower: resized, normalised, cut into patches. On the host, with numpy and Pillow.
 
-References: transformers ``image_processing_pil_qwen2_vl.py`` and ``video_processing_qwen2_vl.py``. Neither torch nor
-torchvision is needed.
+Patches of any size, of images of any size. The defaults, and the arithmetic, are those of the published image and video
+processors, without torch and torchvision.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ MAX_ASPECT = 200  # sides further apart than this are refused, as in the referen
 
 @dataclasses.dataclass(frozen=True)
 class MediaConfig:
-    """How media become patches. Pixel limits are those published for Qwen2.5-VL, per image and per video frame.
+    """How media become patches. The pixel limits are per image and per video frame.
 
     With ``tokens`` every image and every pair of frames gets at most that many merged tokens, of nearly its own aspect
     ratio, whatever its size (the paper uses 144); the pixel limits then do not apply.

@@ -1,7 +1,7 @@
 """Prompts: chat template, placeholders for media, positions, and batches of static shape. On the host, in numpy.
 
-A prompt is one user turn in Qwen's chat format. It ends at the end-of-sequence token of that turn, where a canvas
-starts (paper, section 3.2); ``assistant=True`` opens the assistant's turn instead, for generating text.
+A prompt is one user turn in the ChatML format. It ends at the end-of-sequence token of that turn, where the canvas
+starts (paper, section 3.2). ``assistant=True`` opens the turn of the assistant instead, for generating text.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from jaxtyping import Int
 from transformers import PreTrainedTokenizerFast
 
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.media import MediaConfig, Patches
 from metacanvas_jax.mllm.positions import RULES, MediaBlock, sequence_positions
-from metacanvas_jax.mllm.qwen2_5_vl.media import MediaConfig, Patches
 from metacanvas_jax.types import Grid, Media, MllmInputs
 
 Part = str | Patches
@@ -59,7 +59,7 @@ class Prompt:
 
 
 class Prompter:
-    """Makes prompts with a tokenizer that holds Qwen's special tokens, which it looks up by name."""
+    """Makes prompts with a tokenizer that has the special tokens of ChatML and of media, which it finds by name."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, config: PromptConfig):
         """Raises UserError if the tokenizer lacks one of the special tokens."""
@@ -68,7 +68,7 @@ class Prompter:
         special = (START, END, VISION_START, VISION_END, IMAGE, VIDEO, PADDING)
         self.ids = {token: self._encoder.token_to_id(token) for token in special}
         if missing := [token for token, number in self.ids.items() if number is None]:
-            raise UserError(f"the tokenizer has no {', '.join(missing)}: it is not one of the Qwen2-VL family")
+            raise UserError(f"the tokenizer has no {', '.join(missing)}: expected special tokens of chats and media")
         self._reserved = frozenset(self.ids.values())
         self._newline = self._encode(["\n"])[0]
         system = []
