@@ -7,8 +7,8 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from metacanvas_jax.mllm import prompt as prompt_module
 from metacanvas_jax.mllm.media import MediaConfig, Patches
-from metacanvas_jax.mllm.qwen2_5_vl import prompt as prompt_module
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL, example
 from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig

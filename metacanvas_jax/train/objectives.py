@@ -9,8 +9,8 @@ Batches are dicts of arrays with the samples first:
 - ``weights`` [b l]: on which tokens the loss of the MLLM counts, and how much.
 
 A batch may hold stored results instead of what they were computed from: the ``context`` of a prompt
-(``train/contexts.py``), and ``latents``, ``source_latents`` [b t h w c] and ``reference_latents`` [b r h w c] instead of
-pixels (``data/latents.py``).
+(``train/contexts.py``), and ``latents``, ``source_latents`` [b t h w c] and ``reference_latents`` [b r h w c] in place
+of pixels (``data/latents.py``).
 """
 
 import dataclasses
