@@ -11,8 +11,12 @@ from dit_support import BACKBONES, draw, finish
 from vae_support import FAST_COMPILE
 
 from metacanvas_jax.connectors.canvas import CanvasConnector, CanvasConnectorConfig
+from metacanvas_jax.metacanvas import MetaCanvas
+from metacanvas_jax.nn.resize import linear_resize
+from metacanvas_jax.paint.sampling import canvas_features
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh, put_batch
 from metacanvas_jax.parallel.rules import shardings
+from metacanvas_jax.types import Plan
 
 MLLM = 12  # width of the MLLM
 jit = functools.partial(jax.jit, compiler_options=FAST_COMPILE)
@@ -89,6 +93,16 @@ def test_trained_canvas_reaches_the_velocity_and_touches_the_grid_only(case):
     assert jax.tree.all(jax.tree.map(np.array_equal, tokens.replace(grid=None), case.tokens.replace(grid=None)))
     velocity = case.finish(tokens, case.text)
     assert np.abs(velocity - case.velocity).max() > 1e-2 * np.abs(case.velocity).max()
+
+
+def test_canvas_features_are_what_the_canvas_adds_whatever_the_task_gives(case):
+    config = CanvasConnectorConfig(case.net.width, vanilla_block=False, dit_block=False)
+    model = MetaCanvas(dit=case.net, canvas_connector=CanvasConnector(config))
+    canvas = jnp.asarray(draw(2, 1, 2, 3, case.net.width, seed=6))
+    apply = jit(functools.partial(model.apply, method=canvas_features))
+    inputs = (case.latents, case.time, Plan(case.text, canvas), case.given)
+    features = apply({"params": {"dit": case.params}}, *inputs)
+    np.testing.assert_allclose(features, linear_resize(canvas, case.tokens.grid.shape[1:4]), atol=1e-5)
 
 
 def test_recomputed_blocks_have_the_same_gradients(case):

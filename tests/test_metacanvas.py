@@ -180,6 +180,12 @@ def test_canvas_fused_before_patchification_is_added_to_the_latents():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_init_makes_the_language_head_that_nothing_reads():
+    config = MllmConfig(dataclasses.replace(LANGUAGE, tied=False))
+    params = jax.eval_shape(make().clone(mllm=Qwen25VL(config)).init, jax.random.key(0), *data())["params"]
+    assert "head" in params["mllm"]["language"]
+
+
 def test_loss_is_the_squared_error_of_the_velocity(model_and_params):
     model, params = model_and_params
     vae = PatchPca(PatchPcaConfig(patch=2, channels=4))

@@ -1,4 +1,4 @@
-"""From prompts to pictures: read once, plan once, then follow the velocity from noise to data and decode."""
+"""From prompts to pictures: encode and plan once, follow the velocity from noise to data, decode."""
 
 import dataclasses
 from collections.abc import Callable
@@ -27,7 +27,7 @@ MAP_TIME = 0.5  # the noise level at which canvas maps are taken (paper, appendi
 
 @struct.dataclass
 class Painted:
-    """Pictures in [-1, 1], and what the canvas connector added to the tokens half-way (None without maps or canvas)."""
+    """Pictures in [-1, 1], and ``canvas_features`` half-way through the steps (None without maps or canvas)."""
 
     pixels: Float[Array, "b t h w 3"]
     canvas: Float[Array, "b t h w d"] | None
@@ -35,7 +35,7 @@ class Painted:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How noise becomes latents. ``guidance`` is the scale of classifier-free guidance; 1 is none, at half the cost."""
+    """How noise becomes latents. ``guidance`` is the guidance scale; 1 turns guidance off and halves the cost."""
 
     schedule: Schedule
     method: Method = "euler"
@@ -54,10 +54,10 @@ def draw(
 ) -> Latents:
     """Latents from noise: ``velocity(latents, time, guide)`` followed along a schedule.
 
-    ``guide`` is what the network is conditioned on, any tree of arrays with the batch in front; ``empty`` is the same
-    of the empty prompt, which guidance needs. With ``first``, the clean latent of an image, every step sees it as its
-    first frame at noise level 0, and so does the result (first-frame image-to-video; diffusers
-    ``pipeline_wan_i2v.py`` with ``expand_timesteps``). ``stop`` is that of ``samplers.sample``.
+    ``guide`` is what the network is conditioned on: any tree of arrays with the batch in front. ``empty`` is the same
+    for the empty prompt; classifier-free guidance needs it. ``first`` is the clean latent of an image (first-frame
+    image-to-video): in every step and in the result it is the first frame, at noise level 0. ``stop`` is that of
+    ``samplers.sample``.
     """
     if recipe.guidance == 1.0:
         bound = lambda z, t: velocity(z, t, guide)  # noqa: E731
@@ -75,22 +75,22 @@ def draw(
 
 
 Paint = Callable[[Params, Batch, MllmInputs, Key[Array, ""]], Painted]
-"""``paint(params, batch, empty, key)``: ``batch`` as in training (``train/objectives.py``), of which ``pixels`` are
-read for a first frame only; ``empty`` is the same without its prompt, for guidance."""
+"""``paint(params, batch, empty, key)``: ``batch`` is as in training (``train/objectives.py``); of its ``pixels`` only a
+first frame is read. ``empty`` are the inputs of the empty prompt, for guidance."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What is painted: the grid of its latents, its task, and how the DiT is told what the task gives it.
+    """What is painted: the grid of its latents and its task.
 
-    ``channels`` and ``told`` (a scale) are those of ``tasks.for_dit``. ``canvas`` False leaves a canvas that the
-    model has out. ``tile`` is the side in latents of the tiles that are decoded one by one (0: all at once).
+    ``channels`` and ``guidance`` are those of ``tasks.for_dit``. ``canvas`` False paints without the model's canvas.
+    ``tile`` is the side, in latents, of the tiles that are decoded one by one (0: all at once).
     """
 
     latents: Grid
     task: str = "text_to_image"
     channels: bool = False
-    told: float | None = None
+    guidance: float | None = None
     canvas: bool = True
     tile: int = 0
 
@@ -98,8 +98,8 @@ class Target:
 def make_paint(model: MetaCanvas, vae: nn.Module, recipe: Recipe, target: Target, *, maps: bool = False) -> Paint:
     """A jitted ``Paint``. ``params`` hold the model's parameters and ``vae``.
 
-    Noise depends on ``key`` alone, so that one key gives one set of noises for any prompts. With guidance 1 the empty
-    prompt is not run. ``maps`` asks for the canvas features, which costs the first half of the steps again.
+    Noise depends on ``key`` only: one key gives the same noise for any prompts. With guidance 1 the empty prompt is not
+    run. ``maps`` also returns the canvas features, which repeats the first half of the steps.
     """
     row = TASKS[target.task]
 
@@ -109,7 +109,7 @@ def make_paint(model: MetaCanvas, vae: nn.Module, recipe: Recipe, target: Target
         noise = jax.random.normal(key, (inputs.tokens.shape[0], *target.latents, vae.channels), jnp.float32)
         latents = given_latents(vae, params["vae"], TaskName(target.task), batch)
 
-        def planned(inputs: MllmInputs) -> Plan:
+        def plan_of(inputs: MllmInputs) -> Plan:
             shape = None if model.canvas is None else canvas_shape(model.canvas.config.shape, target.latents[0])
             plan = model.apply(variables, model.apply(variables, inputs, method="read"), shape, method="plan")
             return plan if target.canvas else plan.replace(canvas=None)
@@ -117,9 +117,9 @@ def make_paint(model: MetaCanvas, vae: nn.Module, recipe: Recipe, target: Target
         def velocity(latents: Latents, time: Time, guide: tuple[Plan, Given]) -> Latents:
             return model.apply(variables, latents, time, *guide, method="velocity")
 
-        plan = planned(inputs)
-        given = for_dit(latents, noise, channels=target.channels, guidance=target.told)
-        nothing = None if recipe.guidance == 1.0 else (planned(empty), given)
+        plan = plan_of(inputs)
+        given = for_dit(latents, noise, channels=target.channels, guidance=target.guidance)
+        nothing = None if recipe.guidance == 1.0 else (plan_of(empty), given)
         first = latents.first if row.first_frame == "clean" else None
         painted = draw(velocity, (plan, given), noise, recipe, empty=nothing, first=first)
         canvas = None
@@ -136,13 +136,13 @@ def make_paint(model: MetaCanvas, vae: nn.Module, recipe: Recipe, target: Target
 def canvas_features(
     model: MetaCanvas, latents: Latents, time: Time, plan: Plan, given: Given
 ) -> Float[Array, "b t h w d"]:
-    """What the canvas connector adds to the patch tokens: the canvas maps of the paper (figure 5)."""
+    """What the canvas connector adds to the patch tokens; the canvas maps of the paper (figure 5) are made of it."""
     bare = model.dit.embed(latents, time, plan.text, given)
     return model.embed(latents, time, plan, given).grid - bare.grid
 
 
 def decode(vae: nn.Module, params: Params, latents: Latents, tile: int = 0) -> Float[Array, "b t h w 3"]:
-    """Float32 pixels of latents, by overlapping tiles of ``tile`` latents a side where they are larger (0: at once)."""
+    """Float32 pixels of latents; latents larger than ``tile`` a side are decoded in overlapping tiles (0: at once)."""
 
     def whole(z: Latents) -> Float[Array, "b t h w 3"]:
         return vae.apply({"params": params}, z, method="decode").astype(jnp.float32)

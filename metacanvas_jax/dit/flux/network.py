@@ -41,8 +41,8 @@ class FluxConfig:
 
     ``pooled`` says where the pooled text vector comes from: ``given`` (``Given.pooled``, CLIP in the reference),
     ``zeros``, or ``learned``: a linear projection of the mean of the context over its unmasked tokens, zero at
-    initialisation and thus equal to ``zeros`` there. ``mask_context`` hides context tokens whose mask is False; the
-    reference attends to its padding, so it is off by default.
+    initialisation and thus equal to ``zeros`` there. With ``mask_context`` text states whose mask is False are not
+    attended to; by default the mask is ignored, because the reference attends to its padding.
     """
 
     latent_channels: int = 16
@@ -154,7 +154,7 @@ class Heads(nn.Module):
 
 
 class Stream(nn.Module):
-    """The part of a double block that image and text tokens each have for themselves."""
+    """The layers of a double block that image and text tokens have separately."""
 
     config: FluxConfig
 
@@ -189,7 +189,7 @@ class Stream(nn.Module):
 
 
 class DoubleBlock(nn.Module):
-    """Image and text streams with weights of their own that meet in one attention, text first."""
+    """Image and text streams with separate weights and one joint attention, text first."""
 
     config: FluxConfig
 
@@ -235,8 +235,8 @@ class MlpUp(nn.Module):
 class JoinedOut(nn.Module):
     """The one linear layer that reads a single block's attention (row 0 of the kernel) and its MLP (the other rows).
 
-    The published kernel is ``[(1 + r) d, d]``. Folded, heads and hidden units are cut at the same places by tensor
-    parallelism, so that neither activations nor weights have to move between devices.
+    The published kernel is ``[(1 + r) d, d]``. Folded like this, tensor parallelism splits heads and hidden units at
+    the same places, so that neither activations nor weights move between devices.
     """
 
     config: FluxConfig

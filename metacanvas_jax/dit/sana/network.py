@@ -32,11 +32,11 @@ class SanaConfig:
 
     ``context_width`` is the width of the text states it reads. ``interpolation_scale`` None means no positional
     embedding (512 and 1024 px: position comes from the depthwise convolutions); otherwise a fixed sine-cosine table
-    made for ``sample_size`` is added. ``caption_norm_init`` is the gain a fresh network starts with (SANA trains with
-    0.01). ``zero_init_out`` starts the last projection and those of the cross-attentions at zero (DiT practice for
-    training from scratch). ``time_scale`` turns noise levels in [0, 1] into the network's timesteps. ``lora`` puts
-    adapters, without dropout, beside the layers of the blocks whose names it targets (of ``PROJECTIONS``).
-    ``unroll`` blocks are compiled apart from each other (``nn/stack.py``).
+    made for ``sample_size`` is added. ``caption_norm_init`` is the gain that a new network starts with (0.01 in the
+    paper). ``zero_init_out`` starts the last projection and the output of the cross-attentions at zero, as is usual
+    when a DiT is trained from scratch. ``time_scale`` turns noise levels in [0, 1] into the network's timesteps.
+    ``lora`` adds adapters, without dropout, to the layers of the blocks that it targets (of ``PROJECTIONS``).
+    ``unroll`` is that of ``nn/stack.py``.
     """
 
     latent_channels: int
@@ -91,7 +91,7 @@ _SANA_1600M = SanaConfig(
 
 
 def sana_1600m(**changes) -> SanaConfig:
-    """SANA 1.6B, 512 px (``sample_size`` matters only with positions)."""
+    """SANA 1.6B, 512 px (``sample_size`` has an effect only with positions)."""
     return dataclasses.replace(_SANA_1600M, **changes)
 
 
@@ -176,12 +176,12 @@ class Sana(DiT):
 def sincos_positions(grid: tuple[int, int], width: int, base: int, scale: float) -> np.ndarray:
     """Fixed embedding ``[y x d]``: columns in the first half, rows in the second, each sines then cosines.
 
-    Cell ``i`` of ``n`` stands at ``i * base / n / scale``. Source: diffusers ``get_2d_sincos_pos_embed``.
+    Cell ``i`` of ``n`` has position ``i * base / n / scale``. Source: diffusers ``get_2d_sincos_pos_embed``.
     """
     frequencies = 10000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width // 4))
 
     def axis(size: int) -> np.ndarray:
-        # The library places cells in float32 and takes sines in float64.
+        # The reference computes positions in float32 and sines in float64.
         at = np.arange(size, dtype=np.float32) / np.float32(size / base) / np.float32(scale)
         angles = at.astype(np.float64)[:, None] * frequencies
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)

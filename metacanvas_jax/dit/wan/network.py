@@ -4,8 +4,8 @@ Sequence: patch tokens ordered frame, row, column. Reference frames stand in fro
 Wan-Animate: frame ``i`` of the references has the rotary time index ``i``, and the noisy frames start at the number of
 reference frames. References are clean: their noise level is 0, and the velocity is returned for the noisy frames only.
 
-The noise level may be given per frame. diffusers takes it per token (``expand_timesteps``); all tokens of a frame share
-it there too, and per frame the modulation is computed ``rows * columns`` times less often.
+The noise level may be given per frame. diffusers takes it per token (``expand_timesteps``), but all tokens of a frame
+have the same one; per frame, the modulation is computed ``rows * columns`` times less often.
 
 Sources: diffusers 0.42.1 ``models/transformers/transformer_wan.py``, ``pipelines/wan/pipeline_wan_i2v.py``;
 Wan-Video/Wan2.2 ``wan/modules/model.py``.
@@ -39,8 +39,8 @@ class WanConfig:
 
     ``extra_channels`` are channels concatenated to the noisy latents (reference, condition and mask latents of
     ``Given.channels``); their input weights start at zero. ``freq`` is the width of the timestep's sinusoid.
-    ``mask_context`` hides context tokens whose mask is False. Without it they are set to zero and attended to, as the
-    reference does with its padding.
+    With ``mask_context`` text states whose mask is False are not attended to. Without it they are set to zero and
+    attended to, as the reference does with its padding.
     """
 
     latent_channels: int = 48
@@ -75,7 +75,7 @@ class WanConfig:
 
     @property
     def rope_axes(self) -> Grid:
-        """Channels of a head that turn with time, row and column."""
+        """Channels of a head that are rotated by time, row and column."""
         space = 2 * (self.head_width // 6)
         return (self.head_width - 2 * space, space, space)
 
@@ -115,7 +115,7 @@ def unpatches(tokens: Float[Array, "b t h w i"], patch: Grid) -> Float[Array, "b
 
 
 def per_token(x: Float[Array, "b f d"], n: int) -> Float[Array, "b m d"]:
-    """Repeats a vector per frame for each of its tokens; one vector for all frames is left to broadcasting."""
+    """Repeats a vector per frame for each of its tokens; one vector for all frames stays as it is, to be broadcast."""
     return x if x.shape[1] == 1 else jnp.repeat(x, n // x.shape[1], axis=1)
 
 
@@ -132,9 +132,9 @@ class Attention(nn.Module):
         rotation: tuple[Float[Array, "1 n f"], Float[Array, "1 n f"]] | None,
         mask: Bool[Array, "b m"] | None,
     ) -> Float[Array, "b n d"]:
-        """Queries of ``x`` read ``source``; ``rotation`` (cosines, sines) turns both."""
+        """``x`` attends to ``source``; ``rotation`` (cosines, sines) makes it self-attention with rotary positions."""
         config = self.config
-        own = rotation is not None  # of one sequence
+        own = rotation is not None
 
         def project(name: str, z: Float[Array, "b k d"]) -> Float[Array, "b k d"]:
             return Dense(config.width, ("embed", "heads"), config.dtype, name=name)(z)
@@ -159,7 +159,7 @@ class Attention(nn.Module):
 
 
 class WanBlock(nn.Module):
-    """Self-attention and MLP modulated by time, cross-attention to the context between them.
+    """Self-attention and MLP modulated by time, with cross-attention to the text between them.
 
     Norms, modulation and the gated residuals are float32 and cast back at each step, as in the reference.
     """

@@ -26,11 +26,11 @@ EXPAND = 4  # width of the feed-forward over that of the stage
 
 @dataclasses.dataclass(frozen=True)
 class DcAeConfig:
-    """Shape of the network. Stages are listed shallow first, each half the size of the one before.
+    """Shape of the network. Stages are listed from the shallowest; each has half the size of the one before.
 
     Stages below ``attention_from`` are made of residual convolutions, the others of linear attention and Mix-FFN.
     ``window`` is the size of the depthwise convolution that gives the attention its second scale. The latents of the
-    transformer are ``scale`` times the network's.
+    transformer are ``scale`` times those of the network.
     """
 
     channels: tuple[int, ...]
@@ -126,8 +126,8 @@ class ConvBlock(nn.Module):
 class MultiscaleAttention(nn.Module):
     """ReLU linear attention over all positions, on the projections and on a blurred copy of them.
 
-    The three projections are thirds of one fused axis. It is cut into heads of ``3 * head_width`` consecutive channels,
-    in each of which the query stands first, then the key, then the value: ``qkv_0`` is not the query.
+    The three projections are thirds of one fused axis, which is cut into heads of ``3 * head_width`` consecutive
+    channels. In each head the query comes first, then the key, then the value: ``qkv_0`` is not the query.
     """
 
     config: DcAeConfig

@@ -23,7 +23,7 @@ EPS = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class KlConfig:
-    """Shape of the network. ``channels`` are the widths of the stages, shallow first, each half the size of the last.
+    """Shape of the network. ``channels`` are the widths of the stages from the shallowest; each has half the size.
 
     An encoder stage has ``blocks`` residual blocks and a decoder stage one more. The transformer's latents are
     ``(mean - shift) * scale``.
@@ -105,7 +105,7 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every position looks at all others with one head as wide as the image has channels."""
+    """Every position attends to all others, with one head as wide as the image has channels."""
 
     config: KlConfig
 
@@ -133,7 +133,7 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels to the mean and log-variance of the posterior, one after the other along the channels."""
+    """Pixels to the mean and the log-variance of the posterior, concatenated along the channels."""
 
     config: KlConfig
 

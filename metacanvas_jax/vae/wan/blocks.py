@@ -62,7 +62,7 @@ def fold(x: Float[Array, "b t h w i"], features: int, time: int, space: int, fir
 def unfold(x: Float[Array, "b t h w i"], features: int, time: int, first: bool) -> Float[Array, "b T H W o"]:
     """The shortcut of an up step: channels repeated, then unfolded to frames, rows and columns.
 
-    Of the first frame of the clip only the last copy stays.
+    Only the last copy of the clip's first frame is kept.
     """
     x = jnp.repeat(x, features * time * 4 // x.shape[-1], axis=-1)
     x = einops.rearrange(x, "b t h w (c u r s) -> b (t u) (h r) (w s) c", u=time, r=2, s=2)
@@ -105,7 +105,7 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every position of a frame looks at that frame with one head as wide as it has channels."""
+    """Every position of a frame attends to that frame, with one head as wide as the frame has channels."""
 
     dtype: Dtype
 
@@ -165,7 +165,7 @@ class Up(nn.Module):
         """``1 + k`` frames of the first chunk become ``1 + 2 k``, ``k`` of a later one ``2 k``."""
         width, axes, now = x.shape[-1], (None, "embed"), {}
         if self.time:
-            # The clip's first frame passes, and the frames after it do not see it: their past begins with zeros.
+            # The clip's first frame is passed on, and the frames after it do not read it: their past begins with zeros.
             start = 0 if past else 1
             y, now["time"] = remember(x[:, start:], past.get("time"), 2)
             y = Conv(2 * width, (3, 1, 1), self.dtype, padding=INSIDE, axes=axes, name="time")(y)

@@ -28,9 +28,10 @@ PATCH = 2  # pixels folded into channels before the first convolution, along row
 class WanVaeConfig:
     """Shape of the network.
 
-    ``multipliers`` give the widths of the stages, shallow first, in ``encoder_width`` and ``decoder_width``;
-    ``halve_time`` says which down steps of the encoder halve the frames too. An encoder stage has ``blocks`` residual
-    blocks, a decoder stage one more. The transformer's latents are ``(mean - latent_mean) / latent_std``, by channel.
+    ``multipliers`` are the widths of the stages from the shallowest, in units of ``encoder_width`` and
+    ``decoder_width``; ``halve_time`` says which down steps of the encoder halve the frames too. An encoder stage has
+    ``blocks`` residual blocks, a decoder stage one more. The transformer's latents are ``(mean - latent_mean) /
+    latent_std``, by channel.
 
     ``chunk`` is how many latent frames are coded at a time; the finest stages of the decoder then take one frame of
     pixels at a time. 0 codes a whole clip at once.
@@ -123,8 +124,8 @@ def in_chunks(
 ) -> tuple[Float[Array, "b T H W o"], Past]:
     """``run(network, x, past)`` on ``size`` frames at a time, under a scan.
 
-    The clip's first frame, which may need another shape than the others, and what division by ``size`` leaves over make
-    a first chunk of their own.
+    The clip's first frame, which may have another shape than the others, and the remainder of a division by ``size``
+    make a first chunk of their own.
     """
     count = (x.shape[1] - (0 if past else 1)) // size
     head, parts = x.shape[1] - count * size, []
