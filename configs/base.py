@@ -35,16 +35,19 @@ VIDEO = {"dtype": "bfloat16", "remat": "attention"}
 
 
 def section(defaults, **changes) -> ConfigDict:
-    """A dataclass as a section of a config, with every field in sight, and ``changes`` on top."""
+    """A section of a config: all fields of a dataclass, or of its defaults where a class is given, and ``changes``.
+
+    Of a class, fields without a default are None. Those of the connectors are derived when the config is read.
+    """
     return ConfigDict(_fields(defaults) | changes)
 
 
 def _fields(defaults) -> dict[str, Any]:
-    """Fields by name. An unset number or word stays one that the command line can set."""
+    """Fields by name. A number or a word that is None can be set on the command line."""
     values = {}
-    for name, hint in get_type_hints(type(defaults)).items():
-        value = getattr(defaults, name)
-        kinds = [kind for kind in get_args(hint) if kind in (bool, int, float, str)]
+    for name, hint in get_type_hints(defaults if isinstance(defaults, type) else type(defaults)).items():
+        value = getattr(defaults, name, None)
+        kinds = [kind for kind in (hint, *get_args(hint)) if kind in (bool, int, float, str)]
         if dataclasses.is_dataclass(value):
             values[name] = _fields(value)
         elif value is None and kinds:
@@ -98,14 +101,14 @@ def gemma() -> ConfigDict:
     return section(schema.TextSection(encoder, weights=f"{folder}/text_encoder", tokenizer=f"{folder}/tokenizer"))
 
 
-def canvas_connector(width: int, **changes) -> ConfigDict:
-    """The paper's canvas connector for a DiT of this width."""
-    return section(CanvasConnectorConfig(width, dtype="bfloat16"), **changes)
+def canvas_connector(**changes) -> ConfigDict:
+    """The paper's canvas connector; its widths are those of the DiT."""
+    return section(CanvasConnectorConfig, dtype="bfloat16", **changes)
 
 
-def context_connector(width: int, **changes) -> ConfigDict:
-    """The paper's context connector for a DiT that reads states of this width."""
-    return section(ContextConnectorConfig(width, dtype="bfloat16"), **changes)
+def context_connector(**changes) -> ConfigDict:
+    """The paper's context connector; its output has the width of the states that the DiT reads."""
+    return section(ContextConnectorConfig, dtype="bfloat16", **changes)
 
 
 def training(steps: int, batch: int, rules: tuple[tuple[str, str], ...]) -> ConfigDict:

@@ -29,6 +29,4 @@ def get_config(variant: str = "") -> ConfigDict:
         config.canvas_connector.vanilla_block = False
     if name == "before_patchify":
         config.canvas_connector.fuse = "before_patchify"
-        with config.ignore_type():
-            config.canvas_connector.latent_channels = config.dit.latent_channels
     return tiny.shrink(config, miniature) if miniature else config

@@ -45,9 +45,9 @@ def get_config(variant: str = "") -> ConfigDict:
     if canvas:
         config.mllm.language.remat = "none"  # what 1,024 canvas tokens leave in the MLLM has room
         config.canvas = base.section(CanvasConfig(rows=32, columns=32))
-        config.canvas_connector = base.canvas_connector(dit.width)
+        config.canvas_connector = base.canvas_connector()
     # The sizes of UniWorld-V1's connector, which the paper starts from.
-    config.context_connector = base.context_connector(dit.context_width, hidden=12288, activation="silu")
+    config.context_connector = base.context_connector(hidden=12288, activation="silu")
     config.buckets = base.buckets(Bucket("image_editing", (512, 512), length=384))
     config.sources = base.sources(
         SourceSection("parquet", f"{base.DATA}/OmniEdit/*.parquet", "image_editing", weight=0.9, max_skips=1000),

@@ -91,12 +91,11 @@ def understanding(config: ConfigDict) -> ConfigDict:
 
 def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
     """SANA from scratch under a frozen MLLM."""
-    width = 128
     steps = 2700
     if canvas:
         config.canvas = base.section(CanvasConfig(rows=4, columns=4))
-        config.canvas_connector = base.section(CanvasConnectorConfig(width=width, vanilla_ratio=2.0, mlp_ratio=1.5))
-    config.context_connector = base.section(ContextConnectorConfig(out_width=width, expansion=2, dropout=0.0))
+        config.canvas_connector = base.section(CanvasConnectorConfig, vanilla_ratio=2.0, mlp_ratio=1.5)
+    config.context_connector = base.section(ContextConnectorConfig, expansion=2, dropout=0.0)
     config.dit = base.section(
         SanaConfig(
             latent_channels=64,
@@ -105,7 +104,7 @@ def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
             cross_heads=2,
             layers=4,
             mlp_ratio=1.5,
-            context_width=width,
+            context_width=128,
             caption_norm_init=1.0,
             zero_init_out=True,
             unroll=4,

@@ -18,8 +18,6 @@ from ml_collections import ConfigDict
 
 from configs import base
 from metacanvas_jax.config import networks, schema
-from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
-from metacanvas_jax.connectors.context import ContextConnectorConfig
 from metacanvas_jax.dit.flux.network import FluxConfig
 from metacanvas_jax.dit.sana.network import SanaConfig
 from metacanvas_jax.dit.wan.network import WanConfig
@@ -78,10 +76,9 @@ def get_config(folders: str = "") -> ConfigDict:
         rows, columns = (side // vae.spatial // patch for side, patch in zip(bucket.size, patch_of(dit), strict=True))
         config.canvas = base.section(CanvasConfig(rows, columns, keyframes=1 if bucket.frames == 1 else 3))
         heads = {"vanilla_head_width": math.gcd(dit.width, 64), "head_width": math.gcd(dit.width, 32)}
-        config.canvas_connector = base.section(CanvasConnectorConfig(dit.width, dtype=DTYPE, **heads))
+        config.canvas_connector = base.canvas_connector(**heads)
         if not own_text:
-            connector = ContextConnectorConfig(out_width=dit.context_width, dtype=DTYPE)
-            config.context_connector = base.section(connector)
+            config.context_connector = base.context_connector()
     new = ["canvas", "canvas_connector", *([] if own_text else ["context_connector"])]
     new += ["dit/pool"] if kind == "flux" else []
     config.train.rules = ((f"({'|'.join(new)})/.*", "train"), (".*", "freeze")) if mllm else ((".*", "freeze"),)

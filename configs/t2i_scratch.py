@@ -43,10 +43,10 @@ def get_config(variant: str = "") -> ConfigDict:
         config.text.reads_prompt = name != "canvas_only"
     if name in ("canvas", "canvas_only"):
         config.canvas = base.section(CanvasConfig(rows=16, columns=16))
-        config.canvas_connector = base.canvas_connector(dit.width)
+        config.canvas_connector = base.canvas_connector()
     if name in ("metaquery", "text_metaquery"):
         config.queries = base.section(QueriesConfig(256, after_context=False))
-        config.context_connector = base.context_connector(dit.context_width)
+        config.context_connector = base.context_connector()
     config.buckets = base.buckets(Bucket("text_to_image", (512, 512), length=256))
     config.sources = base.sources(SourceSection("webdataset", f"{base.DATA}/BLIP3o-60k/*.tar", max_skips=100))
     config.time = base.section(TimeConfig(shift=3.0))  # SANA's recipe

@@ -125,12 +125,10 @@ def networks(config: ConfigDict, kind: str) -> None:
     config.vae_weights = f"{CACHE}/vae_{PATCH[kind]}"
     if config.get("canvas") is not None:
         config.canvas.update({"rows": 5, "columns": 5})
-        tiny = {"width": WIDTH, "vanilla_head_width": 32, "vanilla_ratio": 2.0, "mlp_ratio": 1.5, "dtype": "float32"}
+        tiny = {"vanilla_head_width": 32, "vanilla_ratio": 2.0, "mlp_ratio": 1.5, "dtype": "float32"}
         config.canvas_connector.update(tiny)
-        if config.canvas_connector.latent_channels is not None:
-            config.canvas_connector.latent_channels = channels
     if config.get("context_connector") is not None:
-        config.context_connector.update({"out_width": WIDTH, "hidden": None, "dtype": "float32"})
+        config.context_connector.update({"hidden": None, "dtype": "float32"})
     if config.get("queries") is not None:
         config.queries.count = 8
 

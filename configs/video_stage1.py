@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.vae = base.section(WAN22_VAE, kind="wan", dtype="bfloat16")
     config.vae_weights = f"{FOLDER}/vae"
     config.mllm = base.qwen("7B")
-    config.context_connector = base.context_connector(dit.context_width)
+    config.context_connector = base.context_connector()
     config.buckets = base.buckets(Bucket("text_to_image", SIZE, weight=0.8), Bucket("reconstruction", SIZE, weight=0.2))
     config.sources = base.sources(
         *(SourceSection("records", f"{base.DATA}/images", task, max_skips=1000) for task in TASKS)

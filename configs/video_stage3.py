@@ -61,7 +61,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.mesh.whole = ("mllm",)
         config.mllm.language.remat = "none"
         config.canvas = base.section(CanvasConfig(11, 20, keyframes, spacing=spacing))
-        config.canvas_connector = base.canvas_connector(dit.width)
+        config.canvas_connector = base.canvas_connector()
     videos = {"size": SIZE, "frames": FRAMES, "fps": FPS, "batch": CHIPS}
     config.buckets = base.buckets(
         Bucket("text_to_image", SIZE, weight=0.05),

@@ -20,11 +20,11 @@ def test_every_variant_of_the_miniature_becomes_an_experiment(variant):
 
 
 def test_overrides_reach_the_dataclasses():
-    config = load_config("configs/miniature.py", ["--config.dit.layers=7", "--config.canvas.keyframes=3"])
+    config = load_config("configs/miniature.py", ["--config.dit.layers=7", "--config.canvas.rows=3"])
     built = experiment(config)
     assert isinstance(built.dit, SanaConfig)
     assert built.dit.layers == 7
-    assert built.canvas.shape == (3, 4, 4)
+    assert built.canvas.shape == (1, 3, 4)
 
 
 def test_a_number_that_is_unset_can_be_set():
@@ -50,7 +50,6 @@ def test_config_survives_json(overrides):
         (lambda c: c.__setitem__("canvas", None), "'canvas' and 'canvas_connector' come together"),
         (lambda c: c.__setitem__("vae", None), "needs the section 'vae'"),
         (lambda c: c.__setitem__("objective", "dream"), "objective is 'dream', expected one of 'paint', 'understand'"),
-        (lambda c: c.canvas.__setitem__("rows", 0), "canvas: a canvas needs at least one keyframe"),
         (lambda c: c.sampler.__setitem__("method", "ddim"), "sampler.method is 'ddim'"),
         (
             lambda c: c.optimizer.__setitem__("schedule", "step"),
@@ -68,6 +67,209 @@ def test_a_wrong_config_is_one_line_that_names_the_key(change, message):
         experiment(config)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+MINI, T2I = "configs/miniature.py", "configs/t2i_scratch.py:canvas.miniature"
+EDIT, VIDEO = "configs/image_editing.py:canvas.miniature", "configs/video_stage3.py:miniature"
+TEXT, TEACH = "configs/t2i_scratch.py:text.miniature", "configs/miniature.py:mllm"
+
+
+def changed(file, change):
+    """A config with values by dotted key in place of its own."""
+    config = load_config(file, [])
+    with config.ignore_type():
+        for key, value in change.items():
+            config.update_from_flattened_dict({key: value})
+    return config
+
+
+def refused(file, change, message):
+    with pytest.raises(UserError) as caught:
+        experiment(changed(file, change))
+    assert str(caught.value).startswith(f"config: {message}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (MINI, {"dit.dtype": "bf16"}, "dit.dtype is 'bf16', expected one of 'float32', 'bfloat16'"),
+        (MINI, {"mllm.language.dtype": "float16"}, "mllm.language.dtype is 'float16', expected one of"),
+        (T2I, {"text.encoder.dtype": "bf16"}, "text.encoder.dtype is 'bf16', expected one of"),
+        (MINI, {"train.frozen_dtype": "int7"}, "train.frozen_dtype is 'int7', expected one of"),
+        (MINI, {"dit.remat": "some"}, "dit.remat is 'some', expected one of 'none', 'dots'"),
+        (MINI, {"mllm.language.remat": "some"}, "mllm.language.remat is 'some', expected one of"),
+        (MINI, {"mllm.vision.remat": "some"}, "mllm.vision.remat is 'some', expected one of"),
+        (MINI, {"dit.qk_norm": "rms"}, "dit.qk_norm is 'rms', expected one of 'across_heads'"),
+        (EDIT, {"dit.pooled": "clip"}, "dit.pooled is 'clip', expected one of 'given', 'zeros', 'learned'"),
+        (MINI, {"canvas_connector.fuse": "late"}, "canvas_connector.fuse is 'late', expected one of"),
+        (MINI, {"context_connector.activation": "relu"}, "context_connector.activation is 'relu', expected one"),
+        (MINI, {"canvas.dims": 4}, "canvas.dims is 4, expected one of 1, 2, 3"),
+        (MINI, {"time.kind": "normal"}, "time.kind is 'normal', expected one of 'uniform', 'logit_normal'"),
+        (MINI, {"optimizer.schedule": "step"}, "optimizer.schedule is 'step', expected one of 'constant'"),
+        (MINI, {"mesh.across_slices": "tensor"}, "mesh.across_slices is 'tensor', expected one of 'data', 'fsdp'"),
+        (MINI, {"mesh.whole": ("dit",)}, "mesh.whole[0] is 'dit', expected one of 'mllm', 'vae', 'text'"),
+        (
+            MINI,
+            {"train.rules": ((".*", "thaw"),)},
+            "train.rules[0][1] is 'thaw', expected one of 'train', 'freeze'",
+        ),
+    ],
+)
+def test_a_word_that_is_none_of_the_choices_is_refused(file, change, message):
+    refused(file, change, message)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (MINI, {"dit.heads": 0}, "dit.heads is 0, expected at least 1"),
+        (MINI, {"dit.layers": 0}, "dit.layers is 0, expected at least 1"),
+        (MINI, {"dit.patch": 0}, "dit.patch is 0, expected at least 1"),
+        (VIDEO, {"dit.patch": (1, 0, 2)}, "dit.patch[1] is 0, expected at least 1"),
+        (MINI, {"mllm.language.heads": 0}, "mllm.language.heads is 0, expected at least 1"),
+        (MINI, {"mllm.vision.patch": 0}, "mllm.vision.patch is 0, expected at least 1"),
+        (MINI, {"vae.patch": 0}, "vae.patch is 0, expected at least 1"),
+        (MINI, {"canvas.rows": 0}, "canvas.rows is 0, expected at least 1"),
+        (T2I, {"text.length": 0}, "text.length is 0, expected at least 1"),
+        (T2I, {"text.encoder.kv_heads": 0}, "text.encoder.kv_heads is 0, expected at least 1"),
+        (MINI, {"seed": -1}, "seed is -1, expected at least 0"),
+        (MINI, {"train.batch": True}, "train.batch is True (bool), expected int"),
+        (MINI, {"train.accumulate": 0}, "train.accumulate is 0, expected at least 1"),
+        (MINI, {"sampler.guidance": float("nan")}, "sampler.guidance is nan, expected a finite number"),
+        (MINI, {"sampler.shift": 0.0}, "sampler: the shift of a schedule must be positive"),
+        (MINI, {"data.caption_dropout": 1.5}, "data: caption_dropout is 1.5, expected a share between 0 and 1"),
+        (MINI, {"mllm.buckets": ()}, "mllm.buckets is empty"),
+    ],
+)
+def test_a_number_out_of_range_is_refused(file, change, message):
+    refused(file, change, message)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (MINI, {"canvas_connector.width": 64}, "canvas_connector.width is 64, but dit.width is 128"),
+        (MINI, {"context_connector.out_width": 64}, "context_connector.out_width is 64, but dit.context_width is"),
+        (
+            T2I,
+            {"canvas_connector.fuse": "before_patchify", "canvas_connector.latent_channels": 7},
+            "canvas_connector.latent_channels is 7, but dit.latent_channels is 32",
+        ),
+        (
+            MINI,
+            {"context_connector.in_width": 64},
+            "context_connector.in_width is 64, expected 128, like mllm.lang",
+        ),
+        (
+            MINI,
+            {"mllm.vision.out_width": 64},
+            "mllm.vision.out_width is 64, expected 128, like mllm.language.width",
+        ),
+        (
+            MINI,
+            {"dit.latent_channels": 32},
+            "dit.latent_channels is 32, expected 64, like the channels of the auto",
+        ),
+        (T2I, {"text.encoder.width": 32}, "dit.context_width is 64, expected 32, like text.encoder.width"),
+        (EDIT, {"dit_guidance": None}, "dit_guidance is None, but this DiT reads a guidance scale"),
+        (EDIT, {"dit.guidance": False}, "dit_guidance is 1.0, but this DiT reads no guidance scale"),
+        (MINI, {"dit_guidance": 3.5}, "dit_guidance is 3.5, but this DiT reads no guidance scale"),
+        (EDIT, {"dit.pooled": "given"}, "dit.pooled is 'given', but no run computes a pooled text vector"),
+        (MINI, {"train.rules": ((".*", "train"),)}, "train.rules: '.*' trains mllm/"),
+        (
+            MINI,
+            {"train.rules": (("(mllm|dit)/language.*", "train"), (".*", "freeze"))},
+            "train.rules: '(mllm|dit)/",
+        ),
+        (
+            TEXT,
+            {"train.rules": (("text/.*|dit/.*", "train"), (".*", "freeze"))},
+            "train.rules: 'text/.*|dit/.*' trains",
+        ),
+        (MINI, {"train.rules": (("(", "train"),)}, "train.rules[0]: '(' is not a regular expression"),
+        (MINI, {"train.accumulate": 3}, "train.accumulate 3 does not divide the batch of 40 samples"),
+        (T2I, {"sources": ()}, None),
+        (
+            T2I,
+            {"sources": ({"kind": "edits", "task": "image_editing"},)},
+            "no source has the task 'text_to_image'",
+        ),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(file, change, message):
+    if message is None:
+        experiment(changed(file, change))
+    else:
+        refused(file, change, message)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (EDIT, {"sampler.shift": 3.0}, "sampler.shift has no effect: this schedule derives it"),
+        (MINI, {"canvas.keyframes": 3}, "canvas.keyframes has no effect: this DiT makes images only"),
+        (MINI, {"canvas.dims": 1, "canvas.rope": False}, "canvas.dims has no effect: canvas.rope is False"),
+        (TEXT, {"mllm.context_cache": "somewhere"}, "mllm.context_cache has no effect: no canvas, queries or context"),
+        (TEXT, {"mllm.language.lora": {"rank": 4, "alpha": 4.0}}, "mllm.language.lora has no effect: adapters act on"),
+        (T2I, {"data.picture_weight": 0.5}, "data.picture_weight has no effect: samples come from the sources"),
+        (MINI, {"data.pictures_path": "there"}, "data.pictures_path has no effect: data.picture_weight is 0"),
+        (MINI, {"canvas_connector.latent_channels": 64}, "canvas_connector.latent_channels has no effect"),
+        (MINI, {"context_connector.hidden": 64}, "context_connector.expansion has no effect"),
+        (VIDEO, {"time.mean": 1.0}, "time.mean has no effect: time.kind is 'uniform'"),
+        (
+            T2I,
+            {"optimizer.total_steps": 9},
+            "optimizer.total_steps has no effect: optimizer.schedule is 'constant'",
+        ),
+        (T2I, {"optimizer.final_fraction": 0.1}, "optimizer.final_fraction has no effect"),
+        (T2I, {"optimizer.warmup_steps": 0}, "optimizer.warmup_from has no effect: there is no warm-up"),
+        (T2I, {"train.keep_best": 1}, "train.keep_best has no effect: train.evaluate_every is 0"),
+        (MINI, {"recall": 4}, "recall has no effect: it belongs to objective 'understand'"),
+        (TEACH, {"mllm.weights": "somewhere"}, "mllm.weights has no effect: objective 'understand' trains the MLLM"),
+        (TEACH, {"canvas": {"rows": 1, "columns": 1}}, "canvas has no effect: objective 'understand' trains"),
+        (TEACH, {"recall": 0}, "recall_within has no effect: recall is 0"),
+        (TEXT, {"mllm.vision": None}, "mllm.image_tokens has no effect: no mllm.vision"),
+        (
+            T2I,
+            {"sources": ({"kind": "scenes", "split": "test"},)},
+            "sources[0]: split has no effect on a source of",
+        ),
+        (
+            T2I,
+            {"sources": ({"kind": "scenes", "cache": "here"},)},
+            "sources[0]: cache has no effect on a source of",
+        ),
+        (
+            T2I,
+            {"sources": ({"kind": "scenes", "columns": (("prompt", "text"),)},)},
+            "sources[0]: columns have no effect on a source of kind 'scenes'",
+        ),
+    ],
+)
+def test_a_value_without_an_effect_is_refused(file, change, message):
+    refused(file, change, message)
+
+
+@pytest.mark.parametrize("file", [MINI, "configs/connector_ablation.py:before_patchify", EDIT])
+def test_widths_of_connectors_follow_from_the_networks(file):
+    config = load_config(file, [])
+    built = experiment(config)
+    derived = {
+        "canvas_connector.width": built.dit.width,
+        "context_connector.out_width": built.dit.context_width,
+        "canvas_connector.latent_channels": built.dit.latent_channels,
+    }
+    if built.canvas_connector.fuse == "after_patchify":
+        assert built.canvas_connector.latent_channels is None
+        del derived["canvas_connector.latent_channels"]
+    if built.context_connector is None:
+        del derived["context_connector.out_width"]
+    for key, size in derived.items():
+        section, name = key.split(".")
+        assert config[section].get(name) is None
+        assert getattr(getattr(built, section), name) == size
+    assert experiment(changed(file, derived)) == built  # as older versions wrote them
 
 
 def test_config_files_import_those_beside_them(tmp_path, monkeypatch):

@@ -93,7 +93,6 @@ def test_mrope_turns_contiguous_sections_with_time_height_and_width():
         ({"rope_sections": (2, 3, 4)}, "must sum to 8"),
         ({"kv_heads": 3, "heads": 4}, "not a multiple of kv_heads 3"),
         ({"heads": 3, "kv_heads": 3}, "width 16 is not a multiple of heads 3"),
-        ({"remat": "sometimes"}, "remat must be one of"),
     ],
 )
 def test_mrope_and_decoder_sizes_that_do_not_fit_are_refused(change, message):

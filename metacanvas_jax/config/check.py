@@ -1,17 +1,38 @@
-"""What is wrong with an experiment as a whole. All of it is found before anything is built or read."""
+"""Sections of an experiment that contradict each other. They are refused before anything is built or read."""
 
+import re
+from collections.abc import Iterator
+
+from metacanvas_jax.config.ignored import refuse_ignored
 from metacanvas_jax.config.networks import autoencoder, transformer
 from metacanvas_jax.config.schema import Experiment
-from metacanvas_jax.dit.flux.network import FluxConfig
-from metacanvas_jax.dit.wan.network import WanConfig
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
 from metacanvas_jax.tasks import TASKS, Bucket
+from metacanvas_jax.weights import published
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError that names the key which is missing, or which contradicts another."""
+    """Raises UserError that names the key which is missing, contradicts another one or has no effect."""
+    if not experiment.mllm.buckets:
+        raise UserError("config: mllm.buckets is empty, expected the lengths that prompts are padded to")
+    vision, language = experiment.mllm.vision, experiment.mllm.language
+    if vision is not None:
+        _same("mllm.vision.out_width", vision.out_width, "mllm.language.width", language.width)
+    for i, (regex, _) in enumerate(experiment.train.rules):
+        try:
+            re.compile(regex)
+        except re.error as error:
+            raise UserError(f"config: train.rules[{i}]: {regex!r} is not a regular expression: {error}") from error
     if experiment.objective == "paint":
         _check_painter(experiment)
+    for bucket in experiment.shapes:
+        if bucket.batch % experiment.train.accumulate:
+            raise UserError(
+                f"config: train.accumulate {experiment.train.accumulate} does not divide the batch of {bucket.batch} "
+                f"samples ({bucket.task})"
+            )
+    refuse_ignored(experiment)
 
 
 def _check_painter(experiment: Experiment) -> None:
@@ -24,27 +45,76 @@ def _check_painter(experiment: Experiment) -> None:
         raise UserError("config: 'canvas' and 'canvas_connector' come together; one of them is None")
     if experiment.queries is not None and experiment.context_connector is None:
         raise UserError("config: 'queries' reach the DiT through the 'context_connector', which is None")
-    vae = autoencoder(experiment)
-    if experiment.given_channels and experiment.dit.extra_channels != vae.channels + 1:
-        raise UserError(
-            f"config: dit.extra_channels is {experiment.dit.extra_channels}, expected {vae.channels + 1}: the latent's "
-            f"{vae.channels} channels and a mask"
-        )
+    _check_widths(experiment)
+    _check_guidance(experiment)
     for i, bucket in enumerate(experiment.shapes):
         check_bucket(experiment, bucket, f"config: buckets[{i}] ({bucket.task})")
+        if experiment.sources and bucket.task not in {source.task for source in experiment.sources}:
+            raise UserError(f"config: no source has the task {bucket.task!r}, which a bucket draws")
+    if not any(bucket.weight for bucket in experiment.shapes):
+        raise UserError("config: no bucket has a weight above zero")
+    for path in _frozen_paths(experiment):
+        rule = next(((regex, action) for regex, action in experiment.train.rules if re.fullmatch(regex, path)), None)
+        if rule is not None and rule[1] == "train":
+            raise UserError(
+                f"config: train.rules: {rule[0]!r} trains {path}; the MLLM and the text encoder are frozen, only "
+                "adapters of the MLLM can train"
+            )
+
+
+def _check_widths(experiment: Experiment) -> None:
+    dit, vae, context = experiment.dit, autoencoder(experiment), experiment.context_connector
+    _same("dit.latent_channels", dit.latent_channels, "the channels of the autoencoder (vae)", vae.channels)
+    if experiment.text is not None:
+        _same("dit.context_width", dit.context_width, "text.encoder.width", experiment.text.encoder.width)
+    if context is not None and context.in_width is not None:
+        language = experiment.mllm.language
+        _same("context_connector.in_width", context.in_width, "mllm.language.width", language.width)
+    if experiment.given_channels and dit.extra_channels != vae.channels + 1:
+        raise UserError(
+            f"config: dit.extra_channels is {dit.extra_channels}, expected {vae.channels + 1}: the latent's "
+            f"{vae.channels} channels and a mask"
+        )
+
+
+def _same(key: str, value: int, other: str, expected: int) -> None:
+    if value != expected:
+        raise UserError(f"config: {key} is {value}, expected {expected}, like {other}")
+
+
+def _check_guidance(experiment: Experiment) -> None:
+    reads, given = getattr(experiment.dit, "guidance", False), experiment.dit_guidance
+    if reads and given is None:
+        raise UserError("config: dit_guidance is None, but this DiT reads a guidance scale (dit.guidance is True)")
+    if not reads and given is not None:
+        raise UserError(f"config: dit_guidance is {given}, but this DiT reads no guidance scale")
+    if getattr(experiment.dit, "pooled", None) == "given":
+        raise UserError("config: dit.pooled is 'given', but no run computes a pooled text vector: 'zeros' or 'learned'")
+
+
+def _frozen_paths(experiment: Experiment) -> Iterator[str]:
+    """Paths of the parameters of the MLLM and of the text encoder, without adapters."""
+    parts = {}
+    if experiment.uses_mllm:
+        parts["mllm"] = MllmConfig(experiment.mllm.language, experiment.mllm.vision)
+    if experiment.text is not None:
+        parts["text"] = experiment.text.encoder
+    for part, config in parts.items():
+        kind = next(kind for kind in published.KINDS.values() if kind.config is type(config))
+        yield from (f"{part}/{entry.path}" for entry in kind.table(config))
 
 
 def check_bucket(experiment: Experiment, bucket: Bucket, where: str) -> None:
     """Raises UserError, beginning with ``where``, for a shape or a task that the networks cannot have."""
-    vae, patch, task = autoencoder(experiment), transformer(experiment).patch, TASKS[bucket.task]
-    rows, columns = vae.spatial * patch[1], vae.spatial * patch[2]
+    vae, dit, task = autoencoder(experiment), transformer(experiment), TASKS[bucket.task]
+    rows, columns = vae.spatial * dit.patch[1], vae.spatial * dit.patch[2]
     if bucket.size[0] % rows or bucket.size[1] % columns:
         raise UserError(f"{where}: {bucket.size} pixels are no multiples of {rows} x {columns} (latent and patch)")
     if (bucket.frames - 1) % vae.temporal:
         raise UserError(f"{where}: expected 1 + {vae.temporal} k frames, found {bucket.frames}")
-    if bucket.frames > 1 and not isinstance(experiment.dit, WanConfig):
+    if bucket.frames > 1 and not dit.videos:
         raise UserError(f"{where}: this DiT makes images only")
-    if task.vae == "source" and not experiment.given_channels and not isinstance(experiment.dit, FluxConfig):
-        raise UserError(f"{where}: the DiT has no way to read a source; Wan needs dit.extra_channels")
+    if task.vae == "source" and not dit.given_channels and (dit.videos or not dit.references):
+        raise UserError(f"{where}: the DiT cannot read a source; a DiT of videos reads it through dit.extra_channels")
     if task.mllm != "nothing" and experiment.uses_mllm and experiment.mllm.vision is None:
-        raise UserError(f"{where}: the MLLM must see, but mllm.vision is None")
+        raise UserError(f"{where}: the MLLM reads images or videos in this task, but mllm.vision is None")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -15,6 +17,14 @@ from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import PRESETS
 
+# These whole numbers may be 0, which turns something off or counts from there; all others are sizes and at least 1.
+MAY_BE_ZERO = (
+    *("seed", "threads", "recall", "references", "max_skips", "warmup_steps", "keep_best"),
+    *("log_every", "checkpoint_every", "preview_every", "evaluate_every"),
+    *("per_category", "per_category_held_out", "during_training"),
+    *("extra_channels", "chunk", "attention_from", "full_attention_layers", "rope_sections"),
+)
+
 
 def experiment(config: ConfigDict) -> Experiment:
     """The validated form of a config. Raises UserError that names the key, what was found and what was expected."""
@@ -24,9 +34,26 @@ def experiment(config: ConfigDict) -> Experiment:
             values[section] = _chosen(values[section], table, section)
     if isinstance(values.get("mesh"), Mapping):
         values["mesh"] = _mesh(values["mesh"])
+    if values.get("dit") is not None:
+        _derive(values)
     built = _dataclass(Experiment, values, "")
     check(built)
     return built
+
+
+def _derive(values: dict[str, Any]) -> None:
+    """Fills in the sizes of connectors, which follow from the DiT. Configs of older versions state them."""
+    dit, canvas = values["dit"], values.get("canvas_connector")
+    follow = [("canvas_connector", "width", "width"), ("context_connector", "out_width", "context_width")]
+    if isinstance(canvas, Mapping) and canvas.get("fuse") == "before_patchify":
+        follow.append(("canvas_connector", "latent_channels", "latent_channels"))
+    for section, name, source in follow:
+        if not isinstance(values.get(section), Mapping):
+            continue
+        given, size = values[section].get(name), getattr(dit, source)
+        if given not in (None, size):
+            raise UserError(f"config: {section}.{name} is {given}, but dit.{source} is {size}; it can be left out")
+        values[section] = {**values[section], name: size}
 
 
 def _chosen(values: Mapping[str, Any], table: dict[str, tuple[type, type]], section: str) -> Any:
@@ -82,7 +109,19 @@ def _value(hint: Any, value: Any, key: str) -> Any:
             raise UserError(f"config: {key} is {value!r}, expected one of {', '.join(map(repr, arguments))}")
         return value
     if hint is float and type(value) is int:
-        return float(value)
-    if hint is not Any and isinstance(hint, type) and not isinstance(value, hint):
+        value = float(value)
+    if hint is Any or not isinstance(hint, type):
+        return value
+    if not isinstance(value, hint) or isinstance(value, bool) != (hint is bool):
         raise UserError(f"config: {key} is {value!r} ({type(value).__name__}), expected {hint.__name__}")
+    if hint is float and not math.isfinite(value):
+        raise UserError(f"config: {key} is {value}, expected a finite number")
+    if hint is int and value < _least(key):
+        raise UserError(f"config: {key} is {value}, expected at least {_least(key)}")
     return value
+
+
+def _least(key: str) -> int:
+    """The smallest value of a whole number."""
+    section, _, name = re.sub(r"\[\d+\]", "", key).rpartition(".")
+    return -1 if section == "mesh" else 0 if name in MAY_BE_ZERO else 1

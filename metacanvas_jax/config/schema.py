@@ -13,6 +13,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
+from metacanvas_jax.nn.layers import Dtype
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.text.gemma2.network import Gemma2Config
@@ -69,6 +70,12 @@ class DataSection:
     in_memory: bool = True
     max_skips: int = 0  # corrupt records to pass over before stopping
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a share outside of [0, 1]."""
+        for name in ("picture_weight", "caption_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplerSection:
@@ -79,6 +86,10 @@ class SamplerSection:
     steps: int = 24
     shift: float = 2.0
     guidance: float = 1.5
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a shift that the schedule cannot have."""
+        self.make(tokens=1)
 
     def make(self, tokens: int) -> schedules.Schedule:
         """The noise levels; ``tokens`` is the number of latent tokens, which only FLUX's schedule asks for."""
@@ -129,10 +140,10 @@ class TrainSection:
 
     steps: int
     batch: int
-    rules: tuple[tuple[str, str], ...]
+    rules: tuple[tuple[str, Literal["train", "freeze"]], ...]
     accumulate: int = 1
     ema: float | None = 0.99
-    frozen_dtype: str = "bfloat16"
+    frozen_dtype: Dtype = "bfloat16"
     log_every: int = 20
     checkpoint_every: int = 500
     keep_last: int = 2

@@ -94,6 +94,11 @@ class SourceSection:
             raise ValueError(f"latents are in records of `metacanvas prepare`, not in a source of kind {self.kind!r}")
         if self.count < 1:
             raise ValueError(f"count is {self.count}, expected at least 1")
+        for name, kind in (("split", "tfds"), ("cache", "webdataset")):
+            if getattr(self, name) != getattr(SourceSection, name) and self.kind != kind:
+                raise ValueError(f"{name} has no effect on a source of kind {self.kind!r}, only on {kind!r}")
+        if self.columns and (self.kind in EMOJI or (drawn and not self.path)):
+            raise ValueError(f"columns have no effect on a source of kind {self.kind!r}: its samples are drawn")
         for part, _ in self.columns:
             if part not in PARTS:
                 raise ValueError(f"columns: {part!r} is no part of a sample; these are {', '.join(PARTS)}")

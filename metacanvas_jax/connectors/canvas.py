@@ -6,6 +6,7 @@ embedding inside the connector, of the same shape and in the same place as the D
 """
 
 import dataclasses
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -19,8 +20,6 @@ from metacanvas_jax.nn.modulation import AdaLNSingle
 from metacanvas_jax.nn.resize import linear_resize
 from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.types import Tokens
-
-FUSE_CHOICES = ("after_patchify", "before_patchify")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +46,7 @@ class CanvasConnectorConfig:
     vanilla_block: bool = True
     dit_block: bool = True
     time_modulation: bool = True
-    fuse: str = "after_patchify"
+    fuse: Literal["after_patchify", "before_patchify"] = "after_patchify"
     latent_channels: int | None = None
     dtype: Dtype = "float32"
 
@@ -59,8 +58,6 @@ class CanvasConnectorConfig:
             raise ValueError(
                 f"CanvasConnectorConfig: vanilla width {self.block_width} is no multiple of {self.vanilla_head_width}."
             )
-        if self.fuse not in FUSE_CHOICES:
-            raise ValueError(f"CanvasConnectorConfig: fuse must be one of {FUSE_CHOICES}, not {self.fuse!r}.")
         if self.fuse == "before_patchify" and self.latent_channels is None:
             raise ValueError("CanvasConnectorConfig: fuse='before_patchify' needs latent_channels.")
 

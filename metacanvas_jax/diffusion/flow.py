@@ -6,6 +6,7 @@ velocity ``noise - z`` does not depend on ``t`` and a velocity network needs no 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +27,12 @@ class TimeConfig:
     logit_normal(0, 1) and shift 3 (NVlabs/Sana ``configs/sana_config/512ms/Sana_1600M_img512.yaml``).
     """
 
-    kind: str = "logit_normal"
+    kind: Literal["uniform", "logit_normal"] = "logit_normal"
     mean: float = 0.0
     std: float = 1.0
     shift: float = 1.0
 
     def __post_init__(self):
-        if self.kind not in ("uniform", "logit_normal"):
-            raise ValueError(f"time.kind is {self.kind!r}; expected 'uniform' or 'logit_normal'")
         if self.std <= 0:
             raise ValueError(f"time.std is {self.std}; expected a positive number")
         if self.shift <= 0:

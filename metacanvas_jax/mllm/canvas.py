@@ -5,6 +5,7 @@ positions of its tokens make it so; they follow the block rule of ``positions.py
 """
 
 import dataclasses
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -30,13 +31,13 @@ class CanvasConfig:
     second. ``bidirectional`` lets canvas tokens attend to each other in both directions; otherwise attention is causal
     in raster order, as in the rest of the sequence.
 
-    Raises ValueError for an empty canvas, other dims or a negative spacing.
+    Raises ValueError for an empty canvas or a negative spacing.
     """
 
     rows: int
     columns: int
     keyframes: int = 1
-    dims: int = 3
+    dims: Literal[1, 2, 3] = 3
     rope: bool = True
     spacing: float = 2.0
     bidirectional: bool = False
@@ -44,8 +45,6 @@ class CanvasConfig:
     def __post_init__(self):
         if min(self.shape) < 1:
             raise ValueError(f"a canvas needs at least one keyframe, row and column, not {self.shape}")
-        if self.dims not in (1, 2, 3):
-            raise ValueError(f"canvas dims must be 1, 2 or 3, not {self.dims}")
         if self.spacing < 0:
             raise ValueError(f"canvas spacing must not be negative: {self.spacing}")
 

@@ -6,6 +6,7 @@ the train state decides later what is kept in bfloat16. ``dtype`` is the dtype c
 
 import functools
 import math
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jaxtyping import Array, Float
 
-Dtype = str  # a dtype by name, so that configs stay plain data
+Dtype = Literal["float32", "bfloat16"]  # by name, so that configs stay plain data
 
 lecun_init = nn.initializers.lecun_normal()
 zeros_init = nn.initializers.zeros_init()

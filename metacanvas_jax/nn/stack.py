@@ -16,7 +16,7 @@ Offloading moves 2 bytes per token and channel over the host link in each direct
 less time than the block itself, as with long videos.
 """
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -48,7 +48,8 @@ REMAT_POLICIES = {
     "offload_attention": _to_host(*ATTENTION),
     "offload": _to_host(BLOCK_INPUT),
 }
-REMAT_CHOICES = ("none", *REMAT_POLICIES)
+Remat = Literal["none", "dots", "attention", "full", "offload_attention", "offload"]
+REMAT_CHOICES: tuple[Remat, ...] = get_args(Remat)
 
 
 def entering(carry: PyTree) -> PyTree:

@@ -10,7 +10,7 @@ Noise level and guidance are multiplied by 1000 here, in float32; the reference 
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -26,13 +26,12 @@ from metacanvas_jax.kernels.prologue import LN2, prepare
 from metacanvas_jax.nn.layers import Dense, Dtype, Gain, along_last, contract, layer_norm, zeros_init
 from metacanvas_jax.nn.modulation import TimeEmbed, gated, modulate
 from metacanvas_jax.nn.rope import grid_rotation
-from metacanvas_jax.nn.stack import REMAT_CHOICES, entering, stack
+from metacanvas_jax.nn.stack import Remat, entering, stack
 from metacanvas_jax.parallel.activations import constrain, constrain_grid
 from metacanvas_jax.parallel.context import whole_sequence
 from metacanvas_jax.types import Given, Grid, States, Tokens
 
 EPS = 1e-6
-POOLED_CHOICES = ("given", "zeros", "learned")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,19 +55,15 @@ class FluxConfig:
     guidance: bool = True
     rope_axes: tuple[int, int, int] = (16, 56, 56)
     theta: float = 10000.0
-    pooled: str = "given"
+    pooled: Literal["given", "zeros", "learned"] = "given"
     mask_context: bool = False
-    remat: str = "none"
+    remat: Remat = "none"
     dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         """Raises ValueError on fields that do not fit together."""
         if sum(self.rope_axes) != self.head_width or any(axis % 2 for axis in self.rope_axes):
             raise ValueError(f"rope_axes {self.rope_axes} must be even and sum to head_width {self.head_width}")
-        if self.pooled not in POOLED_CHOICES:
-            raise ValueError(f"pooled is {self.pooled!r}, expected one of {POOLED_CHOICES}")
-        if self.remat not in REMAT_CHOICES:
-            raise ValueError(f"remat is {self.remat!r}, expected one of {REMAT_CHOICES}")
         if min(self.layers_double, self.layers_single) < 1:
             raise ValueError(f"{self.layers_double} double and {self.layers_single} single blocks: need one of each")
 

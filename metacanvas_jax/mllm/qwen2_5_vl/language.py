@@ -19,7 +19,7 @@ from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm
 from metacanvas_jax.nn.lora import Lora, LoraConfig
 from metacanvas_jax.nn.rope import inverse_frequencies, rotate
-from metacanvas_jax.nn.stack import REMAT_CHOICES, entering, stack
+from metacanvas_jax.nn.stack import Remat, entering, stack
 from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.types import KeyValues
 
@@ -48,7 +48,7 @@ class LanguageConfig:
     qkv_bias: bool = True
     head_width: int | None = None  # width // heads unless given
     lora: LoraConfig | None = None
-    remat: str = "none"
+    remat: Remat = "none"
     unroll: int = 1  # layers that are compiled apart from each other, see ``nn/stack.py``
     dtype: Dtype = "float32"
 
@@ -61,8 +61,6 @@ class LanguageConfig:
             raise ValueError(
                 f"rope_sections {self.rope_sections} must sum to {self.head_channels // 2}, half the head width"
             )
-        if self.remat not in REMAT_CHOICES:
-            raise ValueError(f"remat must be one of {REMAT_CHOICES}, not {self.remat!r}")
         if self.lora is not None and (unknown := set(self.lora.targets) - set(PROJECTIONS)):
             raise ValueError(f"unknown LoRA targets {sorted(unknown)}: choose from {PROJECTIONS}")
 

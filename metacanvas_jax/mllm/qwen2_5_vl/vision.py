@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from metacanvas_jax.kernels.attention import attention
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm
 from metacanvas_jax.nn.rope import inverse_frequencies, rotate
-from metacanvas_jax.nn.stack import REMAT_CHOICES, entering, stack
+from metacanvas_jax.nn.stack import Remat, entering, stack
 from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.types import Grid
 
@@ -44,7 +44,7 @@ class VisionConfig:
     window: int = 112
     in_channels: int = 3
     norm_eps: float = 1e-6
-    remat: str = "none"
+    remat: Remat = "none"
     dtype: Dtype = "float32"
 
     def __post_init__(self):
@@ -56,8 +56,6 @@ class VisionConfig:
             )
         if any(not 0 <= layer < self.depth for layer in self.full_attention_layers):
             raise ValueError(f"full_attention_layers {self.full_attention_layers} must lie below depth {self.depth}")
-        if self.remat not in REMAT_CHOICES:
-            raise ValueError(f"remat must be one of {REMAT_CHOICES}, not {self.remat!r}")
 
     @property
     def patch_values(self) -> int:

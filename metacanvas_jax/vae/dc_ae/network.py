@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from metacanvas_jax.kernels.linear_attention import relu_linear_attention
 from metacanvas_jax.nn.convolution import Conv
-from metacanvas_jax.nn.layers import Dense, ones_init, rms_norm, zeros_init
+from metacanvas_jax.nn.layers import Dense, Dtype, ones_init, rms_norm, zeros_init
 from metacanvas_jax.nn.mix_ffn import MixFFN, depthwise_conv
 from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.vae.base import Autoencoder, per_frame
@@ -41,7 +41,7 @@ class DcAeConfig:
     head_width: int
     scale: float
     window: int = 5
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         if not len(self.channels) == len(self.encoder_blocks) == len(self.decoder_blocks) > 0:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from metacanvas_jax.kernels.attention import attention
 from metacanvas_jax.nn.convolution import Conv
-from metacanvas_jax.nn.layers import Dense, ones_init, zeros_init
+from metacanvas_jax.nn.layers import Dense, Dtype, ones_init, zeros_init
 from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.vae.base import Autoencoder, per_frame
 
@@ -35,7 +35,7 @@ class KlConfig:
     groups: int
     scale: float
     shift: float
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         if not self.channels or any(width % self.groups for width in self.channels):

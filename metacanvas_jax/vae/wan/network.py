@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from metacanvas_jax.nn.layers import Dense
+from metacanvas_jax.nn.layers import Dense, Dtype
 from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.vae.base import Autoencoder
 from metacanvas_jax.vae.wan.blocks import VIDEO, ChannelNorm, Middle, Past, Stage, conv3d, remember
@@ -45,7 +45,7 @@ class WanVaeConfig:
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
     chunk: int = 0
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         if len(self.halve_time) != len(self.multipliers) - 1:
