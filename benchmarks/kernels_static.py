@@ -16,16 +16,17 @@ import dataclasses
 import importlib.util
 import math
 
+from metacanvas_jax.hardware import MIB, TPUS
 from metacanvas_jax.kernels.search import PAIRS, TOKENS
 from metacanvas_jax.kernels.static_schedule import measure
-from metacanvas_jax.kernels.tiles import GENERATIONS, MIB, tiles_for
+from metacanvas_jax.kernels.tiles import tiles_for
 
 CASES = "metacanvas_jax.kernels.cases:"
 HEADS = 24
 LIBRARY_BLOCKS = ([1024, 1024, 512], [1024, 1024, 1024], [1536, 1536, 768])
 # Floating-point operations of one core per cycle in its matrix units.
 PEAK = {"v4": 4 * 128 * 128 * 2, "v5e": 4 * 128 * 128 * 2, "v5p": 4 * 128 * 128 * 2}
-PEAK |= {"v6e": 2 * 256 * 256 * 2 * 2, "7x": 2 * 256 * 256 * 2 * 2}
+PEAK |= {"v6e": 2 * 256 * 256 * 2 * 2, "tpu7x": 2 * 256 * 256 * 2 * 2}
 NAMES = {"flash": "flash_attention", "splash": "splash_mha", "tokamax": "splash_mha"}
 
 
@@ -85,11 +86,11 @@ def memory(generation: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {"attention": attention, "traffic": traffic, "memory": memory}
-    parser.add_argument("--generation", choices=GENERATIONS, action="append")
+    parser.add_argument("--generation", choices=TPUS, action="append")
     parser.add_argument("--part", choices=tuple(parts), action="append")
     chosen = parser.parse_args()
     for part in chosen.part or parts:
-        for generation in chosen.generation or GENERATIONS:
+        for generation in chosen.generation or TPUS:
             parts[part](generation)
 
 

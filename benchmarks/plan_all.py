@@ -21,7 +21,7 @@ from metacanvas_jax.parallel.mesh import make_mesh
 from metacanvas_jax.plan import document
 from metacanvas_jax.plan.published import JOBS as PUBLISHED
 from metacanvas_jax.plan.report import table
-from metacanvas_jax.plan.shipped import JOBS, run_job
+from metacanvas_jax.plan.shipped import jobs, run_job
 from metacanvas_jax.plan.study import study
 from metacanvas_jax.plan.topology import find_slice
 
@@ -41,8 +41,8 @@ def main() -> None:
     parser.add_argument("--page-only", action="store_true", help="compile nothing, write the page of what is kept")
     parser.add_argument("--out", type=Path, default=Path("docs/performance.md"))
     arguments = parser.parse_args()
-    for job in () if arguments.page_only else JOBS:
-        if arguments.only in f"{job.config} {job.topology} {'pixels' if job.pixels else 'latents'}":
+    for job in () if arguments.page_only else jobs():
+        if arguments.only in f"{job.config} {job.on.topology} {'pixels' if job.on.pixels else 'latents'}":
             name, reports = document.name_of(job), []
             others = [x for x in document.kept(PLANS, name) if x.program.startswith("sample")]
             try:
@@ -51,7 +51,7 @@ def main() -> None:
                     document.keep(PLANS, name, [*reports, *([] if arguments.sampling else others)])
                     print(table(report), flush=True)
             except UserError as error:
-                say(f"{job.title} on {job.topology}: {error}")
+                say(f"{job.title} on {job.on.topology}: {error}")
     for truth in () if arguments.page_only else PUBLISHED:
         if arguments.only in f"{truth.name} {truth.topology}":
             where = find_slice(truth.topology)
@@ -59,7 +59,7 @@ def main() -> None:
             document.keep(PLANS, document.name_of(truth), [report])
             print(table(report), flush=True)
     draft = arguments.out.with_suffix(".tmp")
-    draft.write_text(document.page(PLANS, JOBS, PUBLISHED))
+    draft.write_text(document.page(PLANS, jobs(), PUBLISHED))
     draft.replace(arguments.out)
 
 

@@ -71,6 +71,7 @@ def get_config() -> ConfigDict:
     config.sampler = section(schema.SamplerSection())
     config.eval = section(schema.EvalSection())
     config.mesh = section(MeshConfig())
+    config.hardware = ()
     return config
 
 
@@ -118,6 +119,11 @@ def training(steps: int, batch: int, rules: tuple[tuple[str, str], ...]) -> Conf
 
 def sources(*rows: SourceSection) -> tuple[dict, ...]:
     """Sources as they stand in a config."""
+    return tuple(dataclasses.asdict(row) for row in rows)
+
+
+def hardware(*rows: schema.Hardware) -> tuple[dict, ...]:
+    """Slices as they stand in a config; the first is the one that the head of the config file recommends."""
     return tuple(dataclasses.asdict(row) for row in rows)
 
 

@@ -90,6 +90,7 @@ def shrink(config: ConfigDict, miniature: str) -> ConfigDict:
         )
         config.sampler.update({"steps": 8})
         config.mesh = base.section(MeshConfig())
+        config.hardware = ()
     return config
 
 

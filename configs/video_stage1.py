@@ -51,4 +51,5 @@ def get_config(variant: str = "") -> ConfigDict:
     rules = (("context_connector/.*", "train"), (".*", "freeze"))
     config.train = base.training(100_000, 32 * CHIPS, rules)
     config.mesh = base.section(MeshConfig(fsdp=32))
+    config.hardware = base.hardware(schema.Hardware("v5p:4x4x8"), schema.Hardware("v6e:16x16"))
     return tiny.shrink(config, miniature) if miniature else config

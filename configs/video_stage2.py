@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import base, tiny, video_stage1
 from configs.video_stage1 import CHIPS
+from metacanvas_jax.config import schema
 from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.tasks import Bucket
@@ -21,6 +22,9 @@ from metacanvas_jax.tasks import Bucket
 VARIANTS = ("full",)
 SIZE = (704, 1280)
 FRAMES = 121
+# A video does not fit the memory of one v6e chip, so that four neighbours share its tokens. Each of 64 chips holds 48
+# rows of the weights. That is a multiple of 16: gradients are summed by reduce-scatters.
+VIDEOS_ON_V6E = "data=4,fsdp=16,context=4"
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -41,4 +45,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer = base.section(OptimizerConfig(learning_rate=2e-5, warmup_steps=100))
     rules = (("context_connector/.*|dit/blocks/cross/.*", "train"), (".*", "freeze"))
     config.train = base.training(15_000, 32 * CHIPS, rules)
+    config.hardware = base.hardware(schema.Hardware("v5p:4x4x8"), schema.Hardware("v6e:16x16", VIDEOS_ON_V6E))
     return tiny.shrink(config, miniature) if miniature else config

@@ -22,7 +22,8 @@ from ml_collections import ConfigDict
 
 from configs import base, tiny, video_stage2
 from configs.video_stage1 import CHIPS
-from configs.video_stage2 import FRAMES, SIZE
+from configs.video_stage2 import FRAMES, SIZE, VIDEOS_ON_V6E
+from metacanvas_jax.config import schema
 from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.dit.wan.network import wan2_2_ti2v_5b
@@ -78,4 +79,9 @@ def get_config(variant: str = "") -> ConfigDict:
     adapters = (("mllm/.*_lora/.*", "train"),) if keyframes else ()
     rules = (*adapters, ("(mllm|vae)/.*", "freeze"), (".*", "train"))
     config.train = base.training(10_000, 16 * CHIPS, rules)
+    # The memory of a v6e chip has no room for the whole MLLM, nor for what its passes leave.
+    small = ("--config.mesh.whole=()", "--config.mllm.language.remat=full")
+    config.hardware = base.hardware(
+        schema.Hardware("v5p:4x4x8"), schema.Hardware("v6e:16x16", VIDEOS_ON_V6E, overrides=small)
+    )
     return tiny.shrink(config, miniature) if miniature else config

@@ -5,16 +5,16 @@ device has whole.
 """
 
 import functools
-import math
 import sys
 from pathlib import Path
 
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
+from metacanvas_jax.hardware import slice_name
 from metacanvas_jax.parallel.mesh import AXES, mesh_sizes
 from metacanvas_jax.plan import programs
 from metacanvas_jax.plan.planning import parse_mesh
-from metacanvas_jax.plan.shipped import JOBS, Job
+from metacanvas_jax.plan.shipped import Job, jobs
 from metacanvas_jax.trees import flat
 
 FOLDER = Path(__file__).parent / "golden" / "sharding"
@@ -23,8 +23,8 @@ experiment = functools.cache(Job.experiment)  # whose shapes are made once
 
 def mesh_of(job: Job) -> AbstractMesh:
     """The mesh of a job, without its devices."""
-    devices = math.prod(int(side) for side in job.topology.partition(":")[2].split("x"))
-    config = experiment(job).mesh if job.mesh is None else parse_mesh(job.mesh)
+    devices = slice_name(job.on.topology).devices
+    config = parse_mesh(job.on.mesh) if job.on.mesh else experiment(job).mesh
     return AbstractMesh(mesh_sizes(config, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -35,7 +35,7 @@ def name_of(job: Job) -> str:
     return f"{Path(job.config).stem}.{sizes}{'.whole_' * bool(whole)}{'_'.join(whole)}"
 
 
-CASES = {name_of(job): job for job in JOBS if not job.pixels}
+CASES = {name_of(job): job for job in jobs() if not job.on.pixels}
 
 
 def written(spec: PartitionSpec, rank: int) -> str:

@@ -140,6 +140,7 @@ def test_a_word_that_is_none_of_the_choices_is_refused(file, change, message):
         (MINI, {"sampler.shift": 0.0}, "sampler: the shift of a schedule must be positive"),
         (MINI, {"data.caption_dropout": 1.5}, "data: caption_dropout is 1.5, expected a share between 0 and 1"),
         (MINI, {"mllm.buckets": ()}, "mllm.buckets is empty"),
+        (MINI, {"hardware": ({"topology": "v9:4x4"},)}, "hardware: topology 'v9:4x4' is no name of a TPU slice"),
     ],
 )
 def test_a_number_out_of_range_is_refused(file, change, message):

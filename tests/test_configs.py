@@ -1,6 +1,7 @@
 """Every experiment of the paper is a config: it builds, trains what the paper trains, takes a step in miniature."""
 
 import dataclasses
+import importlib
 import re
 
 import jax
@@ -12,6 +13,7 @@ from metacanvas_jax.config.load import ROOT, load_config
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.launch import sweeps
+from metacanvas_jax.plan.shipped import recommended
 from metacanvas_jax.tasks import TASKS
 from metacanvas_jax.train import jobs
 from metacanvas_jax.train.optimizer import learning_rate
@@ -110,6 +112,14 @@ def test_the_numbers_of_the_paper():
     assert [build("video_stage3", f"keyframes_{k}").canvas.keyframes for k in (1, 3, 6, 11, 31)] == [1, 3, 6, 11, 31]
     assert (editing.mllm.language.lora.rank, editing.mllm.language.lora.dropout) == (64, 0.05)
     assert build("t2i_lora").dit.lora.rank == 32 and not build("t2i_lora", "no_rope").canvas.rope
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_head_of_a_file_recommends_the_hardware_of_its_data(file):
+    head = importlib.import_module(f"configs.{file}").__doc__
+    for variant in variants(file):
+        assert f"\nHardware:  {recommended(build(file, variant))}\n" in head
+    assert build(file, f"{variant}.miniature").hardware == ()
 
 
 def test_the_page_of_experiments_names_all_of_the_paper_and_only_what_there_is():

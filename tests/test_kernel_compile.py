@@ -9,18 +9,18 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 from kernel_support import SMALL
 
+from metacanvas_jax.hardware import TPUS
 from metacanvas_jax.kernels import tiles as tiling
 from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.kernels.flash_fixed_max import flash_attention
 from metacanvas_jax.kernels.linear_attention import relu_linear_attention
 from metacanvas_jax.kernels.prologue import LN2, prepare
 from metacanvas_jax.kernels.static_schedule import compiling_for, device, reason
-from metacanvas_jax.kernels.tiles import GENERATIONS
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh
 
 pytest.importorskip("libtpu")
 
-GATE = [x if x in ("v5e", "7x") else pytest.param(x, marks=pytest.mark.slow) for x in GENERATIONS]
+GATE = [x if x in ("v5e", "tpu7x") else pytest.param(x, marks=pytest.mark.slow) for x in TPUS]
 
 
 def compile_gradient(f, generation, *shapes):
@@ -63,7 +63,7 @@ def test_on_a_mesh_the_kernel_runs_on_the_samples_and_heads_of_each_device():
     assert all("tensor<1x1024x128xbf16>" in line and "tensor<2x1024x512xbf16>" not in line for line in named)
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", TPUS)
 def test_attention_compiles(generation):
     segments = jnp.zeros((1, 300), jnp.int32)
     mask = MaskSpec(causal=True, keys=jnp.ones((1, 300), bool), query_segments=segments, key_segments=segments)

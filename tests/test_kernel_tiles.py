@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from metacanvas_jax.hardware import TPUS
 from metacanvas_jax.kernels import tiles as tiling
-from metacanvas_jax.kernels.tiles import GENERATIONS, LANES, Tiles, tiles_for
+from metacanvas_jax.kernels.tiles import LANES, Tiles, tiles_for
 
 ENTRIES = [
     (direction, generation, width, tiles)
@@ -17,13 +18,13 @@ ENTRIES = [
 
 def test_both_directions_know_every_generation():
     assert {(direction, generation) for direction, generation, *_ in ENTRIES} == {
-        (direction, generation) for direction in ("forward", "backward") for generation in GENERATIONS
+        (direction, generation) for direction in ("forward", "backward") for generation in TPUS
     }
 
 
 @pytest.mark.parametrize(("direction", "generation", "width", "tiles"), ENTRIES)
 def test_entry_fits_the_memory_of_its_chip_and_masks_what_it_does_not_divide(direction, generation, width, tiles):
-    room = tiling.USABLE * tiling.VMEM[generation]
+    room = tiling.usable(generation)
     if direction == "forward":
         assert tiling.forward_vmem(tiles, width) <= room
     else:
@@ -42,12 +43,12 @@ def test_entry_fits_the_memory_of_its_chip_and_masks_what_it_does_not_divide(dir
 
 def test_wide_heads_get_smaller_blocks_instead_of_too_much_memory():
     wide = tiles_for("forward", "v4", 2048)
-    assert tiling.forward_vmem(wide, 2048) <= tiling.USABLE * tiling.VMEM["v4"]
+    assert tiling.forward_vmem(wide, 2048) <= tiling.usable("v4")
     assert wide.block_q < tiles_for("forward", "v4", 128).block_q
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", TPUS)
 def test_wide_heads_keep_whole_tiles(direction, generation):
     for width in (256, 384, 512, 1024, 2048, 4096):
         tiles = tiles_for(direction, generation, width)  # a block that its tiles do not divide is refused

@@ -13,6 +13,7 @@ from metacanvas_jax.cli.main import main
 from metacanvas_jax.dit.sana.network import Sana, sana_1600m
 from metacanvas_jax.dit.wan.network import Wan, wan2_2_ti2v_5b
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.hardware import CHIPS
 from metacanvas_jax.kernels.cases import prologue
 from metacanvas_jax.kernels.static_schedule import compiling_for
 from metacanvas_jax.nn.stack import REMAT_CHOICES
@@ -25,7 +26,7 @@ from metacanvas_jax.plan.planning import parse_mesh
 from metacanvas_jax.plan.report import Kernel, Part, Report, as_json, table
 from metacanvas_jax.plan.search import Candidate, Outcome, candidates, ranked
 from metacanvas_jax.plan.search import table as search_table
-from metacanvas_jax.plan.topology import CHIPS, Slice, find_slice
+from metacanvas_jax.plan.topology import Slice, find_slice
 from metacanvas_jax.types import States
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the [tpu] extra")

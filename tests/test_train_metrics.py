@@ -3,8 +3,8 @@ import json
 import jax
 import pytest
 
+from metacanvas_jax.hardware import CHIPS
 from metacanvas_jax.train.metrics import (
-    PEAK_FLOPS,
     Meter,
     Writer,
     measured_peak,
@@ -53,7 +53,7 @@ def test_pause_during_compilation_is_not_counted_twice():
 def test_utilisation_of_the_published_wan_step_is_29_6_percent():
     # MaxDiffusion's Wan2.1-14B log on v5p-8: 36.0 s per step at 135.9 TFLOP/s on each of 4 chips.
     flops = 135.9e12 * 4 * 36.0
-    assert model_flops_utilisation(flops, 36.0, PEAK_FLOPS["TPU v5p"], 4) == pytest.approx(0.296, abs=5e-4)
+    assert model_flops_utilisation(flops, 36.0, CHIPS["v5p"].flops, 4) == pytest.approx(0.296, abs=5e-4)
 
 
 def test_peak_of_a_cpu_is_measured_not_known():

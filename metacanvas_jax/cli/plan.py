@@ -14,10 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     options.add_config(parser)
     parser.add_argument(
-        "--topology", required=True, metavar="NAME", help="TPU slice, as in v5p:4x4x8 or v6e:16x16*2 for two slices"
+        "--topology", metavar="NAME", help="TPU slice, as in v6e:16x16, or v6e:16x16*2 for two (the config's first)"
     )
     parser.add_argument("--mesh", metavar="AXIS=N,...", help="sizes of data, fsdp, context, tensor (the config's)")
-    parser.add_argument("--bucket", metavar="NAME", help="bucket to compile, or 'all' (the one with most FLOPs)")
+    parser.add_argument("--bucket", metavar="NAME", help="bucket to compile, or 'all' (the most expensive)")
     parser.add_argument(
         "--search", type=int, nargs="?", const=8, default=0, metavar="N", help="compare meshes, compiling at most N (8)"
     )
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     reports = planning.plan(
         arguments.config,
         config,
-        arguments.topology,
+        topology=arguments.topology,
         mesh=arguments.mesh,
         bucket=arguments.bucket,
         sampling=arguments.sampling,

@@ -20,7 +20,7 @@ def deciding(tree: Any) -> Any:
 def identity(experiment: Experiment) -> dict[str, Any]:
     """What a resumed run must agree on: everything but how often it writes and where its files are."""
     tree = dataclasses.asdict(experiment)
-    for name in ("optimizer", "eval", "sampler", "name", "mesh"):
+    for name in ("optimizer", "eval", "sampler", "name", "mesh", "hardware"):
         tree.pop(name)
     train = tree.pop("train")
     tree["batch"] = train["batch"]

@@ -10,6 +10,7 @@ from metacanvas_jax.connectors.queries import QueriesConfig
 from metacanvas_jax.diffusion import schedules
 from metacanvas_jax.diffusion.flow import TimeConfig
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.hardware import slice_name
 from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
@@ -167,6 +168,26 @@ class EvalSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class Hardware:
+    """A TPU slice that an experiment was planned for.
+
+    ``topology`` names the slice as `metacanvas plan --topology` does. On it ``mesh`` ("data=4,fsdp=16") replaces the
+    mesh of the config, and ``overrides`` ("--config.KEY=VALUE") change the config. ``pixels`` plans a step that encodes
+    the pixels instead of reading stored latents. With ``kept`` False `make plan-all` leaves the slice out.
+    """
+
+    topology: str
+    mesh: str = ""
+    overrides: tuple[str, ...] = ()
+    pixels: bool = False
+    kept: bool = True
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a topology that is no name of a slice."""
+        slice_name(self.topology, key="config: hardware: topology")
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything that decides a run. ``objective`` is "paint" (the flow of the DiT) or "understand" (next tokens).
 
@@ -204,6 +225,7 @@ class Experiment:
     eval: EvalSection = EvalSection()
     buckets: tuple[Bucket, ...] = ()
     sources: tuple[SourceSection, ...] = ()
+    hardware: tuple[Hardware, ...] = ()
 
     @property
     def shapes(self) -> tuple[Bucket, ...]:

@@ -90,7 +90,7 @@ def flash_attention(
         forward=(forward or tiling.tiles_for("forward", generation, width)).fit(n, m),
         backward=backward,
         chunk=chunk or tiling.chunk_queries(backward, width, n, generation, q.dtype.itemsize),
-        vmem=int(tiling.USABLE * tiling.VMEM[generation]),
+        vmem=tiling.usable(generation),
         interpret=interpret,
     )
     ids = [x.astype(jnp.int32)[:, None] for x in (query_ids, key_ids) if x is not None]

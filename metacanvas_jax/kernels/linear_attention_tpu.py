@@ -112,7 +112,7 @@ def layout_of(q: jax.Array, k: jax.Array, block: int | None, arrays: int) -> Lay
     (n, h, e), m = q.shape[1:], k.shape[1]
     lanes = min(MOST_LANES, -(-h * e // LANES) * LANES)
     generation = tiling.generation_of()
-    room = tiling.USABLE * tiling.VMEM[generation] / 2
+    room = tiling.usable(generation) / 2
     most = int(room // (2 * arrays * lanes * q.dtype.itemsize)) // ROWS * ROWS
     most = max(ROWS, min(most, block or most))
     whole_n, whole_m = -(-n // ROWS) * ROWS, -(-m // ROWS) * ROWS
@@ -166,7 +166,7 @@ def _call(
         scratch_shapes=sums * squares,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=int(tiling.USABLE * tiling.VMEM[tiling.generation_of()]),
+            vmem_limit_bytes=tiling.usable(tiling.generation_of()),
         ),
         cost_estimate=pl.CostEstimate(
             # As published: a head's memory costs its width per channel, each of 2 (5 backward) times.

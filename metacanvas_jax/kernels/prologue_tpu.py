@@ -14,8 +14,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from metacanvas_jax.hardware import MIB
 from metacanvas_jax.kernels import tiles as tiling
-from metacanvas_jax.kernels.tiles import LANES, MIB
+from metacanvas_jax.kernels.tiles import LANES
 
 ROWS = 16  # of a packed register
 MOST_ROWS = 256
@@ -92,7 +93,7 @@ def _roll(problem: Prologue, x: jax.Array) -> jax.Array:
 def _specs(problem: Prologue, q: jax.Array, cos: jax.Array) -> tuple[tuple[int, int], int, Any, Any, Any]:
     samples, n, d = q.shape
     # Two arrays in, two out, two more gradients, all twice, and a float32 copy of each in flight.
-    room = tiling.USABLE * tiling.VMEM[tiling.generation_of()]
+    room = tiling.usable(tiling.generation_of())
     rows = int((room - 2 * MIB) // (d * (12 * q.dtype.itemsize + 16))) // ROWS * ROWS
     rows = max(ROWS, min(MOST_ROWS, rows, -(-n // ROWS) * ROWS))
     own = pl.BlockSpec((None, rows, d), lambda b, i: (b, i, 0))
@@ -131,7 +132,7 @@ def _forward(problem: Prologue, q, k, q_gain, k_gain, cos, sin):
 def _params(tokens: str) -> pltpu.CompilerParams:
     return pltpu.CompilerParams(
         dimension_semantics=("parallel", tokens),
-        vmem_limit_bytes=int(tiling.USABLE * tiling.VMEM[tiling.generation_of()]),
+        vmem_limit_bytes=tiling.usable(tiling.generation_of()),
     )
 
 

@@ -15,9 +15,10 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from metacanvas_jax.hardware import MIB, TPUS
 from metacanvas_jax.kernels import tiles as tiling
 from metacanvas_jax.kernels.static_schedule import measure
-from metacanvas_jax.kernels.tiles import FILE, GENERATIONS, Tiles
+from metacanvas_jax.kernels.tiles import FILE, Tiles
 
 TOKENS = 27280
 PAIRS = 2**20  # cycles are given per 1024 queries x 1024 keys of one head
@@ -46,8 +47,8 @@ def entry(direction: str, generation: str, tiles: Tiles, width: int = 128) -> di
         need = tiling.forward_vmem(tiles, width)
     else:
         need = tiling.backward_vmem(tiles, width, tiles.block_q)
-    if need > tiling.USABLE * tiling.VMEM[generation]:
-        return {"tiles": dataclasses.asdict(tiles), "error": f"needs {need / tiling.MIB:.1f} MiB of VMEM"}
+    if need > tiling.usable(generation):
+        return {"tiles": dataclasses.asdict(tiles), "error": f"needs {need / MIB:.1f} MiB of VMEM"}
     found = measure(
         "metacanvas_jax.kernels.cases:flash",
         generation,
@@ -85,7 +86,7 @@ def write(table: dict) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--generation", choices=GENERATIONS, action="append")
+    parser.add_argument("--generation", choices=TPUS, action="append")
     parser.add_argument("--direction", choices=tuple(CANDIDATES), action="append")
     parser.add_argument("--width", type=int, default=128, help="of a head, a multiple of 128")
     parser.add_argument(
@@ -94,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     given = [Tiles(*(int(x) for x in text.split(","))) for text in chosen.candidate or ()]
     for direction in chosen.direction or CANDIDATES:
-        for generation in chosen.generation or GENERATIONS:
+        for generation in chosen.generation or TPUS:
             table = json.loads(FILE.read_text())
             held = table.setdefault(direction, {}).setdefault(generation, {})
             entries = [held[str(chosen.width)]] if str(chosen.width) in held else []

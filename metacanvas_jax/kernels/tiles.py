@@ -11,20 +11,16 @@ import pathlib
 
 import jax
 
+from metacanvas_jax.hardware import CHIPS, MIB, TPUS, chip_of
+
 FILE = pathlib.Path(__file__).with_name("tiles.json")
 LANES = 128
-GENERATIONS = ("v4", "v5e", "v5p", "v6e", "7x")
-MIB = 2**20
 # What starting and ending a block costs, in rows or columns of scores (about 1 % of a block of 1024 by the schedule,
 # and the time to begin a grid step, which the schedule does not know).
 BORDER = 48
 
-# On-chip vector memory of one core, and what of it a kernel may ask for (the rest is the compiler's).
-VMEM = {"v4": 16 * MIB, "v5e": 128 * MIB, "v5p": 64 * MIB, "v6e": 128 * MIB, "7x": 64 * MIB}
+# The share of a core's vector memory that a kernel may ask for; the rest is the compiler's.
 USABLE = 0.875
-
-KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p"}
-KINDS |= {"TPU v6 lite": "v6e", "TPU v6e": "v6e", "TPU7x": "7x", "TPU 7x": "7x"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +91,15 @@ def _in_flight(tiles: Tiles, arrays: int) -> int:
     return arrays * (tiles.depth + 2) * 6 * tiles.tile_q * tiles.tile_k
 
 
+def usable(generation: str) -> int:
+    """Bytes of vector memory that a kernel may ask for."""
+    return int(USABLE * CHIPS[generation].vmem)
+
+
 def chunk_queries(tiles: Tiles, width: int, n: int, generation: str, itemsize: int = 2) -> int:
     """How many queries (whole blocks) the backward kernel can keep the float32 gradient of; all of them if they fit."""
     blocks = -(-n // tiles.block_q)
-    room = USABLE * VMEM[generation] - backward_vmem(tiles, width, 0, itemsize)
+    room = usable(generation) - backward_vmem(tiles, width, 0, itemsize)
     most = max(1, int(room // (4 * -(-width // LANES) * LANES * tiles.block_q)))
     chunks = -(-blocks // most)
     return -(-blocks // chunks) * tiles.block_q
@@ -110,9 +111,10 @@ def generation_of(kind: str | None = None) -> str:
     A TPU that is not known counts as the newest known; no TPU at all (interpret mode, lowering without a mesh) as v5p.
     """
     kind = device_kind() if kind is None else kind
-    if kind in KINDS:
-        return KINDS[kind]
-    return GENERATIONS[-1] if kind.startswith("TPU") else "v5p"
+    chip = chip_of(kind)
+    if chip is not None and chip.name in TPUS:
+        return chip.name
+    return TPUS[-1] if kind.startswith("TPU") else "v5p"
 
 
 def device_kind() -> str:
@@ -143,7 +145,7 @@ def tiles_for(direction: str, generation: str, width: int) -> Tiles:
     fitting = [listed for listed in entries if listed >= width]
     tiles = entries[min(fitting) if fitting else max(entries)]
     need = forward_vmem if direction == "forward" else lambda t, w: backward_vmem(t, w, t.block_q)
-    while need(tiles, width) > USABLE * VMEM[generation] and max(tiles.block_q, tiles.block_k) > LANES:
+    while need(tiles, width) > usable(generation) and max(tiles.block_q, tiles.block_k) > LANES:
         block_q, tile_q = _halve(tiles.block_q, tiles.tile_q)
         block_k, tile_k = _halve(tiles.block_k, tiles.tile_k)
         tiles = Tiles(block_q, block_k, tile_q, tile_k, tiles.depth)

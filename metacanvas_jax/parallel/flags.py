@@ -8,7 +8,7 @@ went with a libtpu carry the range of versions.
 import dataclasses
 import importlib.metadata
 
-ALL = ("v4", "v5e", "v5p", "v6e", "tpu7x")
+from metacanvas_jax.hardware import TPUS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Flag:
     name: str
     value: str
     reason: str
-    generations: tuple[str, ...] = ALL
+    generations: tuple[str, ...] = TPUS
     before: tuple[int, ...] | None = None
 
 

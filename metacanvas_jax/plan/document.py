@@ -5,11 +5,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from metacanvas_jax.hardware import GIB
 from metacanvas_jax.plan import parts
 from metacanvas_jax.plan.published import Measured
 from metacanvas_jax.plan.report import ASSUMPTIONS, Report, as_json, table
 from metacanvas_jax.plan.shipped import Job
-from metacanvas_jax.plan.topology import GIB
 
 HEADS = (
     *("config", "program", "slice", "mesh", "samples", "fits", "peak GiB", "s per step", "MFU", "MFU without VAE"),
@@ -34,8 +34,9 @@ def kept(folder: Path, name: str) -> list[Report]:
 def name_of(job: Job | Measured) -> str:
     """``t2i_scratch.v5e_4x4.pixels``: the file of a job's reports."""
     config = Path(job.config).stem if isinstance(job, Job) else job.name.partition(" ")[0]
-    pixels = ".pixels" if isinstance(job, Job) and job.pixels else ""
-    return f"{config}.{job.topology}{pixels}".replace(":", "_").replace("*", "_slices")
+    pixels = ".pixels" if isinstance(job, Job) and job.on.pixels else ""
+    topology = job.on.topology if isinstance(job, Job) else job.topology
+    return f"{config}.{topology}{pixels}".replace(":", "_").replace("*", "_slices")
 
 
 def page(folder: Path, jobs: Sequence[Job], published: Sequence[Measured]) -> str:

@@ -19,9 +19,9 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable
 
+from metacanvas_jax.hardware import Chip
 from metacanvas_jax.plan import hlo
 from metacanvas_jax.plan.hlo import COLLECTIVES, Computation, Module, Op
-from metacanvas_jax.plan.topology import Chip
 
 FREE = {
     *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id"),

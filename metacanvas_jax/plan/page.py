@@ -3,9 +3,9 @@
 import html as escape
 from collections.abc import Iterable, Sequence
 
+from metacanvas_jax.hardware import GIB
 from metacanvas_jax.plan import parts
 from metacanvas_jax.plan.report import ASSUMPTIONS, Report
-from metacanvas_jax.plan.topology import GIB
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --good: #2a8f4c; --bad: #c0392b; }

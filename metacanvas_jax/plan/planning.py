@@ -20,8 +20,8 @@ from metacanvas_jax.tasks import TASKS, Bucket
 def plan(
     name: str,
     config: ConfigDict,
-    topology: str,
     *,
+    topology: str | None = None,
     mesh: str | None = None,
     bucket: str | None = None,
     sampling: bool = False,
@@ -32,6 +32,7 @@ def plan(
 ) -> list[Report]:
     """Compiles the train step of a bucket (of most pixels, a named one, or "all") and prints its table.
 
+    The slice ``topology`` is the first that the config names unless given, with the mesh that is for it.
     ``mesh`` ("fsdp=32,tensor=4") replaces the config's. The step reads stored latents, or with ``pixels`` encodes
     what it reads, which takes the compiler many times as long. With a ``budget`` so many meshes and ways to
     rematerialise are compiled and compared instead. With ``sampling`` the drawing of a batch is planned as well.
@@ -42,6 +43,10 @@ def plan(
     """
     experiment = read.experiment(config)
     experiment = experiment if pixels else programs.with_latents(experiment)
+    if topology is None:
+        if not experiment.hardware:
+            raise UserError(f"{name} names no hardware: give a slice with --topology")
+        topology, mesh = experiment.hardware[0].topology, mesh or experiment.hardware[0].mesh or None
     where = find_slice(topology)
     if budget:
         chosen = choose(experiment.shapes, bucket)[0]

@@ -7,12 +7,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from metacanvas_jax.hardware import GIB
 from metacanvas_jax.plan import flops, parts
 from metacanvas_jax.plan.compile import Compiled
 from metacanvas_jax.plan.flops import Count
 from metacanvas_jax.plan.hlo_cost import Item
 from metacanvas_jax.plan.programs import Program
-from metacanvas_jax.plan.topology import GIB, Slice
+from metacanvas_jax.plan.topology import Slice
 
 ASSUMPTIONS = (
     "nothing was measured: products by the compiler's cycles, other operations by HBM bytes at 85 % of the bandwidth, "

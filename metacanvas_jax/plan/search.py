@@ -10,13 +10,14 @@ from collections.abc import Callable
 
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.hardware import GIB
 from metacanvas_jax.nn.stack import REMAT_CHOICES
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.plan import programs
 from metacanvas_jax.plan.programs import Program
 from metacanvas_jax.plan.report import Report
 from metacanvas_jax.plan.study import study
-from metacanvas_jax.plan.topology import GIB, Slice
+from metacanvas_jax.plan.topology import Slice
 from metacanvas_jax.tasks import Bucket
 
 WIDEST = 16  # of the context and tensor axes

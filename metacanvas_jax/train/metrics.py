@@ -18,29 +18,15 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from metacanvas_jax import files
+from metacanvas_jax.hardware import chip_of
 
 Clock = Callable[[], float]
-
-# Dense bfloat16 FLOP/s per JAX device, from the vendors' data sheets. A 7x chip (2307e12) is two JAX devices.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12 / 2,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-}
 
 
 def peak_flops(device: Any) -> float | None:
     """Peak of one ``jax.Device``; None where it is not known, as on a CPU."""
-    return PEAK_FLOPS.get(device.device_kind)
+    chip = chip_of(device.device_kind)
+    return None if chip is None else chip.flops
 
 
 def measured_peak(dtype: str = "float32", size: int = 1024, repeats: int = 5) -> float:
