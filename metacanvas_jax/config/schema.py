@@ -23,11 +23,12 @@ from metacanvas_jax.worlds.scenes import SceneWorld
 
 @dataclasses.dataclass(frozen=True)
 class MllmSection:
-    """The MLLM, the folder of its weights (empty: random) and of its tokenizer.
+    """The MLLM: its sizes, the folder of its weights (empty: random weights) and that of its tokenizer.
 
-    ``image_tokens`` is how many tokens an image, or a pair of video frames, becomes at most (None: by its pixels);
-    ``video_fps`` is how many frames of a video's second are read. ``context_cache`` is a folder in which what is made
-    of a prompt is kept, so that a run reads each once (empty: every step reads its prompts).
+    ``buckets`` are the lengths that prompts are padded to. ``system`` is the system prompt. An image, or a pair of
+    video frames, becomes at most ``image_tokens`` tokens (None: its pixels decide). The MLLM sees ``video_fps`` frames
+    of each second of a video. ``context_cache`` is a folder that keeps the states of prompts, so that the MLLM reads
+    each prompt once (empty: it reads the prompts in every step).
     """
 
     language: LanguageConfig
@@ -44,10 +45,11 @@ class MllmSection:
 
 @dataclasses.dataclass(frozen=True)
 class TextSection:
-    """The text encoder that a DiT keeps for itself (SANA's Gemma-2) and how it is prompted.
+    """The DiT's own text encoder, for a DiT that keeps it, and the text that it reads.
 
-    The DiT reads ``length`` states. ``instruction`` puts SANA's before the prompt. With ``reads_prompt`` False it
-    always gets the empty prompt, so that all meaning comes over the canvas (paper, Fig. 4).
+    The DiT reads ``length`` states. ``instruction`` puts the published instruction of the DiT before the prompt. With
+    ``reads_prompt`` False the text encoder always reads the empty prompt: only the canvas then tells the DiT what to
+    draw (paper, Fig. 4).
     """
 
     encoder: Gemma2Config
@@ -60,16 +62,21 @@ class TextSection:
 
 @dataclasses.dataclass(frozen=True)
 class DataSection:
-    """Where the data set lies and how it is read."""
+    """The folder of the data set and how it is read.
+
+    ``path`` and ``count`` are those of scenes drawn from the world, which a config without sources trains on.
+    ``picture_weight`` is the share of captioned OpenMoji pictures, from ``pictures_path``, among them. A share
+    ``caption_dropout`` of the samples has the empty prompt. A run stops after ``max_skips`` corrupt records.
+    """
 
     path: str
     count: int = 20_000
     pictures_path: str = ""
-    picture_weight: float = 0.0  # share of captioned OpenMoji pictures, the second source
+    picture_weight: float = 0.0
     caption_dropout: float = 0.1
     threads: int = 2
     in_memory: bool = True
-    max_skips: int = 0  # corrupt records to pass over before stopping
+    max_skips: int = 0
 
     def __post_init__(self) -> None:
         """Raises ValueError for a share outside of [0, 1]."""
@@ -80,7 +87,10 @@ class DataSection:
 
 @dataclasses.dataclass(frozen=True)
 class SamplerSection:
-    """How pictures are drawn. ``schedule`` and ``method`` name functions of ``diffusion``."""
+    """How images and videos are drawn: noise levels, numerical method and scale of classifier-free guidance.
+
+    ``schedule`` and ``method`` name functions of ``diffusion``.
+    """
 
     schedule: Literal["linear", "sana_dpm", "wan_unipc", "flux_dynamic"] = "linear"
     method: Literal["euler", "dpmpp_2m", "unipc"] = "euler"
@@ -101,11 +111,12 @@ class SamplerSection:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Plain data; the defaults are AdamW's own and the paper's clipping.
+    """AdamW and its learning rate. The defaults are those of AdamW, with the paper's clipping of the gradient norm.
 
-    The warm-up is linear from ``warmup_from`` to ``learning_rate`` over ``warmup_steps``. "cosine" and "linear" then
-    fall to ``final_fraction * learning_rate`` at ``total_steps`` and stay there. Decay acts on parameters whose path
-    matches ``decay_rule`` as a whole; the number of axes cannot tell kernels from gains, as scanned gains have two.
+    The warm-up is linear from ``warmup_from`` to ``learning_rate`` over ``warmup_steps``. The rate then stays
+    ("constant"), or falls to ``final_fraction * learning_rate`` at ``total_steps`` ("cosine", "linear"). Weight decay
+    acts on parameters whose whole path matches ``decay_rule``: the number of axes cannot tell kernels from gains, as
+    gains of scanned layers have two.
     """
 
     learning_rate: float
@@ -137,7 +148,11 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainSection:
-    """Length and rhythm of a training. ``rules`` tell what trains: ordered (regex, "train" | "freeze")."""
+    """What trains, for how long, and how often something is written.
+
+    ``rules`` are pairs (regular expression, "train" or "freeze"). The first that matches the whole path of a parameter
+    decides about it. ``steps`` of ``batch`` samples each are cut into ``accumulate`` parts to save memory.
+    """
 
     steps: int
     batch: int
@@ -158,7 +173,7 @@ class TrainSection:
 
 @dataclasses.dataclass(frozen=True)
 class EvalSection:
-    """How a run is scored: prompts per category and split, and the pictures drawn at once."""
+    """The prompts of an evaluation per category and split, and the number of pictures drawn at once."""
 
     per_category: int = 40
     per_category_held_out: int = 20
@@ -189,13 +204,17 @@ class Hardware:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything that decides a run. ``objective`` is "paint" (the flow of the DiT) or "understand" (next tokens).
+    """Everything that decides a run.
 
-    ``start`` is the folder of a run whose trained parameters this one begins with; ``dit_weights`` that of
-    published ones. ``recall`` is how many tokens, up to its own, each of the first ``recall_within`` states (None:
-    of all) of an MLLM that is taught must tell. ``dit_guidance`` is the scale told to a guidance-distilled DiT. A
-    step draws one of the ``buckets``, whose samples come from the ``sources`` of its task; without them the run
-    paints the pictures of its world. ``mesh`` may name a ``preset`` of ``parallel/mesh.py`` and change it.
+    The objective "paint" trains the velocity of the DiT, "understand" the next tokens of the MLLM alone. With
+    ``recall`` n an MLLM also learns to predict, from each of its first ``recall_within`` states (None: from all), the
+    last n tokens up to that state's own.
+
+    ``dit_weights`` and ``vae_weights`` are folders of published weights. ``start`` is the folder of a run: its trained
+    parameters are the initial ones of this run. ``dit_guidance`` is the guidance scale that a guidance-distilled DiT
+    reads. Each step draws one of the ``buckets``; its samples come from the ``sources`` of the same task. Without
+    sources, samples are scenes of the ``world``. ``mesh`` may name a ``preset`` of ``parallel/mesh.py`` and change its
+    sizes. ``hardware`` are the slices that the experiment was planned for, the recommended one first.
     """
 
     name: str
@@ -236,7 +255,7 @@ class Experiment:
 
     @property
     def uses_mllm(self) -> bool:
-        """Whether anything reads the MLLM; a DiT with its own text encoder may do without."""
+        """Whether any part reads the MLLM. A DiT with its own text encoder can run without one."""
         return any(part is not None for part in (self.canvas, self.queries, self.context_connector))
 
     @property
