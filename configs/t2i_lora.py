@@ -12,6 +12,8 @@ Chosen here, as the paper does not say: adapters on every projection of the bloc
 learning rate of t2i_scratch.py.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import base, t2i_scratch, tiny
@@ -34,5 +36,6 @@ def get_config(variant: str = "") -> ConfigDict:
     trained = "(dit|mllm)/.*_lora/.*" if name == "mllm_lora" else "dit/.*_lora/.*"
     rules = ((trained, "train"), ("(mllm|text|vae|dit)/.*", "freeze"), (".*", "train"))
     config.train = base.training(20_000, 320, rules)
-    config.hardware = tuple(row for row in config.hardware if not row["pixels"])
+    rows: Any = config.hardware
+    config.hardware = tuple(row for row in rows if not row["pixels"])
     return tiny.shrink(config, miniature) if miniature else config
