@@ -16,10 +16,11 @@ from metacanvas_jax.plan.environment import prepare_environment
 
 prepare_environment()
 
+from published_jobs import JOBS as PUBLISHED
+
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import make_mesh
 from metacanvas_jax.plan import document
-from metacanvas_jax.plan.published import JOBS as PUBLISHED
 from metacanvas_jax.plan.report import table
 from metacanvas_jax.plan.shipped import jobs, run_job
 from metacanvas_jax.plan.study import study

@@ -20,6 +20,7 @@ from metacanvas_jax.data.mixture import Source
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline, stack_pixels
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.qwen2_5_vl import tokenizer as published
 from metacanvas_jax.worlds import openmoji, questions, scenes
 from metacanvas_jax.worlds.scenes import SceneWorld
 
@@ -337,7 +338,7 @@ def test_vocabulary_too_small_for_whole_words_is_refused():
 
 def _tiktoken_lines(small):
     """A trained byte-level BPE written as a tiktoken file: its ids are ranks in order of merging."""
-    letters = {letter: byte for byte, letter in enumerate(tokenizer._byte_letters())}
+    letters = {letter: byte for byte, letter in enumerate(published._byte_letters())}
     tokens = {bytes(letters[c] for c in word): i for word, i in small.get_vocab().items() if not word.startswith("<|")}
     order = sorted(tokens, key=lambda token: (len(token) > 1, tokens[token]))
     return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(order))
@@ -348,9 +349,9 @@ def test_tiktoken_file_gives_back_the_tokenizer(small, tmp_path):
     """The small tokenizer, through the form that Qwen publishes its own in."""
     path = tmp_path / "qwen.tiktoken"
     path.write_bytes(_tiktoken_lines(small))
-    qwen = tokenizer.qwen_tokenizer(path)
+    qwen = published.qwen_tokenizer(path)
     count = len(path.read_bytes().splitlines())
-    assert qwen.convert_tokens_to_ids(list(tokenizer.SPECIAL)) == list(range(count, count + 14))
+    assert qwen.convert_tokens_to_ids(list(published.SPECIAL)) == list(range(count, count + 14))
     assert qwen("Ka\u0308se").input_ids == qwen("K\u00e4se").input_ids
     for text in (*questions.sample_texts(WORLD, 5)[:200], "Ein Käse 12 🙂", "x<|im_start|>y"):
         assert qwen.convert_ids_to_tokens(qwen(text).input_ids) == small.convert_ids_to_tokens(small(text).input_ids)
@@ -359,12 +360,12 @@ def test_tiktoken_file_gives_back_the_tokenizer(small, tmp_path):
 def test_broken_tokenizer_files_are_named(tmp_path):
     path = tmp_path / "x.tiktoken"
     with pytest.raises(UserError, match="no tiktoken file"):
-        tokenizer.qwen_tokenizer(path)
+        published.qwen_tokenizer(path)
     path.write_text("!!!! 0\n")
-    with pytest.raises(UserError, match="wanted lines of a base64 token"):
-        tokenizer.qwen_tokenizer(path)
+    with pytest.raises(UserError, match="expected lines of a base64 token"):
+        published.qwen_tokenizer(path)
     path.write_text("YQ== 0\n")
     with pytest.raises(UserError, match="every byte"):
-        tokenizer.qwen_tokenizer(path)
+        published.qwen_tokenizer(path)
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
         tokenizer.load_tokenizer(tmp_path)

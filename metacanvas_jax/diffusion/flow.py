@@ -23,8 +23,7 @@ class TimeConfig:
     """How training draws noise levels.
 
     ``uniform`` draws from [0, 1] and ignores ``mean`` and ``std``; ``logit_normal`` draws ``sigmoid(mean + std * n)``
-    with ``n`` normal. A ``shift`` above 1 then moves levels towards noise, as larger pictures need. SANA trains with
-    logit_normal(0, 1) and shift 3 (NVlabs/Sana ``configs/sana_config/512ms/Sana_1600M_img512.yaml``).
+    with ``n`` normal. A ``shift`` above 1 then moves levels towards noise, as larger pictures need.
     """
 
     kind: Literal["uniform", "logit_normal"] = "logit_normal"

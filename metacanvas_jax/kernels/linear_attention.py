@@ -29,8 +29,8 @@ def relu_linear_attention(
 
     There is no ``e ** -0.5`` and no mask. Sums are float32; a query that meets only zeros gets zeros. Heads that a
     kernel does not take (see its ``takes``) go to XLA; on a mesh each device computes its own samples and heads (see
-    ``parallel/context.py``). Source: diffusers ``SanaLinearAttnProcessor2_0`` (which appends ones to v instead of
-    summing k apart).
+    ``parallel/context.py``). Source: the processor of linear attention in diffusers' ``attention_processor.py`` (which
+    appends ones to v instead of summing k separately).
 
     Raises:
         UserError: an unknown implementation.

@@ -144,9 +144,10 @@ def report_data(
     return report.ReportData(
         title="MetaCanvas in miniature",
         summary=(
-            "A tiny Qwen2.5-VL learned to understand scenes of OpenMoji drawings and was frozen; then learnable canvas "
-            "tokens, connectors and a small SANA learned to paint what it plans. A deterministic judge looks at every "
-            "picture: objects, colours, counts and places must be right, and nothing else may be there."
+            "A tiny MLLM learned to understand scenes of OpenMoji drawings and was frozen; then learnable canvas "
+            "tokens, connectors and a small diffusion transformer learned to paint what it plans. A deterministic "
+            "judge looks at every picture: objects, colours, counts and places must be right, and nothing else may be "
+            "there."
         ),
         facts=facts,
         scores=_score_rows(seen, held_out),

@@ -1,4 +1,4 @@
-"""SANA's Mix-FFN: a gated feed-forward with a depthwise 3x3 convolution between its two projections."""
+"""Mix-FFN: a gated feed-forward with a depthwise 3x3 convolution between its two projections."""
 
 from functools import partial
 

@@ -14,7 +14,7 @@ SINUSOID_WIDTH = 256
 def sinusoid(time: Float[Array, "*n"], width: int = SINUSOID_WIDTH) -> Float[Array, "*n {width}"]:
     """Cosines, then sines, of ``time * 10000 ** (-i / (width / 2))``, in float32.
 
-    ``time`` is in the units of the network (0 to 1000 for SANA, FLUX and Wan). Source: diffusers
+    ``time`` is in the units of the network (0 to 1000 for published ones). Source: diffusers
     ``models/embeddings.py::get_timestep_embedding`` with ``flip_sin_to_cos`` and no frequency shift.
     """
     half = width // 2
@@ -75,5 +75,5 @@ class AdaLNSingle(nn.Module):
 
 
 def table_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """Normal with deviation ``d ** -0.5``: how SANA starts its shift/scale tables ``[chunks d]``."""
+    """Normal with deviation ``d ** -0.5``: the initial values of a modulation table ``[chunks d]``."""
     return jax.random.normal(key, shape, dtype) * shape[-1] ** -0.5

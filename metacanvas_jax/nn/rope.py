@@ -1,7 +1,7 @@
 """Rotary position embedding, half-split everywhere.
 
-Channel ``i`` of a head rotates with channel ``i + e/2``. Networks published with interleaved pairs (FLUX, Wan) get the
-output channels of their q and k projections permuted at import, which leaves attention unchanged.
+Channel ``i`` of a head rotates with channel ``i + e/2``. In networks that were published with interleaved pairs
+the output channels of the q and k projections are permuted at import, which leaves attention unchanged.
 """
 
 import math

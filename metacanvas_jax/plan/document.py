@@ -7,7 +7,7 @@ from pathlib import Path
 
 from metacanvas_jax.hardware import GIB
 from metacanvas_jax.plan import parts
-from metacanvas_jax.plan.published import Measured
+from metacanvas_jax.plan.measured import Measured
 from metacanvas_jax.plan.report import ASSUMPTIONS, Report, as_json, table
 from metacanvas_jax.plan.shipped import Job
 

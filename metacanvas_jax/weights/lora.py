@@ -31,7 +31,7 @@ def table(base: Sequence[Entry], config: LoraConfig, prefix: str) -> list[Entry]
 
 
 def peft_table(base: Sequence[Entry], config: LoraConfig) -> list[Entry]:
-    """The same for the language model, whose module names in memory are the aliases of ``tables/qwen2_5_vl.py``."""
+    """The same for the language model, whose module names in memory are the aliases of its weight table."""
     in_memory = [dataclasses.replace(e, name=e.aliases[0], aliases=()) for e in base if e.aliases]
     return table(in_memory, config, PEFT)
 
