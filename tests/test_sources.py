@@ -6,19 +6,20 @@ import logging
 import pathlib
 import pickle
 import struct
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 from sources_support import bomb, claiming, clip, encoded, gif, pairs, picture, png_header, write_rows, write_tar
 
-from metacanvas_jax.config.sources import Limits, SourceSection
+from metacanvas_jax.config.sources import Kind, Limits, SourceSection
 from metacanvas_jax.data import decoding, video
 from metacanvas_jax.data.decoding import MediaError
 from metacanvas_jax.data.formats import tars
 from metacanvas_jax.data.mixture import Source
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
-from metacanvas_jax.data.sources import open_source
+from metacanvas_jax.data.sources import OPENERS, open_source
 from metacanvas_jax.data.transforms import Clip, causal_frames, frame_indices
 from metacanvas_jax.errors import UserError
 
@@ -404,3 +405,7 @@ def test_source_video_limits_are_kept_while_decoding():
             video.decode_video(broken)
     with pytest.raises(MediaError, match="13 frames at 24 per second, 17 are wanted"):
         video.decode_video(data, Clip(frames=17))
+
+
+def test_every_kind_of_source_has_an_opener():
+    assert set(OPENERS) == set(get_args(Kind))

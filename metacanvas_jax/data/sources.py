@@ -4,10 +4,10 @@ import dataclasses
 import glob
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from metacanvas_jax.config.sources import DRAWN, EMOJI, SourceSection
+from metacanvas_jax.config.sources import DRAWN, SourceSection
 from metacanvas_jax.data.formats.array_records import ArrayRecords
 from metacanvas_jax.data.formats.drawn import Drawn
 from metacanvas_jax.data.formats.emoji import Clips, Styles
@@ -26,35 +26,65 @@ from metacanvas_jax.worlds.scenes import SceneWorld
 def open_source(section: SourceSection, clip: Clip = AS_FOUND, world: SceneWorld | None = None) -> Guarded:
     """The samples of a source in the shape of a clip; ``world`` is that of drawings.
 
-    Where a section wants stored latents, targets have their first frame only.
+    With ``section.latents`` targets have their first frame only.
 
     Raises UserError when the source is not there, is damaged as a whole, or has no samples.
     """
     layout = Layout(section.task, dict(section.columns), clip, section.limits, first_frame=section.latents)
-    options = {"max_skips": section.max_skips, "in_memory": section.in_memory}
-    if section.kind in DRAWN and not section.path:
-        if world is None:
-            raise UserError(f"a source of kind {section.kind!r} needs a world")
-        source: Guarded = Drawn(section.kind, world, section.count, section.seed, layout, **options)
-    elif section.kind in DRAWN or section.kind == "records":
-        layout = dataclasses.replace(layout, columns=STORED | layout.columns)
-        source = Records(section.path, layout=layout, **options)
-    elif section.kind == "tfds":
-        source = ArrayRecords(section.path, layout, section.split, **options)
-    elif section.kind == "webdataset":
-        source = WebDataset(_files(section.path, "*.tar"), layout, section.cache, **options)
-    elif section.kind == "parquet":
-        source = Parquet(_files(section.path, "*.parquet"), layout, **options)
-    elif section.kind == "jsonl":
-        source = JsonLines(pathlib.Path(section.path), layout, **options)
-    elif section.kind in EMOJI:
-        of_kind = Styles if section.kind == "emoji_styles" else Clips
-        source = of_kind(pathlib.Path(section.path), layout, **options)
-    else:
-        source = Files(pathlib.Path(section.path), layout, **options)
+    stored = section.kind in DRAWN and section.path  # drawings that `prepare` wrote are records
+    source = OPENERS["records" if stored else section.kind](section, layout, world)
     if len(source) == 0:
         raise UserError(f"{section.path}: no samples of kind {section.kind!r} there")
     return source
+
+
+Opener = Callable[[SourceSection, Layout, SceneWorld | None], Guarded]
+
+
+def _of_path(reader: Callable[..., Guarded]) -> Opener:
+    """Formats that need nothing but a path."""
+    return lambda section, layout, world: reader(pathlib.Path(section.path), layout, **_guard(section))
+
+
+def _records(section: SourceSection, layout: Layout, world: SceneWorld | None) -> Guarded:
+    layout = dataclasses.replace(layout, columns=STORED | layout.columns)
+    return Records(section.path, layout=layout, **_guard(section))
+
+
+def _tfds(section: SourceSection, layout: Layout, world: SceneWorld | None) -> Guarded:
+    return ArrayRecords(section.path, layout, section.split, **_guard(section))
+
+
+def _webdataset(section: SourceSection, layout: Layout, world: SceneWorld | None) -> Guarded:
+    return WebDataset(_files(section.path, "*.tar"), layout, section.cache, **_guard(section))
+
+
+def _parquet(section: SourceSection, layout: Layout, world: SceneWorld | None) -> Guarded:
+    return Parquet(_files(section.path, "*.parquet"), layout, **_guard(section))
+
+
+def _drawn(section: SourceSection, layout: Layout, world: SceneWorld | None) -> Guarded:
+    if world is None:
+        raise UserError(f"a source of kind {section.kind!r} needs a world")
+    return Drawn(section.kind, world, section.count, section.seed, layout, **_guard(section))
+
+
+def _guard(section: SourceSection) -> dict[str, Any]:
+    return {"max_skips": section.max_skips, "in_memory": section.in_memory}
+
+
+OPENERS: dict[str, Opener] = {
+    "records": _records,
+    "tfds": _tfds,
+    "webdataset": _webdataset,
+    "jsonl": _of_path(JsonLines),
+    "files": _of_path(Files),
+    "parquet": _parquet,
+    "emoji_styles": _of_path(Styles),
+    "emoji_clips": _of_path(Clips),
+    **dict.fromkeys(DRAWN, _drawn),
+}
+"""How a source of each kind is opened. A new format is a module of ``formats/`` and a line here and in ``Kind``."""
 
 
 def prepare(
