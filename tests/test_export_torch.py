@@ -73,15 +73,30 @@ def test_exported_prompts_have_the_same_tokens_positions_and_patches(budget):
         assert not rows.any()
 
 
-def test_exported_prompts_refuse_special_tokens_and_too_much_text():
+def test_exported_prompts_refuse_special_tokens_and_media_that_are_too_long():
     from metacanvas_jax.errors import UserError
     from metacanvas_jax.mllm.qwen2_5_vl import torch_side as prompt
 
-    config = {"system": None, "length": 8, "tokens_per_second": 2.0, "media": dataclasses.asdict(MediaConfig())}
+    media = dataclasses.asdict(MediaConfig())
+    config = {"system": None, "length": 8, "tokens_per_second": 2.0, "media": media}
     with pytest.raises(UserError, match="meaning of its own"):
         prompt.build(tokenizer(), [([], "a <|im_end|> cat")], config)
-    with pytest.raises(UserError, match="does not fit the length 8"):
-        prompt.build(tokenizer(), [([], "a red cat beside a blue house")], config)
+    shown = prompt.read_medium([Image.new("RGB", (84, 84))], media)
+    with pytest.raises(UserError, match=r"the media of a prompt need \d+ tokens, at most 8 fit"):
+        prompt.build(tokenizer(), [([shown], "a cat")], config)
+
+
+def test_exported_prompts_that_are_too_long_lose_the_words_that_ours_lose(caplog):
+    from metacanvas_jax.data.examples import shortened
+    from metacanvas_jax.mllm.qwen2_5_vl import torch_side as prompt
+
+    text = "What is in this picture? " * 3 + "A red cat beside a blue house, painted."
+    prompts = Prompter(tokenizer(), PromptConfig(buckets=(40,)))
+    ours = prompts.batch([shortened(prompts, prompts(text), [], text, 40)], length=40)
+    config = {"system": prompts.config.system, "length": 40, "tokens_per_second": 2.0, "media": {"merge": 2}}
+    theirs = prompt.build(tokenizer(), [([], text)], config)
+    np.testing.assert_array_equal(theirs.tokens.numpy(), ours.tokens)
+    assert "loses its last words" in caplog.text
 
 
 def test_exported_pixel_autoencoder_is_ours():
@@ -105,36 +120,35 @@ def test_exported_pixel_autoencoder_is_ours():
     np.testing.assert_allclose(back.numpy(), decoded, atol=1e-4)
 
 
-@pytest.mark.parametrize("instruct", [True, False])
-def test_exported_text_encoder_reads_and_keeps_the_tokens_that_ours_does(instruct):
+@pytest.mark.parametrize("begins", [True, False])
+@pytest.mark.parametrize("reads_prompt", [True, False])
+def test_exported_text_encoder_reads_and_keeps_the_tokens_that_ours_does(reads_prompt, begins):
     from types import SimpleNamespace
 
     from tokenizers.processors import TemplateProcessing
 
+    from metacanvas_jax.data.examples import TextRows
     from metacanvas_jax.text.gemma2.torch_side import Side as TextEncoder
-    from metacanvas_jax.text.prompts import first_and_last, prompt_tokens
+    from metacanvas_jax.text.prompts import first_and_last
     from metacanvas_jax.types import States
 
     words = tokenizer()
-    words.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|im_start|> $A", special_tokens=[("<|im_start|>", words.convert_tokens_to_ids("<|im_start|>"))]
-    )
+    if begins:
+        words.bos_token = "<|im_start|>"
+        words.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<|im_start|> $A", special_tokens=[("<|im_start|>", words.convert_tokens_to_ids("<|im_start|>"))]
+        )
     words.pad_token = "<|endoftext|>"
 
     def states(ids, attention_mask):
         return SimpleNamespace(last_hidden_state=ids[:, :, None].float())
 
     states.device = "cpu"
-    config = {"length": 12, "instruction": "Describe: ", "reads_prompt": True}
-    prompts = ["A Red cat ", "a blue house, painted. What is in this picture?"]
-    found, seen = TextEncoder(states, words, config)(prompts, instruct=instruct)
-    ids, mask = prompt_tokens(
-        lambda text: words(text).input_ids,
-        prompts,
-        instruction=config["instruction"] if instruct else "",
-        length=12,
-        pad=words.pad_token_id,
-    )
+    config = {"length": 12, "instruction": "Describe: ", "reads_prompt": reads_prompt}
+    prompts = ["A Red cat ", "", "a blue house, painted. What is in this picture?"]
+    found, seen = TextEncoder(states, words, config)(prompts, [bool(prompt) for prompt in prompts])
+    rows = TextRows(words, 12, instruction=config["instruction"], reads_prompt=reads_prompt)
+    ids, mask = (np.stack([rows(prompt)[name] for prompt in prompts]) for name in ("text_tokens", "text_mask"))
     expected = first_and_last(States(jnp.asarray(ids, jnp.float32)[:, :, None], jnp.asarray(mask)), 12)
     np.testing.assert_array_equal(found.numpy(), expected.states)
     np.testing.assert_array_equal(seen.numpy(), expected.mask)

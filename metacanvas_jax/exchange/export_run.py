@@ -29,6 +29,7 @@ from metacanvas_jax.exchange import parts as layout
 from metacanvas_jax.exchange import reference_configs
 from metacanvas_jax.exchange.model_card import model_card
 from metacanvas_jax.exchange.parts import Part
+from metacanvas_jax.exchange.reading import computed, reading
 from metacanvas_jax.mllm.qwen2_5_vl import table as qwen2_5_vl
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
 from metacanvas_jax.nn.lora import LoraConfig
@@ -283,6 +284,8 @@ def make_index(setup: Experiment, found: list[Part], about: Mapping[str, Any]) -
         "latent_channels": vae.channels,
         "latents": list(latent_grid(setup)),
         "sampler": dataclasses.asdict(setup.sampler),
+        "reading": reading(setup),
+        "computed": computed(setup),
     }
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from metacanvas_jax.dit.torch_side import Backbone, Given, Plan
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.torch_export import load
+from metacanvas_jax.torch_export import load, reading
 from metacanvas_jax.torch_export.connector import Connector
+from metacanvas_jax.torch_export.reading import Rules, Shape
 from metacanvas_jax.torch_export.samplers import sample
 
 QUERY_POSITIONS = {"rope": False, "dims": 1, "spacing": 0.0}
@@ -21,9 +22,10 @@ QUERY_POSITIONS = {"rope": False, "dims": 1, "spacing": 0.0}
 
 @dataclasses.dataclass
 class Asked:
-    """What a call is about: frames to show to the MLLM (with their rate: a video), and latents given to the DiT."""
+    """What a call asks for: the shape of the result, media of the MLLM, and latents that the transformer reads."""
 
-    media: list[tuple[list[Image.Image], float | None]]
+    shape: Shape
+    media: Sequence[Any]
     given: Given
 
 
@@ -45,6 +47,7 @@ class MetaCanvasPipeline:
     ):
         self.index, self.connector, self.mllm = index, connector, mllm
         self.text, self.backbone, self.vae, self.device = text, backbone, vae, device
+        self.rules = Rules(index, backbone.patch)
 
     @classmethod
     def from_pretrained(
@@ -110,15 +113,16 @@ class MetaCanvasPipeline:
 
         Args:
             prompt: one, or several.
-            image: the picture to edit; for a video, its first frame; shown to the MLLM alone where
-                the transformer reads no images.
+            image: the picture to edit, or the first frame of a video. A transformer that reads no images leaves it to
+                the MLLM. It is shared by all prompts, and so are ``video`` and ``references``.
             video: frames to edit, ``fps`` of them a second.
             references: pictures of what shall appear in the video.
-            height, width, frames: in pixels; as in the training unless given.
+            height, width, frames: of the result, in pixels; as in the training unless given, and for an edit of the
+                aspect ratio of what is edited.
             steps, guidance: of the sampler; as in the run's config unless given. Guidance 1 is none.
             canvas: whether the plan is painted by; without it the prompt alone speaks.
             seed: same seed, same result.
-            latents: noise ``[b c t h w]`` to start from in place of the seed's.
+            latents: noise ``[b c t h w]`` to start from in place of the seed's; its shape is that of the result.
             given: what the transformer reads, already encoded, in place of the autoencoder's reading of the images.
             output: "pil", or "latent" for the latents ``[b c t h w]``.
 
@@ -126,33 +130,51 @@ class MetaCanvasPipeline:
             UserError: a size that does not divide, or something this backbone cannot read.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        grid, size = self._sizes(height, width, frames)
-        frames = grid[0] if latents is None else latents.shape[2]
-        asked = self._asked(image, video, references, fps, size, frames, given)
+        if latents is not None:
+            height, width = (self.rules.spatial * side for side in latents.shape[3:])
+            frames = (latents.shape[2] - 1) * self.rules.temporal + 1
+        asked = self._asked(image, video, references, fps, {"height": height, "width": width, "frames": frames}, given)
+        grid = self.rules.grid(asked.shape)
+        asked.given = repeated(asked.given, len(prompts))
         sampler = dict(self.index["sampler"])
         sampler |= {k: v for k, v in (("steps", steps), ("guidance", guidance)) if v is not None}
         velocity = self._velocity(prompts, asked, sampler["guidance"], canvas)
         if latents is None:
             generator = torch.Generator().manual_seed(seed)
             latents = torch.randn(len(prompts), self.index["latent_channels"], *grid, generator=generator)
-        latents = sample(velocity, latents.to(self.device), sampler, self.backbone.tokens(tuple(latents.shape[2:])))
+        latents = sample(velocity, latents.to(self.device), sampler, self.backbone.tokens(grid))
         if asked.given.first is not None:
             latents = torch.cat([asked.given.first.to(latents), latents[:, :, 1:]], dim=2)
         return latents if output == "latent" else self.decode(latents)
 
     def plan(
-        self, prompts: Sequence[str], media: Sequence[Any] = (), *, canvas: bool = True, guided: bool = True
+        self,
+        prompts: Sequence[str],
+        media: Sequence[Any] = (),
+        *,
+        shape: Shape | None = None,
+        canvas: bool = True,
+        guided: bool = True,
     ) -> Plan:
-        """What the transformer reads as text, and the canvas. ``guided`` False: the empty prompt of guidance."""
+        """What the transformer reads as text, and the canvas of a shape (None: the trained one).
+
+        ``guided`` False: ``prompts`` are the empty ones of guidance.
+        """
+        shape = self.rules.shapes[0] if shape is None else shape
         parts, written = [], None
         if self.text is not None:
-            parts.append(self.text(prompts, instruct=guided))
+            instruct = [guided and (self.rules.instruct_empty or bool(prompt.strip())) for prompt in prompts]
+            parts.append(self.text(prompts, instruct))
         if self.mllm is not None:
-            inputs = self.mllm.prompts([(media, prompt) for prompt in prompts], self.index["prompt"]).to(self.device)
+            config = self.index["prompt"] | {"length": shape.length}
+            inputs = self.mllm.prompts([(media, prompt) for prompt in prompts], config).to(self.device)
             context = self.mllm.read(inputs)
             parts += self._context(context)
             if canvas and self.connector.canvas is not None:
-                written = self.mllm.write(context, self.connector.canvas(), self.index["canvas"])
+                keyframes, rows, columns = self.connector.canvas.tokens.shape[:3]
+                keyframes = min(keyframes, self.rules.grid(shape)[0])  # never more than there are latent frames
+                tokens = self.connector.canvas((keyframes, rows, columns))
+                written = self.mllm.write(context, tokens, self.index["canvas"])
                 written = self.connector.canvas_connector.read(written)
         states = torch.cat([states for states, _ in parts], dim=1)
         return Plan(states, torch.cat([mask for _, mask in parts], dim=1), written)
@@ -175,14 +197,14 @@ class MetaCanvasPipeline:
     def _velocity(
         self, prompts: Sequence[str], asked: Asked, guidance: float, canvas: bool
     ) -> Callable[[Tensor, float], Tensor]:
-        media = []
+        media, shape = [], asked.shape
         if self.mllm is not None:
             config = self.index["prompt"]["media"]
             media = [self.mllm.medium(frames, config, rate) for frames, rate in asked.media]
-        plan, given = self.plan(prompts, media, canvas=canvas), asked.given
+        plan, given = self.plan(prompts, media, shape=shape, canvas=canvas), asked.given
         if guidance == 1.0:
             return lambda z, time: self.backbone.velocity(z, time, plan, given)
-        empty = self.plan([""] * len(prompts), media, canvas=canvas, guided=False)
+        empty = self.plan([""] * len(prompts), media, shape=shape, canvas=canvas, guided=False)
 
         def guided(z: Tensor, time: float) -> Tensor:
             aimless = self.backbone.velocity(z, time, empty, given)
@@ -190,56 +212,55 @@ class MetaCanvasPipeline:
 
         return guided
 
-    def _sizes(
-        self, height: int | None, width: int | None, frames: int | None
-    ) -> tuple[tuple[int, int, int], tuple[int, int]]:
-        spatial, temporal = self.index["vae"]["spatial"], self.index["vae"]["temporal"]
-        t, h, w = self.index["latents"]
-        rows, columns = height or h * spatial, width or w * spatial
-        frames = frames or (t - 1) * temporal + 1
-        if rows % spatial or columns % spatial or (frames - 1) % temporal:
-            raise UserError(
-                f"{frames} frames of {rows} x {columns} pixels: expected 1 + {temporal} k frames and sides that are "
-                f"multiples of {spatial}"
-            )
-        return ((frames - 1) // temporal + 1, rows // spatial, columns // spatial), (rows, columns)
-
     def _asked(
         self,
         image: Image.Image | None,
         video: Sequence[Image.Image] | None,
         references: Sequence[Image.Image],
         fps: float,
-        size: tuple[int, int],
-        frames: int,
+        size: Mapping[str, int | None],
         given: Given | None,
     ) -> Asked:
         """Sorts what was given by the tasks of the paper: who sees it, and how the transformer gets it."""
         if sum((image is not None, video is not None, bool(references))) > 1:
             raise UserError("give one of image, video and references")
+        moves = self.rules.makes_video(size["frames"])
         if video is not None:
-            every = max(1, round(fps / self.index["prompt"]["video_fps"]))
-            shown = [(list(video[::every]), fps / every)]
-            return Asked(shown, given or Given(source=self.encode(video, size)))
+            first = reading.picture(video[0])
+            shape = self.rules.shape("video_editing", source=first, **size)
+            frames = [video[i] for i in reading.clip(len(video), fps, shape.frames, shape.fps)]
+            frames = self._pictures(frames, shape)
+            chosen, rate = reading.shown_frames(len(frames), shape.fps, self.rules.frames)
+            media = [([frames[i] for i in chosen], rate)]
+            return Asked(shape, media, given or Given(source=self.encode(frames, shape.size)))
         if references:
-            shown = [([reference], None) for reference in references]
-            return Asked(shown, given or Given(references=tuple(self.encode([one], size) for one in references)))
+            shape = self.rules.shape("reference_to_video" if moves else "image_editing", **size)
+            pictures = self._pictures(references, shape)
+            media = [([picture], None) for picture in pictures]
+            given = given or Given(references=tuple(self.encode([picture], shape.size) for picture in pictures))
+            return Asked(shape, media, given)
         if image is None:
-            return Asked([], given or Given())
+            return Asked(self.rules.shape("text_to_video" if moves else "text_to_image", **size), [], given or Given())
+        source = reading.picture(image)
+        if moves:
+            shape = self.rules.shape("image_to_video", **size)
+        else:
+            shape = self.rules.shape("image_editing", source=source, **size)
+        source = reading.fit(source, shape.size)
         if given is None and self.backbone.sees:
-            latents = self.encode([image], size)
-            given = Given(first=latents) if frames > 1 else Given(source=latents)
-        return Asked([([image], None)], given or Given())
+            latents = self.encode([source], shape.size)
+            given = Given(first=latents) if moves else Given(source=latents)
+        return Asked(shape, [([source], None)], given or Given())
+
+    @staticmethod
+    def _pictures(frames: Sequence[Image.Image], shape: Shape) -> list[Image.Image]:
+        return [reading.fit(reading.picture(frame), shape.size) for frame in frames]
 
     def encode(self, frames: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
-        """Latents of frames, each resized to (rows, columns) of pixels."""
+        """Latents ``[1 c t h w]`` of pictures, each upright and cropped to (rows, columns) of pixels."""
         if self.vae is None:
             raise UserError("reading an image needs the autoencoder: pass vae=FOLDER or base=FOLDER")
-        rows, columns = size
-        pixels = [
-            np.asarray(frame.convert("RGB").resize((columns, rows), Image.Resampling.BICUBIC), np.float32)
-            for frame in frames
-        ]
+        pixels = [np.asarray(reading.fit(reading.picture(frame), size), np.float32) for frame in frames]
         video = torch.from_numpy(np.stack(pixels)).movedim(-1, 0)[None] / 127.5 - 1.0
         return self.vae.encode(video.to(self.device, self.backbone.dtype)).float()
 
@@ -253,3 +274,12 @@ class MetaCanvasPipeline:
         pixels = ((pixels + 1) * 127.5).round().byte().movedim(1, -1).cpu().numpy()
         videos = [[Image.fromarray(frame) for frame in video] for video in pixels]
         return [video if len(video) > 1 else video[0] for video in videos]
+
+
+def repeated(given: Given, count: int) -> Given:
+    """Latents that were given once, for each of ``count`` prompts."""
+
+    def each(latents: Tensor | None) -> Tensor | None:
+        return latents if latents is None or len(latents) == count else latents.expand(count, -1, -1, -1, -1)
+
+    return Given(each(given.source), each(given.first), tuple(map(each, given.references)))

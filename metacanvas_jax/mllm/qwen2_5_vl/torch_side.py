@@ -6,6 +6,7 @@ without positions, transformers would silently number the canvas like text.
 
 import dataclasses
 import inspect
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen2_5_VLForCon
 
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.torch_side import Context, Inputs, additive, canvas_positions
+
+logger = logging.getLogger(__name__)
 
 VISION = "<|vision_start|>{}<|vision_end|>"
 PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
@@ -142,7 +145,7 @@ def build(
 ) -> Inputs:
     """A batch of prompts, each its media followed by its text, padded to ``config["length"]``.
 
-    Raises UserError for a text that holds one of Qwen's special tokens, and for a prompt that is too long.
+    Raises UserError for a text that holds one of Qwen's special tokens, and for media that are too long.
     """
     merge = config["media"]["merge"]
     rows, media = [], []
@@ -150,11 +153,7 @@ def build(
         if found := [token for token in RESERVED if token in text]:
             raise UserError(f"the prompt {text[:80]!r} holds {found[0]}, which has a meaning of its own")
         blocks = [(m, PADS["image" if m.seconds is None else "video"], math.prod(m.grid) // merge**2) for m in own]
-        system = "" if config["system"] is None else f"<|im_start|>system\n{config['system']}<|im_end|>\n"
-        shown = "".join(VISION.format(pad * count) for _, pad, count in blocks)
-        ids = tokenizer(f"{system}<|im_start|>user\n{shown}{text}<|im_end|>", add_special_tokens=False).input_ids
-        if len(ids) > config["length"]:
-            raise UserError(f"a prompt of {len(ids)} tokens does not fit the length {config['length']}")
+        ids = turn(tokenizer, "".join(VISION.format(pad * count) for _, pad, count in blocks), text, config)
         ids, at = np.asarray(ids), 0
         starts = []
         for medium, pad, count in blocks:
@@ -173,6 +172,26 @@ def build(
         tokens[i, : len(ids)], places[:, i, : len(ids)] = torch.from_numpy(ids), torch.from_numpy(own)
         mask[i, : len(ids)] = True
     return Inputs(tokens, places, mask, media)
+
+
+def turn(tokenizer: PreTrainedTokenizerFast, media: str, text: str, config: Mapping[str, Any]) -> list[int]:
+    """Tokens of a prompt; one that is longer than ``config["length"]`` loses its last words, and a warning says so.
+
+    Raises UserError when the media alone are too long.
+    """
+    system = "" if config["system"] is None else f"<|im_start|>system\n{config['system']}<|im_end|>\n"
+    encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
+    whole = encode(f"{system}<|im_start|>user\n{media}{text}<|im_end|>")
+    ids, length = whole, config["length"]
+    while len(ids) > length and text:
+        words = encode(text)
+        text = tokenizer.decode(words[: max(0, len(words) - (len(ids) - length))], skip_special_tokens=True).strip()
+        ids = encode(f"{system}<|im_start|>user\n{media}{text}<|im_end|>")
+    if len(ids) > length:
+        raise UserError(f"the media of a prompt need {len(ids)} tokens, at most {length} fit")
+    if ids is not whole:
+        logger.warning("a prompt of %d tokens loses its last words: at most %d fit", len(whole), length)
+    return ids
 
 
 def positions(length: int, media: Sequence[tuple[int, Medium]], config: Mapping[str, Any]) -> np.ndarray:

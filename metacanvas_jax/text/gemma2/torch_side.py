@@ -20,17 +20,26 @@ class Side:
         self.net, self.tokenizer, self.config = net, tokenizer, config
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[str], *, instruct: bool = True) -> tuple[Tensor, Tensor]:
-        """States ``[b l d]`` and mask; the empty prompt of guidance has no instruction."""
+    def __call__(self, prompts: Sequence[str], instruct: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """States ``[b l d]`` and mask of prompts; ``instruct`` says which of them follow the instruction."""
         length = self.config["length"]
-        instruction = self.config["instruction"] if instruct else ""
-        if not self.config["reads_prompt"]:
-            prompts = [""] * len(prompts)
-        total = len(self.tokenizer(instruction).input_ids) + length - 2 if instruction else length
-        texts = [instruction + prompt.lower().strip() for prompt in prompts]
-        self.tokenizer.padding_side = "right"
-        batch = self.tokenizer(texts, padding="max_length", max_length=total, truncation=True, return_tensors="pt")
-        mask = batch.attention_mask.to(self.net.device)
-        states = self.net(batch.input_ids.to(self.net.device), attention_mask=mask).last_hidden_state
+        instruction = self.config["instruction"] if self.config["reads_prompt"] else ""
+        total = len(self.encode(instruction)) + length - 2 if instruction else length
+        tokens = torch.full((len(prompts), total), self.tokenizer.pad_token_id or 0)
+        mask = torch.zeros(tokens.shape, dtype=torch.bool)
+        for row, (prompt, instructed) in enumerate(zip(prompts, instruct, strict=True)):
+            text = prompt.lower().strip() if self.config["reads_prompt"] else ""
+            ids = self.encode(instruction + text if instructed else text)
+            ids = ids[: total if instructed else length]
+            tokens[row, : len(ids)], mask[row, : len(ids)] = torch.tensor(ids), True
+        tokens, mask = tokens.to(self.net.device), mask.to(self.net.device)
+        states = self.net(tokens, attention_mask=mask.long()).last_hidden_state
         keep = [0, *range(total - length + 1, total)]
-        return states[:, keep], mask[:, keep].bool()
+        return states[:, keep], mask[:, keep]
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens, of which the first begins the sequence: padding, where the tokenizer has no token for that."""
+        ids = list(self.tokenizer.encode(text)) if text else []
+        if self.tokenizer.bos_token_id is None:
+            return [self.tokenizer.pad_token_id or 0, *ids]
+        return ids or [self.tokenizer.bos_token_id]

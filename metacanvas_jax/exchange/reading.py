@@ -1,0 +1,44 @@
+"""How a run reads what it is asked to paint, as data of its export, which ``torch_export/reading.py`` applies."""
+
+import inspect
+import math
+from typing import Any
+
+from metacanvas_jax.config.networks import autoencoder, network
+from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.mllm.media import sample_frames
+
+VERSION = 1
+
+
+def reading(setup: Experiment) -> dict[str, Any]:
+    """The section ``reading`` of an export's index."""
+    limits = {name: x.default for name, x in inspect.signature(sample_frames).parameters.items()}
+    patch = network(setup).dit.patch
+    return {
+        "version": VERSION,
+        "shapes": [
+            {
+                "task": bucket.task,
+                "size": list(bucket.size),
+                "frames": bucket.frames,
+                "fps": bucket.fps,
+                "length": bucket.length,
+            }
+            for bucket in setup.shapes
+        ],
+        "unit": autoencoder(setup).spatial * math.lcm(*patch[1:]),
+        "frames": {"target": setup.mllm.video_fps, **{name: limits[name] for name in ("least", "most", "multiple")}},
+        "instruct_empty": False,
+    }
+
+
+def computed(setup: Experiment) -> dict[str, Any]:
+    """The section ``computed``: the dtype in which the run computed each network, and kept its frozen weights."""
+    parts = {"transformer": setup.dit, "mllm": setup.mllm.language, "vae": setup.vae}
+    parts |= {"canvas_connector": setup.canvas_connector, "context_connector": setup.context_connector}
+    if setup.text is not None:
+        parts["text_encoder"] = setup.text.encoder
+    found = {name: getattr(part, "dtype", None) for name, part in parts.items() if part is not None}
+    found["frozen_weights"] = setup.train.frozen_dtype
+    return {name: dtype for name, dtype in found.items() if dtype is not None}
