@@ -23,6 +23,7 @@ from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
 from metacanvas_jax.nn.lora import LoraConfig
+from metacanvas_jax.text.gemma2.network import Gemma2Config
 from metacanvas_jax.train import jobs, store
 from metacanvas_jax.train.job import fingerprint
 from metacanvas_jax.train.optimizer import make_optimizer
@@ -106,7 +107,7 @@ def config(folder: Path, backbone: str, **changes) -> ConfigDict:
     config.sampler = base.section(schema.SamplerSection(**SAMPLERS[backbone]))
     rules = (
         ("mllm/.*_lora/.*", "train"),
-        ("(mllm|vae)/.*", "freeze"),
+        ("(mllm|text|vae)/.*", "freeze"),
         (TRAINED[backbone], "train"),
         *(() if backbone == "sana" else (("dit/.*", "freeze"),)),
         (".*", "train"),
@@ -162,3 +163,38 @@ def save_qwen(folder: Path):
     model.save_pretrained(folder / "qwen")
     save_tokenizer(tokenizer(), folder / "tokenizer")
     return model
+
+
+def save_patch_pca(folder: Path) -> Path:
+    """An autoencoder of orthogonal directions, so that latents of noise become pictures that are not all clipped."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.standard_normal((108, CHANNELS)))[0].astype(np.float32)
+    params = {"mean": np.zeros(108, np.float32), "basis": basis, "scale": np.full(CHANNELS, 0.3, np.float32)}
+    store.save_params(folder, params)
+    return folder
+
+
+def save_transformer(backbone: str, folder: Path) -> Path:
+    """A random transformer of diffusers with the sizes of the tiny run."""
+    from torch_support import randomize
+
+    from metacanvas_jax.exchange.parts import BACKBONES
+    from metacanvas_jax.torch_export import sides
+
+    config = DITS[backbone]
+    cls = sides.named("dit", backbone).model
+    randomize(cls.from_config(BACKBONES[type(config)].config(config))).save_pretrained(folder)
+    return folder
+
+
+def save_text_encoder(folder: Path) -> ConfigDict:
+    """A random Gemma-2 and its tokenizer; returns the section ``text`` of a config that reads them."""
+    from published_support import bytes_tokenizer
+    from test_gemma import build as build_gemma
+    from torch_support import randomize
+
+    sizes = {"vocab": 300, "width": 16, "layers": 2, "heads": 4, "kv_heads": 2, "head_width": 8, "mlp": 48}
+    encoder = Gemma2Config(**sizes, query_scalar=24.0, window=8)
+    randomize(build_gemma(encoder)).save_pretrained(folder)
+    bytes_tokenizer().save_pretrained(folder)
+    return base.section(schema.TextSection(encoder, str(folder), str(folder), length=24))

@@ -20,6 +20,7 @@ from vae_support import FAST_COMPILE
 
 from metacanvas_jax.config import networks, read
 from metacanvas_jax.data.inputs import prompter
+from metacanvas_jax.data.transforms import fit_image
 from metacanvas_jax.diffusion.guidance import classifier_free, pair
 from metacanvas_jax.diffusion.samplers import sample
 from metacanvas_jax.dit.flux import table as flux
@@ -59,19 +60,6 @@ def qwen(tmp_path_factory):
     return folder
 
 
-def base_transformer(backbone, folder):
-    """A random transformer of diffusers with the sizes of the tiny run."""
-    from diffusers import FluxTransformer2DModel, SanaTransformer2DModel, WanTransformer3DModel
-    from torch_support import randomize
-
-    from metacanvas_jax.exchange.parts import BACKBONES
-
-    classes = {"sana": SanaTransformer2DModel, "flux": FluxTransformer2DModel, "wan": WanTransformer3DModel}
-    config = support.DITS[backbone]
-    randomize(classes[backbone].from_config(BACKBONES[type(config)].config(config))).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def exported(qwen, tmp_path_factory):
     """``exported(backbone)``: config, trained leaves, the run, its export, and the base transformer."""
@@ -84,7 +72,13 @@ def exported(qwen, tmp_path_factory):
             leaves = trained_leaves(config)
             save_run(folder / "run", config, leaves)
             export_run(folder / "run", folder / "out", QUIET)
-            made[backbone] = config, leaves, folder / "run", folder / "out", base_transformer(backbone, folder / "base")
+            made[backbone] = (
+                config,
+                leaves,
+                folder / "run",
+                folder / "out",
+                support.save_transformer(backbone, folder / "base"),
+            )
         return made[backbone]
 
     return make
@@ -120,7 +114,8 @@ def jax_latents(config, params, backbone, noise, given, image):
     """``latents(params, canvas)``: what this project's own sampler paints."""
     setup = read.experiment(config)
     model, prompts = networks.network(setup), prompter(setup)
-    media = [] if image is None else [read_image(image, prompts.config.media)]
+    size = tuple(6 * side for side in noise.shape[2:4])
+    media = [] if image is None else [read_image(fit_image(image, size), prompts.config.media)]
     inputs, empty = (
         jax.tree.map(jnp.asarray, prompts.batch([prompts([*media, text]) for text in texts], length=LENGTH))
         for texts in (PROMPTS, ["", ""])

@@ -140,12 +140,16 @@ class MetaCanvasPipeline:
         sampler |= {k: v for k, v in (("steps", steps), ("guidance", guidance)) if v is not None}
         velocity = self._velocity(prompts, asked, sampler["guidance"], canvas)
         if latents is None:
-            generator = torch.Generator().manual_seed(seed)
-            latents = torch.randn(len(prompts), self.index["latent_channels"], *grid, generator=generator)
+            latents = self.noise(len(prompts), grid, seed)
         latents = sample(velocity, latents.to(self.device), sampler, self.backbone.tokens(grid))
         if asked.given.first is not None:
             latents = torch.cat([asked.given.first.to(latents), latents[:, :, 1:]], dim=2)
         return latents if output == "latent" else self.decode(latents)
+
+    def noise(self, count: int, grid: tuple[int, int, int], seed: int) -> Tensor:
+        """Noise ``[count c *grid]``."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(count, self.index["latent_channels"], *grid, generator=generator)
 
     def plan(
         self,
