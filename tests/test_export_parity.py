@@ -1,6 +1,6 @@
 """An export in PyTorch against ``metacanvas sample`` and ``edit`` on the same run: the same noise, the same pixels.
 
-Requests go through ``drawing.sample_of`` and ``Trained.paint``, as the command line's do; nothing is derived here.
+Requests go through ``requests.sample_of`` and ``Trained.paint``, as the command line's do; nothing is derived here.
 """
 
 import dataclasses
@@ -13,14 +13,13 @@ import pytest
 from PIL import Image
 
 from configs import base
-from metacanvas_jax import runs
 from metacanvas_jax.config.networks import autoencoder
 from metacanvas_jax.data.shapes import latent_grid
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.data.video import decode_video, encode_mp4
 from metacanvas_jax.exchange.export_run import Options, export_run
-from metacanvas_jax.paint import drawing
-from metacanvas_jax.paint.drawing import Request
+from metacanvas_jax.paint import requests, runs
+from metacanvas_jax.paint.requests import Request
 from metacanvas_jax.tasks import Bucket
 
 pytestmark = pytest.mark.torch
@@ -174,7 +173,7 @@ def opened(file):
 
 def compare(case, pair, media, monkeypatch):
     trained, pipeline = pair(case.backbone)
-    asked = [drawing.sample_of(trained.setup, request(case, media, prompt)) for prompt in case.prompts]
+    asked = [requests.sample_of(trained.setup, request(case, media, prompt)) for prompt in case.prompts]
     samples, (shape, *_) = zip(*asked, strict=True)
     ours = trained.paint(list(samples), shape, seed=3, canvas=case.canvas).pixels
     grid = (len(samples), *latent_grid(trained.setup, shape), autoencoder(trained.setup).channels)

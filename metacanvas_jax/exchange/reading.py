@@ -1,12 +1,11 @@
 """How a run reads what it is asked to paint, as data of its export, which ``torch_export/reading.py`` applies."""
 
 import inspect
-import math
 from typing import Any
 
-from metacanvas_jax.config.networks import autoencoder, network
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.mllm.media import sample_frames
+from metacanvas_jax.paint.requests import unit
 
 VERSION = 1
 
@@ -14,7 +13,6 @@ VERSION = 1
 def reading(setup: Experiment) -> dict[str, Any]:
     """The section ``reading`` of an export's index."""
     limits = {name: x.default for name, x in inspect.signature(sample_frames).parameters.items()}
-    patch = network(setup).dit.patch
     return {
         "version": VERSION,
         "shapes": [
@@ -27,7 +25,7 @@ def reading(setup: Experiment) -> dict[str, Any]:
             }
             for bucket in setup.shapes
         ],
-        "unit": autoencoder(setup).spatial * math.lcm(*patch[1:]),
+        "unit": unit(setup),
         "frames": {"target": setup.mllm.video_fps, **{name: limits[name] for name in ("least", "most", "multiple")}},
         "instruct_empty": False,
     }
