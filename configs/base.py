@@ -30,7 +30,8 @@ WEIGHTS = "weights"  # folder of the published weights, each under its name on H
 DATA = "data"  # folder of the data sets
 MINIATURES = ("miniature", "emoji")  # the same networks, on drawn scenes and on the emoji of npm packages
 LARGE = {"dtype": "bfloat16", "remat": "full"}  # how networks of published size are computed
-# The same for a DiT on videos: what attention gave is kept, 5 GB for 121 frames, so that half of it is not run twice.
+# The same for a DiT of videos. The results of attention are kept, 5 GB for 121 frames, so that the backward pass does
+# not repeat the forward attention.
 VIDEO = {"dtype": "bfloat16", "remat": "attention"}
 
 
@@ -58,7 +59,7 @@ def _fields(defaults) -> dict[str, Any]:
 
 
 def get_config() -> ConfigDict:
-    """The common ground: AdamW as in the paper (section 3.1), rectified flow, EMA."""
+    """The values that experiments share: AdamW as in the paper (section 3.1), rectified flow, EMA."""
     config = ConfigDict()
     config.name = "base"
     config.seed = 0
@@ -96,7 +97,7 @@ def qwen(size: str, lora: LoraConfig | None = None) -> ConfigDict:
 
 
 def gemma() -> ConfigDict:
-    """SANA's own text encoder, as published."""
+    """The text encoder of SANA, as published."""
     folder = f"{WEIGHTS}/Sana_1600M_512px_diffusers"
     encoder = Gemma2Config(dtype="bfloat16")
     return section(schema.TextSection(encoder, weights=f"{folder}/text_encoder", tokenizer=f"{folder}/tokenizer"))
@@ -118,15 +119,15 @@ def training(steps: int, batch: int, rules: tuple[tuple[str, str], ...]) -> Conf
 
 
 def sources(*rows: SourceSection) -> tuple[dict, ...]:
-    """Sources as they stand in a config."""
+    """Sources in the form of a config."""
     return tuple(dataclasses.asdict(row) for row in rows)
 
 
 def hardware(*rows: schema.Hardware) -> tuple[dict, ...]:
-    """Slices as they stand in a config; the first is the one that the head of the config file recommends."""
+    """Slices in the form of a config; the first is the one that the head of the config file recommends."""
     return tuple(dataclasses.asdict(row) for row in rows)
 
 
 def buckets(*rows: Bucket) -> tuple[dict, ...]:
-    """Buckets as they stand in a config."""
+    """Buckets in the form of a config."""
     return tuple(dataclasses.asdict(row) for row in rows)

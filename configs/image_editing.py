@@ -7,7 +7,7 @@ Hardware:  64 TPU v5p chips (4x4x4), 1 image per chip
 Time:      about 35 h for 90,000 steps (estimate: 16 PFLOP a step at 40 % of peak)
 Score:     ImgEdit 3.86 (before 3.52), GEdit-EN G_O 7.67 (before 6.00)
 Chosen here, as the paper does not say: the vision branch is the image stream of the double blocks; the pooled CLIP
-vector becomes a projection of the mean context that starts at zero; the guidance that FLUX is told is 1.
+vector becomes a projection of the mean context that starts at zero; the guidance scale that FLUX reads is 1.
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
     canvas = name == "canvas"
     config = base.get_config()
     config.name = f"image_editing_{name}"
-    # With a sample per chip there is room for the products, which the backward pass need not repeat then.
+    # One image per chip leaves memory for the results of products, so that the backward pass does not repeat them.
     dit = flux_kontext_dev(pooled="learned", mask_context=True, **base.LARGE | {"remat": "dots"})
     config.dit = base.section(dit, kind="flux")
     config.dit_weights = f"{FOLDER}/transformer"
@@ -43,10 +43,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.vae_weights = f"{FOLDER}/vae"
     config.mllm = base.qwen("7B", LoraConfig(rank=64, alpha=64.0, dropout=0.05) if canvas else None)
     if canvas:
-        config.mllm.language.remat = "none"  # what 1,024 canvas tokens leave in the MLLM has room
+        config.mllm.language.remat = "none"  # there is memory for the activations of 1,024 canvas tokens
         config.canvas = base.section(CanvasConfig(rows=32, columns=32))
         config.canvas_connector = base.canvas_connector()
-    # The sizes of UniWorld-V1's connector, which the paper starts from.
+    # The sizes of the connector of UniWorld-V1, from which the paper starts.
     config.context_connector = base.context_connector(hidden=12288, activation="silu")
     config.buckets = base.buckets(Bucket("image_editing", (512, 512), length=384))
     config.sources = base.sources(
@@ -59,8 +59,8 @@ def get_config(variant: str = "") -> ConfigDict:
     adapters = (("mllm/.*_lora/.*", "train"),) if canvas else ()
     rules = (*adapters, ("dit/(double/image|pool)/.*", "train"), ("(mllm|dit|vae)/.*", "freeze"), (".*", "train"))
     config.train = base.training(90_000, 64, rules)
-    # Over all 64 chips the compiler gathers weights by adding them up, at twice the bytes. Half of a chip's memory and
-    # more is left for a whole MLLM.
+    # With weights sharded over all 64 chips the compiler gathers them by all-reduces: twice the bytes of all-gathers.
+    # More than half of a chip's memory is free, so that each chip can hold the whole MLLM.
     config.mesh = base.section(MeshConfig(fsdp=16, whole=("mllm",)))
     recomputed = ("--config.dit.remat=full", "--config.mllm.language.remat=full")
     config.hardware = base.hardware(

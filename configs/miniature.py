@@ -23,7 +23,7 @@ from metacanvas_jax.worlds.scenes import SceneWorld
 
 VARIANTS = ("canvas", "text", "mllm")
 OBJECTS = ("cat", "car", "tree", "house", "star", "heart", "mushroom", "duck")
-# With six of them, an object in a colour it was never shown in comes out in a neighbouring one, or not at all.
+# With six colours only, an object in a combination that training held out is drawn in a similar colour, or not at all.
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "pink", "brown", "turquoise", "grey")
 MIXTURE = (
     ("single_object", 0.21),
@@ -115,14 +115,15 @@ def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
     )
     config.vae = base.section(PatchPcaConfig(patch=15, channels=64), kind="patch_pca")
     config.vae_weights = f"{CACHE}/vae"
-    # Mostly much noise, where it is decided what comes to lie where: else there are two things or none in place of one.
+    # Training draws mostly high noise levels: at these the model decides where each object lies. With fewer of them it
+    # draws two objects, or none, in place of one.
     config.time = base.section(TimeConfig(mean=1.5, std=1.2))
     config.optimizer = base.section(
         OptimizerConfig(
             learning_rate=2.1e-3, warmup_steps=40, schedule="cosine", total_steps=steps, final_fraction=0.02, b2=0.99
         )
     )
-    config.sampler.guidance = 1.25  # more of it adds things that nobody asked for
+    config.sampler.guidance = 1.25  # a larger scale adds objects that the prompt does not name
     config.train = base.section(
         schema.TrainSection(
             steps=steps,

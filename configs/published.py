@@ -1,4 +1,4 @@
-"""Published folders as they are: the sizes of all networks are read from the folders that the variant names.
+"""Published folders, unchanged: the sizes of all networks are read from the folders that the variant names.
 
 Command:   metacanvas sample --config configs/published.py:Sana_1600M_512px_diffusers --prompt "a red cat"
            metacanvas edit --config configs/published.py:FLUX.1-Kontext-dev,Qwen2.5-VL-7B-Instruct
@@ -34,8 +34,8 @@ from metacanvas_jax.weights import published
 
 DTYPE = "bfloat16"
 STEPS = {"sana": 20, "flux": 28, "wan": 50}
-GUIDANCE = {"sana": 4.5, "flux": 1.0, "wan": 5.0}  # FLUX is told a guidance instead
-TOLD = {"flux": 3.5}
+GUIDANCE = {"sana": 4.5, "flux": 1.0, "wan": 5.0}  # FLUX reads a guidance scale instead
+DIT_GUIDANCE = {"flux": 3.5}
 LENGTH = 1024  # of prompts, media included
 IMAGE_TOKENS = 144  # as in the paper
 
@@ -65,7 +65,7 @@ def get_config(folders: str = "") -> ConfigDict:
         config.text = base.section(text)
     if kind == "flux":
         dit = dataclasses.replace(dit, pooled="learned", mask_context=True)
-        config.dit_guidance = TOLD[kind]
+        config.dit_guidance = DIT_GUIDANCE[kind]
     elif kind == "wan":
         dit = dataclasses.replace(dit, mask_context=True)
     config.dit = base.section(dataclasses.replace(dit, dtype=DTYPE), kind=kind)
@@ -89,7 +89,7 @@ def get_config(folders: str = "") -> ConfigDict:
 
 
 def reader(folder: str) -> schema.MllmSection:
-    """The MLLM of a folder; without one the smallest there is, which nothing reads."""
+    """The MLLM of a folder. Without a folder it is the smallest possible one, which no part reads."""
     if not folder:
         nothing = LanguageConfig(vocab=1, width=2, layers=1, heads=1, kv_heads=1, mlp=1, rope_sections=(1, 0, 0))
         return schema.MllmSection(nothing, None, buckets=(1,))

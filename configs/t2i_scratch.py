@@ -3,13 +3,13 @@
 Command:   metacanvas train --config configs/t2i_scratch.py:canvas --workdir runs/t2i_scratch/canvas
 Variants:  canvas          text and canvas (the method)                        Fig. 4 (1)
            canvas_only     canvas; the text encoder gets the empty prompt      Fig. 4 (2)
-           text            SANA as it is: its own text encoder, no MLLM        Fig. 4 (3)
+           text            SANA unchanged: its own text encoder, no MLLM        Fig. 4 (3)
            metaquery       256 learnable queries in place of the text          Fig. 4 (4)
            text_metaquery  the text, followed by the 256 queries               Fig. 4 (5)
 Data:      BLIP3o-60k at 512 x 512
 Hardware:  64 TPU v6e chips (8x8), 5 images per chip
 Time:      about 1.5 h for 20,000 steps (estimate: 5 PFLOP a step at 35 % of peak)
-Score:     GenEval 68.02 (canvas), 64.09 (text); (1) learns fastest and ends best, (2) works without any text
+Score:     GenEval 68.02 (canvas), 64.09 (text); (1) learns fastest and has the best score, (2) works without text
 """
 
 from ml_collections import ConfigDict
@@ -53,7 +53,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampler = base.section(schema.SamplerSection("sana_dpm", "dpmpp_2m", steps=20, shift=3.0, guidance=4.5))
     rules = (("(mllm|text|vae)/.*", "freeze"), (".*", "train"))
     config.train = base.training(20_000, 320, rules)
-    # Slices of 560 rows: in eighths of 280, no multiple of 16, the gradients of SANA's 2,240 are added up whole.
+    # Each of four devices holds 560 of SANA's 2,240 rows. With eight devices it would be 280, which is no multiple of
+    # 16: the compiler would then sum gradients by all-reduces, at twice the bytes of reduce-scatters.
     config.mesh = base.section(MeshConfig(fsdp=4, whole=("mllm",)))
     # On v5e neither the whole MLLM nor the activations of 20 samples have room.
     small = ("--config.mesh.whole=()", "--config.train.accumulate=2")

@@ -1,4 +1,4 @@
-"""Video, stage 1: the context connector learns to speak to Wan2.2-TI2V-5B in the place of UMT5 (paper, Table 16).
+"""Video, stage 1: the context connector learns to replace the UMT5 of Wan2.2-TI2V-5B (paper, Table 16).
 
 Command:   metacanvas train --config configs/video_stage1.py --workdir runs/video_stage1
 Data:      images at 480 x 832: text-to-image 80 %, reconstruction 20 % (data/images: captioned images, written by
@@ -33,7 +33,8 @@ def get_config(variant: str = "") -> ConfigDict:
     _, miniature = base.choose("configs/video_stage1.py", VARIANTS, variant)
     config = base.get_config()
     config.name = "video_stage1"
-    # The products of 12,480 image tokens are kept, 25 GB: there is room, and the backward pass repeats none of them.
+    # The results of products of 12,480 image tokens take 25 GB. There is memory for them, so that the backward pass
+    # repeats none.
     dit = wan2_2_ti2v_5b(mask_context=True, **base.VIDEO | {"remat": "dots"})
     config.dit = base.section(dit, kind="wan")
     config.dit_weights = f"{FOLDER}/transformer"

@@ -1,4 +1,4 @@
-"""Video, stage 2: high resolution and motion; the DiT's cross-attention joins in (paper, Table 16).
+"""Video, stage 2: high resolution and motion; the cross-attention of the DiT trains as well (paper, Table 16).
 
 Command:   metacanvas train --config configs/video_stage2.py --workdir runs/video_stage2
 Needs:     the run of stage 1 in runs/video_stage1

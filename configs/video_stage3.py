@@ -54,11 +54,11 @@ def get_config(variant: str = "") -> ConfigDict:
     dit = wan2_2_ti2v_5b(mask_context=True, extra_channels=WAN22_VAE.latent_channels + 1, **base.VIDEO)
     config.dit = base.section(dit, kind="wan")
     if keyframes:
-        # Positions turn twice a second in Qwen2.5-VL; closer than one they would fall on each other.
+        # Qwen2.5-VL counts two positions per second of video. Keyframes less than one apart would share a position.
         spacing = max(1.0, 2.0 * (FRAMES - 1) / FPS / max(keyframes - 1, 1))
         config.mllm = base.qwen("7B", LoraConfig(rank=64, alpha=64.0, dropout=0.05))
-        # 660 canvas tokens per video: their passes are short, so that gathering 7 billion weights for each of them
-        # takes longer, and running them again costs more than the 3 GB they leave.
+        # A video has 660 canvas tokens. Their passes through the MLLM are short: gathering its 7 billion weights would
+        # take longer than the pass itself, so that each chip holds all of them. Their activations take only 3 GB.
         config.mesh.whole = ("mllm",)
         config.mllm.language.remat = "none"
         config.canvas = base.section(CanvasConfig(11, 20, keyframes, spacing=spacing))

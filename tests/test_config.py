@@ -140,7 +140,10 @@ def test_a_word_that_is_none_of_the_choices_is_refused(file, change, message):
         (MINI, {"sampler.shift": 0.0}, "sampler: the shift of a schedule must be positive"),
         (MINI, {"data.caption_dropout": 1.5}, "data: caption_dropout is 1.5, expected a share between 0 and 1"),
         (MINI, {"mllm.buckets": ()}, "mllm.buckets is empty"),
-        (MINI, {"hardware": ({"topology": "v9:4x4"},)}, "hardware: topology 'v9:4x4' is no name of a TPU slice"),
+        (MINI, {"mllm.video_fps": 0.0}, "mllm.video_fps is 0.0, expected a positive number"),
+        (MINI, {"dit.mlp_ratio": 0.0}, "dit.mlp_ratio is 0.0, expected a positive number"),
+        (MINI, {"mllm.image_pixels": (9, 4)}, "mllm.image_pixels is (9, 4), expected the least and the most pixels"),
+        (MINI, {"hardware": ({"topology": "v9:4x4"},)}, "hardware[0]: topology 'v9:4x4' is no name of a TPU slice"),
     ],
 )
 def test_a_number_out_of_range_is_refused(file, change, message):
@@ -189,6 +192,8 @@ def test_a_number_out_of_range_is_refused(file, change, message):
             "train.rules: 'text/.*|dit/.*' trains",
         ),
         (MINI, {"train.rules": (("(", "train"),)}, "train.rules[0]: '(' is not a regular expression"),
+        (MINI, {"optimizer.clip": 0.0}, "optimizer.clip is 0.0, expected a positive norm or None"),
+        (MINI, {"optimizer.decay_rule": "["}, "optimizer.decay_rule: '[' is not a regular expression"),
         (MINI, {"train.accumulate": 3}, "train.accumulate 3 does not divide the batch of 40 samples"),
         (T2I, {"sources": ()}, None),
         (

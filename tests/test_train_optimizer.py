@@ -92,6 +92,7 @@ def test_decay_that_finds_no_parameter_is_an_error():
         ({"schedule": "cosine"}, "needs total_steps > warmup_steps"),
         ({"schedule": "linear", "total_steps": 5, "warmup_steps": 5}, "needs total_steps > warmup_steps"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"b2": 1.0}, "b1 and b2 must lie in"),
         ({"clip": 0.0}, "optimizer.clip is 0.0"),
     ],
 )

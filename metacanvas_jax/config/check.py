@@ -19,11 +19,15 @@ def check(experiment: Experiment) -> None:
     vision, language = experiment.mllm.vision, experiment.mllm.language
     if vision is not None:
         _same("mllm.vision.out_width", vision.out_width, "mllm.language.width", language.width)
-    for i, (regex, _) in enumerate(experiment.train.rules):
+    pixels = experiment.mllm.image_pixels
+    if pixels is not None and pixels[0] > pixels[1]:
+        raise UserError(f"config: mllm.image_pixels is {pixels}, expected the least and the most pixels of an image")
+    patterns = {f"train.rules[{i}]": regex for i, (regex, _) in enumerate(experiment.train.rules)}
+    for key, regex in (patterns | {"optimizer.decay_rule": experiment.optimizer.decay_rule}).items():
         try:
             re.compile(regex)
         except re.error as error:
-            raise UserError(f"config: train.rules[{i}]: {regex!r} is not a regular expression: {error}") from error
+            raise UserError(f"config: {key}: {regex!r} is not a regular expression: {error}") from error
     if experiment.objective == "paint":
         _check_painter(experiment)
     for bucket in experiment.shapes:

@@ -24,6 +24,11 @@ MAY_BE_ZERO = (
     *("per_category", "per_category_held_out", "during_training"),
     *("extra_channels", "chunk", "attention_from", "full_attention_layers", "rope_sections"),
 )
+# These numbers are ratios, rates and scales, of which 0 makes nothing.
+POSITIVE = (
+    *("mlp_ratio", "vanilla_ratio", "video_fps", "time_scale", "interpolation_scale", "scale"),
+    *("eps", "norm_eps", "theta", "rope_theta", "query_scalar", "softcap"),
+)
 
 
 def experiment(config: ConfigDict) -> Experiment:
@@ -88,7 +93,9 @@ def _dataclass(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
     try:
         return cls(**built)
     except ValueError as error:
-        raise UserError(f"config: {prefix.rstrip('.') or 'top level'}: {error}") from error
+        section, text = prefix.rstrip("."), str(error)
+        named = text if section and text.startswith(section) else f"{section or 'top level'}: {text}"
+        raise UserError(f"config: {named}") from error
 
 
 def _value(hint: Any, value: Any, key: str) -> Any:
@@ -116,6 +123,8 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         raise UserError(f"config: {key} is {value!r} ({type(value).__name__}), expected {hint.__name__}")
     if hint is float and not math.isfinite(value):
         raise UserError(f"config: {key} is {value}, expected a finite number")
+    if hint is float and value <= 0 and key.rpartition(".")[2] in POSITIVE:
+        raise UserError(f"config: {key} is {value}, expected a positive number")
     if hint is int and value < _least(key):
         raise UserError(f"config: {key} is {value}, expected at least {_least(key)}")
     return value

@@ -142,6 +142,8 @@ class OptimizerConfig:
             raise UserError(
                 "optimizer: learning_rate must be positive; warmup_from, warmup_steps and weight_decay not negative"
             )
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1 and 0 <= self.final_fraction <= 1):
+            raise UserError("optimizer: b1 and b2 must lie in [0, 1), final_fraction in [0, 1]")
         if self.clip is not None and self.clip <= 0:
             raise UserError(f"optimizer.clip is {self.clip}, expected a positive norm or None")
 
@@ -199,7 +201,7 @@ class Hardware:
 
     def __post_init__(self) -> None:
         """Raises UserError for a topology that is no name of a slice."""
-        slice_name(self.topology, key="config: hardware: topology")
+        slice_name(self.topology, key="topology")
 
 
 @dataclasses.dataclass(frozen=True)
