@@ -23,7 +23,7 @@ from metacanvas_jax.data.inputs import batches
 from metacanvas_jax.diffusion.flow import flow_loss, sample_time
 from metacanvas_jax.launch.prepare import prepare
 from metacanvas_jax.mllm.canvas import canvas_positions
-from metacanvas_jax.train import jobs, objectives
+from metacanvas_jax.train import objectives, parameters
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.train.step import make_step
@@ -83,8 +83,8 @@ def main() -> None:
 
 def measure(setup, rounds: int) -> None:
     model, vae = network(setup), autoencoder(setup)
-    params = jobs.unboxed(jax.jit(lambda key: jobs.initial(setup, key))(jax.random.key(0)))
-    params |= jobs.frozen_weights(setup, params)
+    params = nn.meta.unbox(jax.jit(lambda key: parameters.initial(setup, key))(jax.random.key(0)))
+    params |= parameters.read_folders(setup, params)
     trainable, frozen = partition(params, setup.train.rules)
     optimizer = make_optimizer(setup.optimizer)
     stream = batches(setup)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,13 +14,15 @@ from metacanvas_jax.config.networks import autoencoder
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.data import latents
+from metacanvas_jax.data.batch import encode as encode_pixels
 from metacanvas_jax.data.formats.shards import Compute
 from metacanvas_jax.data.inputs import Inputs, sources_of
 from metacanvas_jax.data.samples import LATENTS, Sample
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh, replicated
 from metacanvas_jax.parallel.rules import RULES, placed, shardings
-from metacanvas_jax.train import jobs, objectives, weights
+from metacanvas_jax.train import parameters
+from metacanvas_jax.train.contexts import context_reader
 from metacanvas_jax.trees import partition
 
 Stored = Literal["float32", "float16"]
@@ -38,11 +41,11 @@ def make_latents(setup: Experiment, batch: int, dtype: Stored = "float32") -> tu
     abstract = jax.eval_shape(lambda key: vae.init(key, jnp.zeros((1, 1, *size, 3), jnp.float32)), jax.random.key(0))
     mesh = make_mesh(MeshConfig(), jax.local_devices())
     batch += -batch % mesh.size
-    shapes = jobs.unboxed(abstract["params"])
+    shapes = nn.meta.unbox(abstract["params"])
     copies = jax.tree.map(lambda _: replicated(mesh), shapes)
-    params = weights.load_frozen(setup, "vae", placed(shapes, copies))
+    params = parameters.read_folders(setup, {"vae": placed(shapes, copies)})["vae"]
     spread = NamedSharding(mesh, PartitionSpec("data"))
-    encode = jax.jit(lambda params, pixels: objectives.encode(vae, params, pixels))
+    encode = jax.jit(lambda params, pixels: encode_pixels(vae, params, pixels))
 
     def encoded(videos: Sequence[np.ndarray]) -> list[np.ndarray]:
         done: list[np.ndarray] = []
@@ -78,15 +81,15 @@ def fill_contexts(
     captions are dropped in training. Of ``process_count`` processes each takes its share of the samples; what is stored
     is not computed again. Returns the number of samples. Raises UserError when the config names no such folder.
     """
-    enrich = jobs.context_reader(setup)
+    enrich = context_reader(setup)
     if enrich is None:
         raise UserError("config: mllm.context_cache is empty; name the folder that contexts are to be kept in")
     mesh = make_mesh(setup.mesh, jax.local_devices())
     batch += -batch % (mesh.shape["data"] * mesh.shape["fsdp"])
-    boxed = jax.eval_shape(lambda key: jobs.initial(setup, key), jax.random.key(0))
+    boxed = parameters.boxed(setup)
     frozen = partition(placed(boxed, shardings(boxed, mesh, whole=setup.mesh.whole)), setup.train.rules)[1]
     parts = [part for part in ("mllm", "text") if part in weight_folders(setup)]
-    params = {part: weights.load_frozen(setup, part, frozen[part]) for part in parts}
+    params = parameters.read_folders(setup, {part: frozen[part] for part in parts})
     inputs, done = Inputs(setup), 0
     for bucket in setup.shapes:
         stored = latents.stored(setup, bucket)

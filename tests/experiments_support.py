@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +15,7 @@ from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.schema import Experiment, OptimizerConfig
 from metacanvas_jax.data.shapes import batch_shapes
 from metacanvas_jax.tasks import Bucket
-from metacanvas_jax.train import jobs
-from metacanvas_jax.train.job import Job
+from metacanvas_jax.train.job import Job, make_job
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.train.step import make_step
@@ -60,10 +60,10 @@ def batch(setup: Experiment, bucket: Bucket):
 
 def shapes_of_a_step(setup: Experiment, bucket: Bucket):
     """(state before, state after, metrics) of the step as it is compiled for training, as shapes."""
-    job = jobs.make_job(setup)
+    job = make_job(setup)
     optimizer = make_optimizer(job.optimizer)
     key = jax.random.key(0)
-    trainable, frozen = partition(jax.eval_shape(lambda key: jobs.unboxed(job.init(key)), key), job.rules)
+    trainable, frozen = partition(jax.eval_shape(lambda key: nn.meta.unbox(job.init(key)), key), job.rules)
     state = jax.eval_shape(lambda params: new_state(params, optimizer), trainable)
     one = make_step(job.prepare, job.loss, optimizer)
     return state, *jax.eval_shape(one, state, frozen, batch_shapes(setup, bucket), key)
@@ -90,14 +90,14 @@ ANY = OptimizerConfig(1.0)
 
 def random_parameters(job: Job):
     """Random numbers also where a run starts with zeros: all parameters then have a gradient, and none is compiled."""
-    shapes = jax.eval_shape(lambda key: jobs.unboxed(job.init(key)), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: nn.meta.unbox(job.init(key)), jax.random.key(0))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: 0.02 * rng.normal(size=x.shape).astype(x.dtype), shapes)
 
 
 @functools.cache
 def _gradients(setup: Experiment, bucket: Bucket):
-    job, key = jobs.make_job(setup), jax.random.key(0)
+    job, key = make_job(setup), jax.random.key(0)
     trainable, frozen = partition(random_parameters(job), job.rules)
 
     def gradients(trainable, frozen, batch, key):

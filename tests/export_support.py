@@ -18,15 +18,15 @@ from metacanvas_jax.data.tokenizer import save_tokenizer
 from metacanvas_jax.dit.flux.network import FluxConfig
 from metacanvas_jax.dit.sana.network import PROJECTIONS, SanaConfig
 from metacanvas_jax.dit.wan.network import WanConfig
-from metacanvas_jax.exchange.export_run import abstract_params
 from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.text.gemma2.network import Gemma2Config
-from metacanvas_jax.train import jobs, store
-from metacanvas_jax.train.job import fingerprint
+from metacanvas_jax.train import store
+from metacanvas_jax.train.job import fingerprint, fit_config, make_job
 from metacanvas_jax.train.optimizer import make_optimizer
+from metacanvas_jax.train.parameters import param_shapes
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.vae.patch_pca.network import PatchPcaConfig
@@ -142,14 +142,14 @@ def save_run(run: Path, config: ConfigDict, leaves: dict[str, np.ndarray], *, st
     state = new_state(raw, make_optimizer(setup.optimizer))
     state = dataclasses.replace(state, ema=average, step=jnp.asarray(step, jnp.int32))
     with store.Store(run / "checkpoints") as checkpoints:
-        about = fingerprint(jobs.make_job(setup), jobs.fit_config(setup))
+        about = fingerprint(make_job(setup), fit_config(setup))
         checkpoints.save(state, None, store.describe(about, {"mllm": "0"}))
 
 
 def trained_leaves(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:
     """Random values of what a config trains."""
     setup = read.experiment(config)
-    return random_leaves(partition(abstract_params(setup), setup.train.rules)[0], seed)
+    return random_leaves(partition(param_shapes(setup), setup.train.rules)[0], seed)
 
 
 def save_qwen(folder: Path):

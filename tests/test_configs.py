@@ -15,8 +15,8 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.launch import sweeps
 from metacanvas_jax.plan.shipped import recommended
 from metacanvas_jax.tasks import TASKS
-from metacanvas_jax.train import jobs
 from metacanvas_jax.train.optimizer import learning_rate
+from metacanvas_jax.train.parameters import param_shapes
 from metacanvas_jax.trees import flat, parameter_count, partition
 
 ALL = [(file, variant) for file in FILES for variant in variants(file)]
@@ -46,9 +46,7 @@ WITHIN = {
 
 
 def sides(setup):
-    return partition(
-        jax.eval_shape(lambda key: jobs.unboxed(jobs.initial(setup, key)), jax.random.key(0)), setup.train.rules
-    )
+    return partition(param_shapes(setup), setup.train.rules)
 
 
 @pytest.mark.parametrize("file", FILES)

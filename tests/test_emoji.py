@@ -13,7 +13,6 @@ from metacanvas_jax.data.sources import open_source, prepare
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.launch.training import train
-from metacanvas_jax.train import jobs
 
 pytestmark = pytest.mark.miniature
 pytest.importorskip("resvg_py", reason="needs the [miniature] extra")
@@ -181,7 +180,7 @@ def test_a_miniature_on_emoji_makes_what_it_needs(tmp_path, monkeypatch):
         raise Ready
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(jobs, "make_job", ready)
+    monkeypatch.setattr("metacanvas_jax.launch.training.make_job", ready)
     rng = np.random.default_rng(0)
     spots = "".join(
         '<path fill="#{:06x}" d="M{} {}h2v2h-2z"/>'.format(*rng.integers([1 << 24, 32, 32])) for _ in range(300)

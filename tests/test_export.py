@@ -28,14 +28,16 @@ from metacanvas_jax.dit.sana import table as sana
 from metacanvas_jax.dit.wan import table as wan
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.exchange import export_run as module
-from metacanvas_jax.exchange.export_run import Options, abstract_params, export_run
+from metacanvas_jax.exchange.export_run import Options, export_run
 from metacanvas_jax.exchange.import_run import import_run, read_exported
 from metacanvas_jax.mllm.media import read_image
 from metacanvas_jax.mllm.qwen2_5_vl import table as qwen2_5_vl
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
 from metacanvas_jax.tasks import clean_first_levels, replace_first_frame
-from metacanvas_jax.train import jobs, store
+from metacanvas_jax.train import store
 from metacanvas_jax.train.checkpoints import check_workdir
+from metacanvas_jax.train.job import fit_config, make_job
+from metacanvas_jax.train.parameters import param_shapes, start_weights
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Given as Conditions
 from metacanvas_jax.weights import hf_import
@@ -95,7 +97,7 @@ def draw(*shape, seed):
 def whole(config, leaves, base, backbone):
     """All parameters: what trained, and the frozen networks as imported from their folders."""
     setup = read.experiment(config)
-    frozen = flat(partition(abstract_params(setup), setup.train.rules)[1])
+    frozen = flat(partition(param_shapes(setup), setup.train.rules)[1])
     params = dict(leaves)
     mllm = MllmConfig(setup.mllm.language, setup.mllm.vision)
     for source, table in (
@@ -201,7 +203,7 @@ def test_exported_run_paints_the_same_latents_in_torch(exported, backbone):
 def test_import_of_an_exported_run_is_bit_exact(exported, backbone):
     config, leaves, _, folder, _ = exported(backbone)
     setup = read.experiment(config)
-    trainable, _ = partition(abstract_params(setup), setup.train.rules)
+    trainable, _ = partition(param_shapes(setup), setup.train.rules)
     back = flat(read_exported(folder, setup, trainable))
     assert back.keys() == leaves.keys()
     for path, value in leaves.items():
@@ -353,14 +355,14 @@ def test_an_imported_export_is_a_run_with_the_same_parameters(exported, tmp_path
     config, leaves, _, folder, _ = exported("sana")
     import_run(folder, tmp_path / "run")
     setup = read.experiment(config)
-    trainable, _ = partition(abstract_params(setup), setup.train.rules)
+    trainable, _ = partition(param_shapes(setup), setup.train.rules)
     with store.Store(tmp_path / "run" / "checkpoints", writable=False) as checkpoints:
         assert checkpoints.steps() == [7]
         for ema in (False, True):
             back = flat(checkpoints.restore_params(trainable, ema=ema))
             for path, value in leaves.items():
                 assert np.asarray(back[path]).tobytes() == value.tobytes(), path
-    check_workdir(jobs.make_job(setup), jobs.fit_config(setup), tmp_path / "run")  # training would go on from it
+    check_workdir(make_job(setup), fit_config(setup), tmp_path / "run")  # training would go on from it
 
 
 def test_a_run_starts_with_what_another_trained(exported):
@@ -368,13 +370,13 @@ def test_a_run_starts_with_what_another_trained(exported):
     config = config.copy_and_resolve_references()
     config.start = str(run)
     setup = read.experiment(config)
-    begun = flat(jobs.start_weights(setup, abstract_params(setup)))
+    begun = flat(start_weights(setup, param_shapes(setup)))
     for path, value in leaves.items():
         assert np.asarray(begun[path]).tobytes() == value.tobytes(), path
     config.canvas.rows += 1
     setup = read.experiment(config)
     with pytest.raises(UserError, match=rf"{run}, the config's 'start': canvas/\S+ has shape \(1, .*\) there and"):
-        jobs.start_weights(setup, abstract_params(setup))
+        start_weights(setup, param_shapes(setup))
 
 
 def test_weights_are_read_once_and_only_those_that_a_run_needs(exported, monkeypatch):
@@ -396,13 +398,13 @@ def test_weights_are_read_once_and_only_those_that_a_run_needs(exported, monkeyp
 
     monkeypatch.setattr(store.Store, "restore_params", counted_restore)
     monkeypatch.setattr(hf_import, "load_params", counted_load)
-    parts = {part: tree for part, tree in abstract_params(setup).items() if part in ("mllm", "dit")}
-    frozen = flat(partition(abstract_params(setup), setup.train.rules)[1])
-    begun = flat(jobs.start_weights(setup, abstract_params(setup)))
+    parts = {part: tree for part, tree in param_shapes(setup).items() if part in ("mllm", "dit")}
+    frozen = flat(partition(param_shapes(setup), setup.train.rules)[1])
+    begun = flat(start_weights(setup, param_shapes(setup)))
     assert len(seen) == len(set(seen)), "nothing is read twice"
     assert {path.partition("/")[0] for path in begun.keys() - leaves.keys()} == set(parts)
     seen.clear()
-    continued = flat(jobs.start_weights(setup, nested(frozen)))  # the rest comes from the run's own checkpoint
+    continued = flat(start_weights(setup, nested(frozen)))  # the rest comes from the run's own checkpoint
     unpublished = {path for path in frozen if path.startswith("vae/")}
     assert set(continued) == frozen.keys() - unpublished
     assert len(seen) == len(continued)
@@ -417,7 +419,7 @@ def test_state_dicts_of_a_connector_are_read_and_pickles_are_not(exported, tmp_p
 
     config, leaves, _, folder, _ = exported("wan")
     setup = read.experiment(config)
-    trainable, _ = partition(abstract_params(setup), setup.train.rules)
+    trainable, _ = partition(param_shapes(setup), setup.train.rules)
     state = load_file(folder / "connector" / "model.safetensors")
     torch.save({"model": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "connector.pt")
     import torch.distributed.checkpoint as dcp

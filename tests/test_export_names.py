@@ -9,8 +9,9 @@ import pytest
 
 from metacanvas_jax.config import read
 from metacanvas_jax.exchange import parts as layout
-from metacanvas_jax.exchange.export_run import Options, abstract_params, connector_config, write_weights
+from metacanvas_jax.exchange.export_run import Options, connector_config, write_weights
 from metacanvas_jax.exchange.import_run import read_exported
+from metacanvas_jax.train.parameters import param_shapes
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.weights import lora
 from metacanvas_jax.weights.table import published_shapes
@@ -43,11 +44,11 @@ def experiment(name, variant):
 @pytest.mark.parametrize("name, variant", CASES)
 def test_export_of_every_config_comes_back_bit_for_bit(name, variant, tmp_path):
     setup = experiment(name, variant if name == "miniature" else f"{variant}.miniature")
-    trainable, _ = partition(abstract_params(setup), setup.train.rules)
+    trainable, _ = partition(param_shapes(setup), setup.train.rules)
     rng = np.random.default_rng(0)
     leaves = {path: rng.standard_normal(x.shape, np.float32) for path, x in flat(trainable).items()}
     found = layout.parts(setup, list(leaves))
-    frozen = {path: np.zeros(x.shape, np.float32) for path, x in flat(abstract_params(setup)).items()}
+    frozen = {path: np.zeros(x.shape, np.float32) for path, x in flat(param_shapes(setup)).items()}
     for part in found:
         write_weights(tmp_path, part, frozen | leaves, setup, Options(shard_bytes=1e5, progress=False))
     back = flat(read_exported(tmp_path, setup, trainable))
@@ -67,7 +68,7 @@ def test_exported_names_and_shapes_at_full_size_are_those_of_the_torch_networks(
     from metacanvas_jax.torch_export.connector import Connector
 
     setup = experiment(*case.split(":"))
-    abstract = abstract_params(setup)
+    abstract = param_shapes(setup)
     trainable, _ = partition(abstract, setup.train.rules)
     found = layout.parts(setup, list(flat(trainable)))
     assert {part.folder for part in found} == FULL[case]

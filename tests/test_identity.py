@@ -8,8 +8,7 @@ from experiments_support import build
 
 from metacanvas_jax.config.identity import identity
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.train import jobs
-from metacanvas_jax.train.job import fingerprint
+from metacanvas_jax.train.job import fingerprint, fit_config
 from metacanvas_jax.train.store import check_same, describe
 
 
@@ -25,7 +24,7 @@ def changed(tree, key, value):
 
 def description(setup):
     job = train_support.job(config=identity(setup), optimizer=setup.optimizer, rules=setup.train.rules)
-    return describe(fingerprint(job, jobs.fit_config(setup)))
+    return describe(fingerprint(job, fit_config(setup)))
 
 
 @pytest.fixture(scope="module")

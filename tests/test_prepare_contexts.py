@@ -15,7 +15,9 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.launch.prepare import prepare
 from metacanvas_jax.parallel.mesh import make_mesh
 from metacanvas_jax.parallel.rules import RULES
-from metacanvas_jax.train import jobs, store
+from metacanvas_jax.train import store
+from metacanvas_jax.train.job import make_job
+from metacanvas_jax.train.parameters import param_shapes
 from metacanvas_jax.trees import partition
 
 pytestmark = pytest.mark.miniature
@@ -31,7 +33,7 @@ def setup(tmp_path_factory):
         mllm=dataclasses.replace(setup.mllm, context_cache=str(folder / "cache"), buckets=(24,)),
     )
     prepare(setup)
-    shapes = jax.eval_shape(lambda key: jobs.unboxed(jobs.initial(setup, key)), jax.random.key(0))
+    shapes = param_shapes(setup)
     rng = np.random.default_rng(0)
     random = jax.tree.map(lambda x: 0.1 * rng.normal(size=x.shape).astype(x.dtype), shapes["mllm"])
     store.save_params(folder / "mllm" / "weights", random, {})
@@ -46,8 +48,8 @@ def test_prepare_contexts_are_those_that_a_training_reads(setup):
     assert precompute.fill_contexts(setup, 8, progress=False) == 24
     before = stored(setup)
     assert 2 < len(before) <= 25  # some prompts come twice; one is the empty one
-    job, mesh = jobs.make_job(setup), make_mesh(setup.mesh)
-    shapes = jax.eval_shape(lambda key: jobs.unboxed(job.init(key)), jax.random.key(0))
+    job, mesh = make_job(setup), make_mesh(setup.mesh)
+    shapes = jax.eval_shape(lambda key: nn.meta.unbox(job.init(key)), jax.random.key(0))
     frozen = partition(shapes, job.rules)[1]  # no weights at all: whatever is missing cannot be computed
     stream, empty = job.batches(), 0
     for _ in range(4):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from qwen_support import TEXT_ONLY, random_media, random_params, tokenizer
 
+from metacanvas_jax.data.batch import batch_of, mllm_inputs
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.context_cache import ContextCache, context_key, context_keys
 from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
@@ -15,7 +16,6 @@ from metacanvas_jax.mllm.qwen2_5_vl.network import Qwen25VL
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.parallel.rules import RULES
 from metacanvas_jax.train.contexts import samples_first, stored_contexts
-from metacanvas_jax.train.objectives import batch_of, mllm_inputs
 
 
 @pytest.fixture(scope="module")

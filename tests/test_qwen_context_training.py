@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_metacanvas import LANGUAGE, data, fresh, make
 
+from metacanvas_jax.data.batch import batch_of, mllm_inputs
 from metacanvas_jax.diffusion.flow import TimeConfig
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.context_cache import ContextCache
@@ -15,7 +16,7 @@ from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.parallel.rules import RULES
 from metacanvas_jax.train.contexts import check_frozen, identity, stored_contexts
-from metacanvas_jax.train.objectives import batch_of, mllm_inputs, painting
+from metacanvas_jax.train.objectives import painting
 from metacanvas_jax.vae.patch_pca.network import PatchPca, PatchPcaConfig
 
 

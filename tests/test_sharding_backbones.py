@@ -9,7 +9,7 @@ from experiments_support import FAST, batch, miniature, random_parameters
 
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, on_mesh, put_batch
 from metacanvas_jax.parallel.rules import shardings
-from metacanvas_jax.train import jobs
+from metacanvas_jax.train.job import make_job
 from metacanvas_jax.trees import flat, partition
 
 BACKBONES = {"sana": "t2i_scratch", "flux": "image_editing", "wan": "video_stage3"}
@@ -33,7 +33,7 @@ def step(name, mesh=None):
     """(loss, gradients) of a config's last bucket; ``mesh`` None is one device."""
     setup = miniature(BACKBONES[name])
     bucket = dataclasses.replace(setup.shapes[-1], size=(72, 72))  # tokens that two devices can share
-    job, key = jobs.make_job(setup), jax.random.key(0)
+    job, key = make_job(setup), jax.random.key(0)
     boxed = jax.eval_shape(job.init, key)
     params, inputs = random_parameters(job), batch(setup, bucket)
     if mesh is not None:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -34,7 +33,8 @@ from metacanvas_jax.mllm.qwen2_5_vl import table as qwen2_5_vl
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.text.prompts import INSTRUCTION
-from metacanvas_jax.train import jobs, store
+from metacanvas_jax.train import store
+from metacanvas_jax.train.parameters import param_shapes
 from metacanvas_jax.train.stream import lazy_params
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Params
@@ -89,7 +89,7 @@ def export_run(run: Path, to: Path, options: Options = Options()) -> Path:
     """
     config = read_config(run)
     setup = experiment(config)
-    abstract = abstract_params(setup)
+    abstract = param_shapes(setup)
     trainable, frozen = partition(abstract, setup.train.rules)
     ema = setup.train.ema is not None if options.ema is None else options.ema
     with store.Store(run / "checkpoints", writable=False) as checkpoints:
@@ -113,11 +113,6 @@ def export_run(run: Path, to: Path, options: Options = Options()) -> Path:
             (draft / "README.md").write_text(model_card(setup, index, _scores(run)))
             _write_json(draft / INDEX, index)
     return to
-
-
-def abstract_params(setup: Experiment) -> Params:
-    """Shapes of all parameters of an experiment, without making any."""
-    return jax.eval_shape(lambda key: jobs.unboxed(jobs.initial(setup, key)), jax.random.key(0))
 
 
 def _frozen_leaves(

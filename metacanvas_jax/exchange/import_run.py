@@ -8,6 +8,7 @@ its parameters, and `sample`, `evaluate` and `export` take it as any other.
 import dataclasses
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.exchange import parts as layout
-from metacanvas_jax.exchange.export_run import INDEX, RUN_CONFIG, VERSION, abstract_params
-from metacanvas_jax.train import jobs, store
-from metacanvas_jax.train.job import fingerprint
+from metacanvas_jax.exchange.export_run import INDEX, RUN_CONFIG, VERSION
+from metacanvas_jax.train import parameters, store
+from metacanvas_jax.train.job import fingerprint, fit_config, make_job
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.trees import flat, nested, partition
@@ -52,17 +53,17 @@ def import_run(source: Path, to: Path, config: ConfigDict | None = None) -> Path
             raise UserError(f"{source} is no exported folder: say with --config what it shall become")
         config = ConfigDict(json.loads((source / RUN_CONFIG).read_text()))
     setup = experiment(config)
-    trainable, _ = partition(abstract_params(setup), setup.train.rules)
+    trainable, _ = partition(parameters.param_shapes(setup), setup.train.rules)
     if exported:
         params, step = read_exported(source, setup, trainable), read_index(source)["step"]
     else:
         params, step = _completed(setup, trainable, read_connector(source, setup, trainable)), 0
-    job = jobs.make_job(setup)
+    job = make_job(setup)
     with new_folder(to) as draft:
         write_config(config, draft)
         state = new_state(params, make_optimizer(setup.optimizer), ema=setup.train.ema is not None)
         state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32))
-        meta = store.describe(fingerprint(job, jobs.fit_config(setup)), job.frozen)
+        meta = store.describe(fingerprint(job, fit_config(setup)), job.frozen)
         meta |= {"imported": str(source), "recent_losses": [], "owed": False}
         with store.Store(draft / "checkpoints") as checkpoints:
             checkpoints.save(state, None, meta)
@@ -159,14 +160,9 @@ def _completed(setup: Experiment, trainable: Params, known: Params) -> Params:
     wanted, have = flat(trainable), flat(known)
     missing = [path for path in wanted if path not in have]
     if missing:
-        parts, whole = {path.partition("/")[0] for path in missing}, abstract_params(setup)
+        parts, whole = {path.partition("/")[0] for path in missing}, parameters.param_shapes(setup)
         found = {part: s.load(whole[part]) for part, s in weight_folders(setup).items() if part in parts}
         loaded = {path: leaf for path, leaf in flat(found).items() if path in missing}
-        start = jax.jit(lambda key: _chosen(jobs.unboxed(jobs.initial(setup, key)), missing))
-        have |= start(jax.random.key(setup.seed)) | loaded
+        others = [path for path in missing if path not in loaded]
+        have |= loaded | parameters.some(partial(parameters.initial, setup), jax.random.key(setup.seed), others)
     return nested({path: have[path] for path in wanted})
-
-
-def _chosen(params: Params, paths: list[str]) -> dict[str, jax.Array]:
-    leaves = flat(params)
-    return {path: leaves[path] for path in paths}

@@ -14,8 +14,9 @@ from metacanvas_jax.launch.prepare import prepare
 from metacanvas_jax.paint import previews
 from metacanvas_jax.paint.painter import Painter
 from metacanvas_jax.parallel import distributed
-from metacanvas_jax.train import jobs, store
+from metacanvas_jax.train import store
 from metacanvas_jax.train.checkpoints import check_workdir
+from metacanvas_jax.train.job import fit_config, make_job
 from metacanvas_jax.train.loop import fit
 from metacanvas_jax.train.profiling import Steps
 from metacanvas_jax.train.state import TrainState
@@ -32,13 +33,13 @@ def train(config: ConfigDict, workdir: Path, *, progress: bool = True, profile: 
     setup = experiment(config)
     if setup.sources and all(source.kind in EMOJI or not source.path for source in setup.sources):
         prepare(setup)  # a miniature: tokenizer and autoencoder are all that is missing, and made in seconds
-    job = jobs.make_job(setup)
-    check_workdir(job, jobs.fit_config(setup), workdir)
+    job = make_job(setup)
+    check_workdir(job, fit_config(setup), workdir)
     chief = jax.process_index() == 0
     if chief:
         write_config(config, workdir)
     hooks = hooks_of(setup, workdir) if setup.objective == "paint" else {}
-    state, frozen = fit(job, jobs.fit_config(setup), workdir, **hooks, progress=progress, profile=profile)
+    state, frozen = fit(job, fit_config(setup), workdir, **hooks, progress=progress, profile=profile)
     if setup.objective == "understand":
         params = distributed.whole(params_of(state, frozen))
         if chief:

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from metacanvas_jax.data.batch import mllm_inputs
 from metacanvas_jax.data.conversations import UnderstandExamples
 from metacanvas_jax.mllm.prompt import END
 from metacanvas_jax.mllm.qwen2_5_vl.network import Qwen25VL
-from metacanvas_jax.train.objectives import mllm_inputs
 from metacanvas_jax.types import Params
 from metacanvas_jax.worlds.questions import Exchange, follow_up, picture_exchanges, text_exchanges
 from metacanvas_jax.worlds.scenes import draw, sample_scene

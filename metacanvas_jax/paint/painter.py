@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from metacanvas_jax.config.networks import autoencoder, network
 from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.data.batch import mllm_inputs
 from metacanvas_jax.data.inputs import Inputs
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.shapes import latent_grid
 from metacanvas_jax.paint.sampling import Paint, Recipe, Target, make_paint
 from metacanvas_jax.parallel import distributed
 from metacanvas_jax.tasks import TASKS, Bucket
-from metacanvas_jax.train.objectives import mllm_inputs
 from metacanvas_jax.types import Params
 
 LEAST_BATCH = 8  # of the pictures of a world, which are small: few batch sizes mean few compilations

@@ -3,11 +3,11 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
 
 from metacanvas_jax.config.load import read_config
 from metacanvas_jax.config.read import experiment
@@ -17,7 +17,7 @@ from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.paint.painter import Drawn, Painter
 from metacanvas_jax.tasks import Bucket
-from metacanvas_jax.train import jobs, store, weights
+from metacanvas_jax.train import parameters, store
 from metacanvas_jax.trees import flat, merge, nested, partition
 from metacanvas_jax.types import Params
 from metacanvas_jax.weights import published
@@ -63,15 +63,15 @@ def load(run: Path) -> Trained:
     setup = setup_of(run)
     with store.Store(run / "checkpoints", writable=False) as checkpoints:
         steps = checkpoints.steps()
-        abstract = _abstract(setup)
-        trainable, frozen = partition(abstract, setup.train.rules)
+        trainable, frozen = partition(parameters.param_shapes(setup), setup.train.rules)
         trained = checkpoints.restore_params(trainable, ema=setup.train.ema is not None)
-    given = flat(jobs.start_weights(setup, abstract))
+    given = flat(parameters.start_weights(setup, frozen))
     named = {name for name, source in weight_folders(setup).items() if source.place}
     missing = [path for path in flat(frozen) if path not in given and path.split("/")[0] not in named]
     # The training made these by its seed, and by the first of the two keys that it splits off.
-    made = _initial(setup, missing, jax.random.split(jax.random.key(setup.seed))[0])
-    params = merge(trained, jobs.chosen(nested(given | made), frozen, run))
+    key = jax.random.split(jax.random.key(setup.seed))[0]
+    made = parameters.some(partial(parameters.initial, setup), key, missing)
+    params = merge(trained, parameters.chosen(nested(given | made), frozen, run))
     return Trained(Painter(setup), jax.tree.map(jnp.asarray, params), steps[-1])
 
 
@@ -84,26 +84,12 @@ def assembled(setup: Experiment) -> Trained:
         if not source.saved:
             published.check_folder(source.place, source.config, source.key)
     painter = Painter(setup)  # missing tokenizers are errors before any weight is read, too
-    abstract = _abstract(setup)
-    have = flat(weights.load(setup, abstract))
+    abstract = parameters.param_shapes(setup)
+    have = flat(parameters.read_folders(setup, abstract))
     missing = [path for path in flat(abstract) if path not in have]
     if missing:
         known = {path.split("/")[0] for path in have}
         parts = {"/".join(path.split("/")[: 1 + (path.split("/")[0] in known)]) for path in missing}
         logger.warning("no folder has weights for %s: they start fresh", ", ".join(sorted(parts)))
-    have |= _initial(setup, missing, jax.random.key(setup.seed))
+    have |= parameters.some(partial(parameters.initial, setup), jax.random.key(setup.seed), missing)
     return Trained(painter, nested({path: jnp.asarray(have[path]) for path in flat(abstract)}), 0)
-
-
-def _initial(setup: Experiment, paths: Sequence[str], key: Key[Array, ""]) -> dict[str, jax.Array]:
-    """The parameters of these paths as they are initialised with a key."""
-
-    def made(key: Key[Array, ""]) -> dict[str, jax.Array]:
-        leaves = flat(jobs.unboxed(jobs.initial(setup, key)))
-        return {path: leaves[path] for path in paths}
-
-    return jax.jit(made)(key) if paths else {}
-
-
-def _abstract(setup: Experiment) -> Params:
-    return jax.eval_shape(lambda key: jobs.unboxed(jobs.initial(setup, key)), jax.random.key(0))

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Key
 
+from metacanvas_jax.data.batch import Batch, given_latents, mllm_inputs
 from metacanvas_jax.diffusion.flow import Latents, Time
 from metacanvas_jax.diffusion.guidance import classifier_free, pair
 from metacanvas_jax.diffusion.samplers import Method, sample
 from metacanvas_jax.diffusion.schedules import Schedule
 from metacanvas_jax.metacanvas import MetaCanvas
 from metacanvas_jax.tasks import TASKS, TaskName, canvas_shape, clean_first_levels, for_dit, replace_first_frame
-from metacanvas_jax.train.objectives import Batch, given_latents, mllm_inputs
 from metacanvas_jax.types import Given, Grid, MllmInputs, Params, Plan
 from metacanvas_jax.vae.tiling import tiled_decode
 

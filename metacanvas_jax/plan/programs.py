@@ -21,8 +21,9 @@ from metacanvas_jax.paint.sampling import Recipe, Target, make_paint
 from metacanvas_jax.parallel.mesh import on_mesh, replicated
 from metacanvas_jax.parallel.rules import RULES, Rules, check_whole, placed, resolve, shardings
 from metacanvas_jax.tasks import Bucket
-from metacanvas_jax.train import jobs, objectives
+from metacanvas_jax.train import objectives
 from metacanvas_jax.train.optimizer import make_optimizer
+from metacanvas_jax.train.parameters import boxed
 from metacanvas_jax.train.state import abstract_state
 from metacanvas_jax.train.step import make_step
 from metacanvas_jax.trees import flat, nested, partition
@@ -142,12 +143,6 @@ def abstract_params(experiment: Experiment, mesh: Mesh | AbstractMesh, rules: Ru
     trainable, frozen = partition(params, experiment.train.rules)
     dtype = experiment.train.frozen_dtype
     return trainable, nested({path: _like(leaf, dtype) for path, leaf in flat(frozen).items()})
-
-
-@functools.lru_cache(maxsize=4)
-def boxed(experiment: Experiment) -> Params:
-    """All parameters as shapes with their logical axes."""
-    return jax.eval_shape(lambda key: jobs.initial(experiment, key), jax.random.key(0))
 
 
 def abstract_batch(experiment: Experiment, bucket: Bucket, mesh: Mesh, rules: Rules = RULES) -> dict[str, Any]:

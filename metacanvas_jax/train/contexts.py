@@ -16,19 +16,45 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
+from metacanvas_jax.config.networks import network
+from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.config.weights import weight_folders
+from metacanvas_jax.data.batch import Batch, mllm_inputs
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.context_cache import ContextCache
 from metacanvas_jax.parallel.mesh import put_batch
 from metacanvas_jax.parallel.rules import Rules, resolve
+from metacanvas_jax.train.parameters import initial
 from metacanvas_jax.trees import Rules as Partition
 from metacanvas_jax.trees import flat, partition
 from metacanvas_jax.types import Context, MllmInputs, Params
 
 READ = ("tokens", "positions", "mask", "media", "text_tokens", "text_mask")
 
-Batch = Mapping[str, Any]
 Enrich = Callable[[Params, Batch, Mesh, Rules], Batch]
 """``enrich(frozen, batch, mesh, rules)``: a batch on the host with contexts in place of what they are read from."""
+
+
+def context_reader(experiment: Experiment) -> Enrich | None:
+    """Batches with contexts from the folder ``mllm.context_cache``, None where the config names none.
+
+    Raises UserError when the networks that contexts come from train, or have no weights.
+    """
+    section, model = experiment.mllm, network(experiment)
+    if not section.context_cache or experiment.objective != "paint":
+        return None
+    sources = {part: source for part, source in weight_folders(experiment).items() if part in ("mllm", "text")}
+    names = {part: source.identity() for part, source in sources.items()}
+    check_frozen(lambda key: initial(experiment, key), experiment.train.rules, names)
+    networks = {part: source.config for part, source in sources.items()}
+    made_by = identity(networks, names, experiment.train.frozen_dtype)
+    writes = experiment.canvas is not None or experiment.queries is not None
+    cache = ContextCache(section.context_cache, made_by, keys_values=writes)
+
+    def read(frozen: Params, inputs: MllmInputs) -> Context:
+        return model.apply({"params": {name: frozen[name] for name in names}}, inputs, method="read")
+
+    return stored_contexts(cache, mllm_inputs, read)
 
 
 def samples_first(context: Context) -> Context:

@@ -7,10 +7,16 @@ from typing import Any
 import grain
 from jaxtyping import Array, Key
 
-from metacanvas_jax.config.schema import OptimizerConfig
+from metacanvas_jax.config.identity import identity
+from metacanvas_jax.config.networks import autoencoder, network
+from metacanvas_jax.config.schema import Experiment, OptimizerConfig
+from metacanvas_jax.config.weights import identities
+from metacanvas_jax.data.inputs import batches
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig
-from metacanvas_jax.train.contexts import Enrich
+from metacanvas_jax.train import objectives
+from metacanvas_jax.train.contexts import Enrich, context_reader
+from metacanvas_jax.train.parameters import initial, start_weights
 from metacanvas_jax.train.step import Loss, Prepare
 from metacanvas_jax.trees import Rules
 from metacanvas_jax.types import Params
@@ -124,3 +130,54 @@ def fingerprint(job: Job, config: FitConfig) -> dict[str, Any]:
         "partition": [list(rule) for rule in job.rules],
         "fit": {name: getattr(config, name) for name in names},
     }
+
+
+def make_job(experiment: Experiment) -> Job:
+    """The job of an experiment. Raises UserError when its data, tokenizer or frozen weights are not there."""
+    model = network(experiment)
+    frozen = {}
+    if experiment.objective == "understand":
+        prepare, loss = objectives.understanding(model, experiment.recall, experiment.recall_within)
+    else:
+        prepare, loss = objectives.painting(
+            model,
+            autoencoder(experiment),
+            experiment.time,
+            channels=experiment.given_channels,
+            guidance=experiment.dit_guidance,
+        )
+        frozen = identities(experiment)
+    return Job(
+        init=lambda key: initial(experiment, key),
+        prepare=prepare,
+        loss=loss,
+        rules=experiment.train.rules,
+        batches=lambda: batches(experiment),
+        optimizer=experiment.optimizer,
+        config=identity(experiment),
+        enrich=context_reader(experiment),
+        load=lambda abstract: start_weights(experiment, abstract),
+        frozen=frozen,
+    )
+
+
+def fit_config(experiment: Experiment) -> FitConfig:
+    """Length and rhythm of the training."""
+    train = experiment.train
+    return FitConfig(
+        steps=train.steps,
+        seed=experiment.seed,
+        accumulate=train.accumulate,
+        ema_decay=train.ema,
+        frozen_dtype=train.frozen_dtype,
+        log_every=train.log_every,
+        preview_every=train.preview_every,
+        evaluate_every=train.evaluate_every,
+        checkpoint_every=train.checkpoint_every,
+        keep_last=train.keep_last,
+        keep_every=train.keep_every,
+        keep_best=train.keep_best,
+        max_skips=train.max_skips,
+        stall_s=train.stall_s,
+        mesh=experiment.mesh,
+    )

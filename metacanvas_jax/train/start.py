@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import optax
 from jax.sharding import Mesh
@@ -14,6 +13,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.rules import Rules, check_whole, placed, shardings
 from metacanvas_jax.train.checkpoints import Checkpoints
 from metacanvas_jax.train.job import FitConfig, Job
+from metacanvas_jax.train.parameters import some
 from metacanvas_jax.train.state import TrainState, abstract_state, cast, new_state
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Params
@@ -84,12 +84,7 @@ def _filled(job: Job, key: Key[Array, ""], abstract: Params, loaded: Mapping[str
     """Loaded parameters, and the others from ``init``, which computes these only, where they are to lie."""
     wanted = flat(abstract)
     missing = {path: leaf.sharding for path, leaf in wanted.items() if path not in loaded}
-
-    def init(key):
-        leaves = flat(nn.meta.unbox(job.init(key)))
-        return {path: leaves[path] for path in missing}
-
-    made = jax.jit(init, out_shardings=missing)(key) if missing else {}
+    made = some(job.init, key, missing, missing)
     return nested({path: loaded[path] if path in loaded else made[path] for path in wanted})
 
 

@@ -61,7 +61,7 @@ class Source:
         targets = flatten_dict(dict(abstract), sep="/")
         weights = Checkpoint(self.folder / "params.safetensors")
         known = [path for path in targets if path in weights.tensors]
-        if not known:
+        if not {path.partition("/")[0] for path in targets} & {path.partition("/")[0] for path in weights.tensors}:
             raise UserError(f"{self.folder} ({self.key}): none of its parameters is one of the network's")
         table = [Entry(path, path, SAME) for path in known]
         held = unflatten_dict({path: targets[path] for path in known}, sep="/")

@@ -1,0 +1,119 @@
+"""All parameters of an experiment: their shapes, their random start, and the weights that a run starts with."""
+
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from metacanvas_jax import tasks
+from metacanvas_jax.config import read
+from metacanvas_jax.config.load import read_config
+from metacanvas_jax.config.networks import autoencoder, network
+from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.config.weights import weight_folders
+from metacanvas_jax.data.shapes import latent_grid, smallest_inputs
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.tasks import GivenLatents
+from metacanvas_jax.train.store import Store
+from metacanvas_jax.trees import flat, nested, partition, trains
+from metacanvas_jax.types import Params
+
+
+def initial(experiment: Experiment, key: Key[Array, ""]) -> Params:
+    """All parameters with their logical axes: the model's and, beside them under ``vae``, the autoencoder's."""
+    model = network(experiment)
+    inputs = smallest_inputs(experiment)
+    if experiment.objective == "understand":
+        width = experiment.mllm.language.width
+        written = jnp.zeros((1, 1, width)), jnp.zeros((3, 1, 1), jnp.int32)
+        return model.init(key, inputs, *written)["params"]
+    vae = autoencoder(experiment)
+    size = experiment.shapes[0].size
+    latents = jnp.zeros((1, 1, *latent_grid(experiment)[1:], vae.channels), jnp.float32)
+    given = tasks.for_dit(GivenLatents(), latents, channels=experiment.given_channels, guidance=experiment.dit_guidance)
+    keys = {"params": key, "dropout": key}
+    params = model.init(keys, inputs, latents, jnp.ones((1,), jnp.float32), given)["params"]
+    vae_params = vae.init(key, jnp.zeros((1, 1, *size, 3), jnp.float32))["params"]
+    return params | {"vae": vae_params}
+
+
+@functools.lru_cache(maxsize=4)
+def boxed(experiment: Experiment) -> Params:
+    """All parameters as shapes with their logical axes. Nothing is computed."""
+    return jax.eval_shape(lambda key: initial(experiment, key), jax.random.key(0))
+
+
+def param_shapes(experiment: Experiment) -> Params:
+    """All parameters as shapes. Nothing is computed."""
+    return nn.meta.unbox(boxed(experiment))
+
+
+def some(
+    init: Callable[[Key[Array, ""]], Params], key: Key[Array, ""], paths: Iterable[str], shardings: Any = None
+) -> dict[str, Array]:
+    """The parameters of some paths as ``init(key)`` makes them; the others are not computed."""
+    wanted = tuple(paths)
+
+    def made(key: Key[Array, ""]) -> dict[str, Array]:
+        leaves = flat(nn.meta.unbox(init(key)))
+        return {path: leaves[path] for path in wanted}
+
+    return jax.jit(made, out_shardings=shardings)(key) if wanted else {}
+
+
+def start_weights(experiment: Experiment, abstract: Params) -> Params:
+    """The parameters of ``abstract`` that are not random: what the run ``start`` trained, else what folders hold.
+
+    ``abstract`` may be any part of the experiment's parameters; nothing else is read, and nothing twice.
+
+    Raises UserError when something is not there, or that run has none of this one's parameters or one of another shape.
+    """
+    if not experiment.start:
+        return read_folders(experiment, abstract)
+    run, known = Path(experiment.start), flat(abstract)
+    before = read.experiment(read_config(run))
+    trained = flat(partition(param_shapes(before), before.train.rules)[0])
+    here = trained.keys() & known.keys()
+    for path in sorted(here):
+        if trained[path].shape != known[path].shape:
+            both = f"{trained[path].shape} there and {known[path].shape} here"
+            raise UserError(f"{run}, the config's 'start': {path} has shape {both}")
+    if not here and not trained.keys() & flat(param_shapes(experiment)).keys():
+        raise UserError(f"{run} trained nothing that this run has; it is the config's 'start'")
+    loaded = flat(read_folders(experiment, nested({path: x for path, x in known.items() if path not in here})))
+    if here:
+        wanted = nested({path: known.get(path, leaf) for path, leaf in trained.items()})
+        with Store(run / "checkpoints", writable=False) as checkpoints:
+            loaded |= flat(checkpoints.restore_params(wanted, ema=before.train.ema is not None, only=here))
+    return nested(loaded)
+
+
+def read_folders(experiment: Experiment, abstract: Params) -> Params:
+    """The parameters of ``abstract`` that the folders of the experiment hold, with its shapes and shardings.
+
+    ``abstract`` may be any part of the experiment's parameters; nothing else is read. Frozen parameters are cast to
+    the experiment's frozen dtype while they are read; trainable ones are float32.
+    """
+    train = experiment.train
+
+    def as_held(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        dtype = "float32" if trains(path, train.rules) else train.frozen_dtype
+        sharding = getattr(leaf, "sharding", None)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype if floating else leaf.dtype, sharding=sharding)
+
+    wanted = nested({path: as_held(path, leaf) for path, leaf in flat(abstract).items()})
+    return {part: source.load(wanted[part]) for part, source in weight_folders(experiment).items() if part in wanted}
+
+
+def chosen(weights: Params, wanted: Params, where: object) -> Params:
+    """The leaves of ``weights`` that ``wanted`` has. Raises UserError for one that is missing."""
+    have = flat(weights)
+    if missing := [path for path in flat(wanted) if path not in have]:
+        raise UserError(f"{where}: no weights for the frozen parameter {missing[0]} ({len(missing)} are missing)")
+    return nested({path: have[path] for path in flat(wanted)})
