@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange

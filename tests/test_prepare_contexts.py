@@ -49,7 +49,7 @@ def test_prepare_contexts_are_those_that_a_training_reads(setup):
     before = stored(setup)
     assert 2 < len(before) <= 25  # some prompts come twice; one is the empty one
     job, mesh = make_job(setup), make_mesh(setup.mesh)
-    shapes = jax.eval_shape(lambda key: nn.meta.unbox(job.init(key)), jax.random.key(0))
+    shapes = param_shapes(setup)
     frozen = partition(shapes, job.rules)[1]  # no weights at all: whatever is missing cannot be computed
     stream, empty = job.batches(), 0
     for _ in range(4):
