@@ -20,6 +20,7 @@ from einops import rearrange
 from metacanvas_jax.config.load import load_config
 from metacanvas_jax.config.networks import autoencoder, network
 from metacanvas_jax.config.read import experiment
+from metacanvas_jax.data.batch import mllm_inputs
 from metacanvas_jax.data.inputs import batches
 from metacanvas_jax.diffusion.flow import flow_loss, sample_time
 from metacanvas_jax.launch.prepare import prepare
@@ -54,7 +55,7 @@ def joint_loss(model, vae, time_config):
         batch, latents = prepared
         variables = {"params": merge(trainable, {k: v for k, v in frozen.items() if k != "vae"})}
         time_key, noise_key, _ = jax.random.split(key, 3)
-        plan = model.apply(variables, objectives.mllm_inputs(batch), method=planned)
+        plan = model.apply(variables, mllm_inputs(batch), method=planned)
         noise = jax.random.normal(noise_key, latents.shape, latents.dtype)
         level = sample_time(time_key, latents.shape[:1], time_config)
         velocity = lambda z, t: model.apply(variables, z, t, plan, method="velocity")  # noqa: E731
