@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+from metacanvas_jax import registry
 from metacanvas_jax.config.check import check
-from metacanvas_jax.config.networks import DITS, VAES
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import PRESETS
@@ -34,9 +34,9 @@ POSITIVE = (
 def experiment(config: ConfigDict) -> Experiment:
     """The validated form of a config. Raises UserError that names the key, what was found and what was expected."""
     values = config.to_dict()
-    for section, table in (("dit", DITS), ("vae", VAES)):
+    for section in ("dit", "vae"):
         if values.get(section) is not None:
-            values[section] = _chosen(values[section], table, section)
+            values[section] = _chosen(values[section], section)
     if isinstance(values.get("mesh"), Mapping):
         values["mesh"] = _mesh(values["mesh"])
     if values.get("dit") is not None:
@@ -61,12 +61,12 @@ def _derive(values: dict[str, Any]) -> None:
         values[section] = {**values[section], name: size}
 
 
-def _chosen(values: Mapping[str, Any], table: dict[str, tuple[type, type]], section: str) -> Any:
-    kind = values.get("kind")
+def _chosen(values: Mapping[str, Any], section: registry.Family) -> Any:
+    kind, table = values.get("kind"), registry.family(section)
     if kind not in table:
         raise UserError(f"config: {section}.kind is {kind!r}, expected one of {', '.join(map(repr, table))}")
     rest = {key: value for key, value in values.items() if key != "kind"}
-    return _dataclass(table[kind][0], rest, f"{section}.")
+    return _dataclass(table[kind].config, rest, f"{section}.")
 
 
 def _mesh(values: Mapping[str, Any]) -> dict[str, Any]:

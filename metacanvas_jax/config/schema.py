@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from metacanvas_jax.config.sources import SourceSection
+from metacanvas_jax import registry
 from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnectorConfig
 from metacanvas_jax.connectors.queries import QueriesConfig
@@ -89,24 +90,25 @@ class DataSection:
 class SamplerSection:
     """How images and videos are drawn: noise levels, numerical method and scale of classifier-free guidance.
 
-    ``schedule`` and ``method`` name functions of ``diffusion``.
+    ``schedule`` is a name of ``registry.SCHEDULES``, ``method`` a function of ``diffusion/samplers.py``.
     """
 
-    schedule: Literal["linear", "sana_dpm", "wan_unipc", "flux_dynamic"] = "linear"
+    schedule: str = "linear"  # of ``registry.SCHEDULES``
     method: Literal["euler", "dpmpp_2m", "unipc"] = "euler"
     steps: int = 24
     shift: float = 2.0
     guidance: float = 1.5
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a shift that the schedule cannot have."""
+        """Raises ValueError for an unknown schedule, or a shift that it cannot have."""
+        if self.schedule not in registry.SCHEDULES:
+            known = ", ".join(map(repr, registry.SCHEDULES))
+            raise ValueError(f"schedule is {self.schedule!r}, expected one of {known}")
         self.make(tokens=1)
 
     def make(self, tokens: int) -> schedules.Schedule:
-        """The noise levels; ``tokens`` is the number of latent tokens, which only FLUX's schedule asks for."""
-        if self.schedule == "flux_dynamic":
-            return schedules.flux_dynamic(self.steps, tokens)
-        return getattr(schedules, self.schedule)(self.steps, self.shift)
+        """The noise levels; ``tokens`` is the number of latent patch tokens, on which some schedules depend."""
+        return registry.SCHEDULES[self.schedule](self.steps, self.shift, tokens)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from metacanvas_jax import registry
+from metacanvas_jax.config.networks import mllm_config
 from metacanvas_jax.config.schema import Experiment
-from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
 from metacanvas_jax.weights.sources import Source
 
 
@@ -14,17 +15,16 @@ def weight_folders(experiment: Experiment) -> dict[str, Source]:
     """
     if experiment.objective != "paint":
         return {}
-    mllm = MllmConfig(experiment.mllm.language, experiment.mllm.vision)
     named = {
-        "mllm": ("mllm.weights", experiment.mllm.weights, mllm, "text_encoder"),
-        "dit": ("dit_weights", experiment.dit_weights, experiment.dit, "transformer"),
-        "vae": ("vae_weights", experiment.vae_weights, experiment.vae, "vae"),
+        "mllm": ("mllm.weights", experiment.mllm.weights, mllm_config(experiment)),
+        "dit": ("dit_weights", experiment.dit_weights, experiment.dit),
+        "vae": ("vae_weights", experiment.vae_weights, experiment.vae),
     }
     if experiment.text is not None:
-        named["text"] = ("text.weights", experiment.text.weights, experiment.text.encoder, "text_encoder")
+        named["text"] = ("text.weights", experiment.text.weights, experiment.text.encoder)
     return {
-        part: Source(key, Path(folder), config, subfolder)
-        for part, (key, folder, config, subfolder) in named.items()
+        part: Source(key, Path(folder), registry.of(config), config)
+        for part, (key, folder, config) in named.items()
         if folder
     }
 

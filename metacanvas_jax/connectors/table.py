@@ -2,9 +2,7 @@
 
 from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnectorConfig
-from metacanvas_jax.dit.flux.network import FluxConfig
-from metacanvas_jax.dit.wan.network import WanConfig
-from metacanvas_jax.weights.table import DEPTHWISE, LINEAR, POINTWISE, SAME, Entry, Transform, linear, norm, under
+from metacanvas_jax.weights.table import DEPTHWISE, LINEAR, POINTWISE, SAME, Entry, linear, norm, under
 
 
 def canvas_connector(config: CanvasConnectorConfig) -> list[Entry]:
@@ -36,23 +34,17 @@ def context_connector(config: ContextConnectorConfig) -> list[Entry]:
     return [*entries, Entry("norm.weight", "norm/scale", SAME)] if config.out_norm else entries
 
 
-def added_layers(dit: object) -> list[Entry]:
-    """Entries of the layers that were added to a published transformer, paths relative to its own parameters."""
-    if isinstance(dit, WanConfig) and dit.extra_channels:
-        return [Entry("extra_in.weight", "extra_in/kernel", _patches(dit))]
-    if isinstance(dit, FluxConfig) and dit.pooled == "learned":
-        return linear("pool", "pool")
-    return []
-
-
 def table(
     *,
     canvas: CanvasConnectorConfig | None,
     context: ContextConnectorConfig | None,
     queries: bool,
-    dit: object,
+    added: list[Entry],
 ) -> list[Entry]:
-    """Every tensor of ``connector/``; paths are relative to the parameters of ``MetaCanvas``."""
+    """Every tensor of ``connector/``; paths are relative to the parameters of ``MetaCanvas``.
+
+    ``added`` lists those of layers that were added to the published DiT, relative to its own parameters.
+    """
     entries = []
     if canvas is not None:
         entries.append(Entry("canvas.tokens", "canvas/tokens", SAME))
@@ -61,10 +53,4 @@ def table(
         entries += under(context_connector(context), "context_connector/", "context_connector.")
     if queries:
         entries.append(Entry("queries.tokens", "queries/tokens", SAME))
-    return [*entries, *under(added_layers(dit), "dit/", "dit.")]
-
-
-def _patches(config: WanConfig) -> Transform:
-    """A convolution ``[out, channel, frame, row, column]`` as the ``[in, out]`` of a linear layer over patches."""
-    shape = (config.extra_channels, *config.patch)
-    return Transform(lambda x: x.reshape(x.shape[0], -1).T, lambda x: x.T.reshape(x.shape[1], *shape))
+    return [*entries, *under(added, "dit/", "dit.")]

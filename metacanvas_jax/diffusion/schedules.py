@@ -1,7 +1,7 @@
 """Noise levels a sampler visits, and the noise levels the network is told, which are not always the same.
 
-Each function but ``linear`` rebuilds the table of one published pipeline in the arithmetic of diffusers 0.42.1, so that
-the tables are equal bit for bit. A schedule is made on the host, before anything is traced.
+The schedules of published pipelines stand with their networks and are built from the functions here, in the arithmetic
+of diffusers 0.42.1, so that the tables are equal bit for bit. A schedule is made on the host, before anything is traced.
 """
 
 import math
@@ -42,68 +42,32 @@ class Schedule:
         return int(np.argmin(np.abs(np.asarray(self.times) - time)))
 
 
-def _schedule(sigmas: np.ndarray, times: np.ndarray) -> Schedule:
+def schedule(sigmas: np.ndarray, times: np.ndarray) -> Schedule:
+    """A schedule from the levels without the final 0 and the levels that the network is given, both in float32."""
     ended = np.append(sigmas, 0.0).astype(np.float32)
     return Schedule(tuple(map(float, ended)), tuple(map(float, times.astype(np.float32))))
 
 
-def _check(steps: int, shift: float = 1.0) -> None:
+def check(steps: int, shift: float = 1.0) -> None:
+    """Raises ValueError for no steps, or a shift that is not positive."""
     if steps < 1:
         raise ValueError(f"a schedule needs at least one step; got {steps}")
     if shift <= 0:
         raise ValueError(f"the shift of a schedule must be positive (1 changes nothing); got {shift}")
 
 
-def _shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
+def shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
+    """Noise levels moved towards 1 (``shift`` above 1) or towards 0."""
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
-def _whole_timesteps(sigmas: np.ndarray) -> np.ndarray:
-    """Noise levels after the cut to whole timesteps of 1..1000, which two of the reference schedulers do."""
+def whole_timesteps(sigmas: np.ndarray) -> np.ndarray:
+    """Noise levels cut to whole timesteps of 1..1000, as some of the reference schedulers do."""
     return (sigmas * TRAIN_STEPS).astype(np.int64) / TRAIN_STEPS
 
 
 def linear(steps: int, shift: float = 1.0) -> Schedule:
     """Evenly spaced from 1 to 0, then shifted. The network is told the exact level."""
-    _check(steps, shift)
-    sigmas = _shifted(np.linspace(1.0, 0.0, steps + 1)[:-1], shift)
-    return _schedule(sigmas, sigmas)
-
-
-def sana_dpm(steps: int, shift: float = 3.0) -> Schedule:
-    """SANA's: DPMSolverMultistepScheduler with flow sigmas. The network is told whole timesteps."""
-    _check(steps, shift)
-    grid = 1.0 - np.linspace(1, 1 / TRAIN_STEPS, steps + 1)
-    sigmas = np.flip(_shifted(grid, shift))[:-1]
-    return _schedule(sigmas, _whole_timesteps(sigmas))
-
-
-def wan_unipc(steps: int, shift: float = 5.0) -> Schedule:
-    """Wan's: UniPCMultistepScheduler with flow sigmas. Starts 1e-6 below 1; the network is told whole timesteps."""
-    _check(steps, shift)
-    sigmas = _shifted(np.linspace(1, 1 / TRAIN_STEPS, steps + 1)[:-1], shift)
-    sigmas[0] -= 1e-6
-    return _schedule(sigmas, _whole_timesteps(sigmas))
-
-
-def flux_dynamic(
-    steps: int,
-    tokens: int,
-    base_shift: float = 0.5,
-    max_shift: float = 1.15,
-    base_tokens: int = 256,
-    max_tokens: int = 4096,
-) -> Schedule:
-    """FLUX's: FlowMatchEulerDiscreteScheduler with dynamic shifting by the number of *target* latent tokens.
-
-    The shift is ``exp(mu)`` with ``mu`` linear in ``tokens``, from ``base_shift`` to ``max_shift``.
-    """
-    _check(steps)
-    if tokens < 1:
-        raise ValueError(f"a dynamic shift needs the number of latent tokens; got {tokens}")
-    slope = (max_shift - base_shift) / (max_tokens - base_tokens)
-    shift = math.exp(tokens * slope + (base_shift - slope * base_tokens))
-    grid = np.linspace(1.0, 1 / steps, steps).astype(np.float32)
-    sigmas = shift / (shift + (1 / grid - 1))
-    times = (sigmas * np.float32(TRAIN_STEPS)) / np.float32(TRAIN_STEPS)  # the pipeline's way, rounded twice
-    return _schedule(sigmas, times)
+    check(steps, shift)
+    sigmas = shifted(np.linspace(1.0, 0.0, steps + 1)[:-1], shift)
+    return schedule(sigmas, sigmas)

@@ -4,9 +4,16 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metacanvas_jax.types import NOTHING, Given, Grid, States, Tokens
+
+
+def smallest_arguments(config: Any) -> tuple[Array, Array, States, Given]:
+    """Arguments of ``DiT.__call__`` with the fewest tokens, for ``init`` and ``eval_shape``."""
+    latents, states = jnp.zeros((1, 1, 4, 4, config.latent_channels)), jnp.zeros((1, 1, config.context_width))
+    return latents, jnp.ones((1,)), States(states, jnp.ones((1, 1), bool)), NOTHING
 
 
 class DiT(nn.Module):

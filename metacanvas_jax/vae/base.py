@@ -5,10 +5,16 @@ from typing import Any
 
 import einops
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.activations import part
+
+
+def smallest_arguments(config: Any) -> tuple[Array]:
+    """The smallest picture that an autoencoder encodes, for ``init`` and ``eval_shape``."""
+    return (jnp.zeros((1, 1, config.spatial, config.spatial, 3)),)
 
 
 class Autoencoder(nn.Module):

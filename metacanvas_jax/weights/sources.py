@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.types import Params
 from metacanvas_jax.weights import hf_import, published
+from metacanvas_jax.weights.record import Network
 from metacanvas_jax.weights.safetensors_io import Checkpoint
 from metacanvas_jax.weights.table import SAME, Entry
 
@@ -28,13 +29,13 @@ SAMPLE_BYTES = 256
 class Source:
     """The weights of one network of a config: ``key`` is where the config names the folder.
 
-    ``config`` is the network's own; ``subfolder`` is where a pipeline of diffusers keeps it.
+    ``network`` is its record and ``config`` its sizes.
     """
 
     key: str
     folder: Path
+    network: Network
     config: Any
-    subfolder: str
 
     @property
     def saved(self) -> bool:
@@ -44,7 +45,7 @@ class Source:
     @property
     def place(self) -> Path:
         """The folder that holds the files. Raises UserError if it is missing."""
-        return self.folder if self.saved else published.subfolder(self.folder, self.subfolder)
+        return self.folder if self.saved else published.subfolder(self.folder, self.network.subfolder)
 
     def load(self, abstract: Mapping[str, Any], **options: Any) -> Params:
         """The parameters that the folder has of ``abstract``, whose dtypes and shardings they get.
@@ -57,7 +58,7 @@ class Source:
             UserError: a folder that is missing, of another network, damaged or incomplete.
         """
         if not self.saved:
-            return published.load(self.place, self.config, abstract, self.key, **options)
+            return self.network.load(self.place, self.config, abstract, self.key, **options)
         targets = flatten_dict(dict(abstract), sep="/")
         weights = Checkpoint(self.folder / "params.safetensors")
         known = [path for path in targets if path in weights.tensors]

@@ -69,3 +69,8 @@ def heads(block: str, path: str, names: dict[str, str], layers: int, head_width:
         Entry(f"{block}.{names['q_norm']}.weight", f"{path}/attention/q_norm/scale", split, layers),
         Entry(f"{block}.{names['k_norm']}.weight", f"{path}/attention/k_norm/scale", split, layers),
     ]
+
+
+def added(config: FluxConfig) -> list[Entry]:
+    """Tensors of the layer that pools the text states, which the published network does not have."""
+    return linear("pool", "pool") if config.pooled == "learned" else []

@@ -54,3 +54,14 @@ def patch_kernel(config: WanConfig) -> Transform:
     """A convolution's ``[out, channel, frame, row, column]`` as the ``[in, out]`` of a linear layer over patches."""
     shape = (config.width, config.latent_channels, *config.patch)
     return Transform(lambda x: x.reshape(x.shape[0], -1).T, lambda x: x.T.reshape(x.shape[1], *shape[1:]))
+
+
+def added(config: WanConfig) -> list[Entry]:
+    """Tensors of the further input channels, which the published network does not have."""
+    return [Entry("extra_in.weight", "extra_in/kernel", _patches(config))] if config.extra_channels else []
+
+
+def _patches(config: WanConfig) -> Transform:
+    """A convolution ``[out, channel, frame, row, column]`` as the ``[in, out]`` of a linear layer over patches."""
+    shape = (config.extra_channels, *config.patch)
+    return Transform(lambda x: x.reshape(x.shape[0], -1).T, lambda x: x.T.reshape(x.shape[1], *shape))

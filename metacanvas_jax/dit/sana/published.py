@@ -1,0 +1,62 @@
+"""SANA as diffusers publishes it: its ``config.json`` and its scheduler."""
+
+from typing import Any
+
+from metacanvas_jax.dit.sana.network import SanaConfig
+from metacanvas_jax.weights.published import DIFFUSERS_VERSION, Fields
+
+
+def read(f: Fields) -> SanaConfig:
+    """The sizes in the ``config.json`` of ``SanaTransformer2DModel``."""
+    width = f("num_attention_heads") * f("attention_head_dim")
+    f.only(attention_bias=False, norm_elementwise_affine=False, guidance_embeds=False, timestep_scale=1.0)
+    f.only(out_channels=f("in_channels"), cross_attention_dim=width)
+    norms = {None: None, "rms_norm_across_heads": "across_heads"}
+    if f("qk_norm", None) not in norms:
+        f.only(qk_norm="rms_norm_across_heads")
+    return SanaConfig(
+        latent_channels=f("in_channels"),
+        heads=f("num_attention_heads"),
+        head_width=f("attention_head_dim"),
+        cross_heads=f("num_cross_attention_heads"),
+        layers=f("num_layers"),
+        context_width=f("caption_channels"),
+        mlp_ratio=float(f("mlp_ratio", 2.5)),
+        patch=f("patch_size", 1),
+        qk_norm=norms[f("qk_norm", None)],
+        interpolation_scale=f("interpolation_scale", None),
+        sample_size=f("sample_size", 32),
+        eps=float(f("norm_eps", 1e-6)),
+    )
+
+
+def write(config: SanaConfig) -> dict[str, Any]:
+    """``SanaTransformer2DModel``."""
+    return {
+        "_class_name": "SanaTransformer2DModel",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "in_channels": config.latent_channels,
+        "out_channels": config.latent_channels,
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.head_width,
+        "num_cross_attention_heads": config.cross_heads,
+        "cross_attention_head_dim": config.width // config.cross_heads,
+        "cross_attention_dim": config.width,
+        "num_layers": config.layers,
+        "caption_channels": config.context_width,
+        "mlp_ratio": config.mlp_ratio,
+        "attention_bias": False,
+        "sample_size": config.sample_size,
+        "patch_size": config.patch,
+        "norm_elementwise_affine": False,
+        "norm_eps": config.eps,
+        "interpolation_scale": config.interpolation_scale,
+        "qk_norm": None if config.qk_norm is None else "rms_norm_across_heads",
+        "guidance_embeds": False,
+    }
+
+
+def sampling(f: Fields) -> tuple[str, str, float]:
+    """Schedule, method and shift of ``DPMSolverMultistepScheduler`` with flow sigmas."""
+    f.only(prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2)
+    return "sana_dpm", "dpmpp_2m", float(f("flow_shift", 1.0))

@@ -1,0 +1,33 @@
+"""What the registry knows of SANA."""
+
+from metacanvas_jax.dit.base import smallest_arguments
+from metacanvas_jax.dit.sana import published
+from metacanvas_jax.dit.sana.network import Sana, SanaConfig
+from metacanvas_jax.dit.sana.schedule import sana_dpm
+from metacanvas_jax.dit.sana.table import table
+from metacanvas_jax.weights.record import Network
+
+
+def _sizes(config: SanaConfig, sizes: dict) -> dict:
+    if config.interpolation_scale is None:  # ``sample_size`` scales positions, of which there are none
+        return {name: size for name, size in sizes.items() if name != "sample_size"}
+    return sizes
+
+
+RECORD = Network(
+    family="dit",
+    name="sana",
+    config=SanaConfig,
+    module=Sana,
+    arguments=smallest_arguments,
+    published="SanaTransformer2DModel",
+    read=published.read,
+    write=published.write,
+    table=table,
+    subfolder="transformer",
+    free=("dtype", "remat", "unroll", "lora", "time_scale", "caption_norm_init", "zero_init_out"),
+    sizes=_sizes,
+    schedules={"sana_dpm": lambda steps, shift, tokens: sana_dpm(steps, shift)},
+    samplings={"DPMSolverMultistepScheduler": published.sampling},
+    licence=lambda config: ("SANA, its DC-AE and Gemma-2", "NVIDIA's licence of the SANA weights; Gemma Terms of Use"),
+)

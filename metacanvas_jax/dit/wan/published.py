@@ -1,0 +1,54 @@
+"""Wan2.2 as diffusers publishes it: its ``config.json`` and its scheduler."""
+
+from typing import Any
+
+from metacanvas_jax.dit.wan.network import WanConfig
+from metacanvas_jax.weights.published import DIFFUSERS_VERSION, Fields
+
+
+def read(f: Fields) -> WanConfig:
+    """The sizes in the ``config.json`` of ``WanTransformer3DModel``."""
+    f.only(image_dim=None, added_kv_proj_dim=None, pos_embed_seq_len=None, qk_norm="rms_norm_across_heads")
+    f.only(in_channels=f("out_channels"))
+    return WanConfig(
+        latent_channels=f("out_channels"),
+        heads=f("num_attention_heads"),
+        head_width=f("attention_head_dim"),
+        mlp=f("ffn_dim"),
+        layers=f("num_layers"),
+        context_width=f("text_dim"),
+        freq=f("freq_dim"),
+        patch=tuple(f("patch_size")),
+        cross_norm=f("cross_attn_norm"),
+        eps=float(f("eps", 1e-6)),
+    )
+
+
+def write(config: WanConfig) -> dict[str, Any]:
+    """``WanTransformer3DModel``; further input channels are no part of it (they are exported with the connector)."""
+    return {
+        "_class_name": "WanTransformer3DModel",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "patch_size": list(config.patch),
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.head_width,
+        "in_channels": config.latent_channels,
+        "out_channels": config.latent_channels,
+        "text_dim": config.context_width,
+        "freq_dim": config.freq,
+        "ffn_dim": config.mlp,
+        "num_layers": config.layers,
+        "cross_attn_norm": config.cross_norm,
+        "qk_norm": "rms_norm_across_heads",
+        "eps": config.eps,
+        "image_dim": None,
+        "added_kv_proj_dim": None,
+        "rope_max_seq_len": 1024,
+        "pos_embed_seq_len": None,
+    }
+
+
+def sampling(f: Fields) -> tuple[str, str, float]:
+    """Schedule, method and shift of ``UniPCMultistepScheduler`` with flow sigmas."""
+    f.only(prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2)
+    return "wan_unipc", "unipc", float(f("flow_shift", 1.0))

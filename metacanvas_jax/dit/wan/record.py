@@ -1,0 +1,26 @@
+"""What the registry knows of Wan2.2."""
+
+from metacanvas_jax.dit.base import smallest_arguments
+from metacanvas_jax.dit.wan import published
+from metacanvas_jax.dit.wan.network import Wan, WanConfig
+from metacanvas_jax.dit.wan.schedule import wan_unipc
+from metacanvas_jax.dit.wan.table import added, table
+from metacanvas_jax.weights.record import Network
+
+RECORD = Network(
+    family="dit",
+    name="wan",
+    config=WanConfig,
+    module=Wan,
+    arguments=smallest_arguments,
+    published="WanTransformer3DModel",
+    read=published.read,
+    write=published.write,
+    table=table,
+    subfolder="transformer",
+    free=("dtype", "remat", "mask_context", "extra_channels"),
+    added=added,
+    schedules={"wan_unipc": lambda steps, shift, tokens: wan_unipc(steps, shift)},
+    samplings={"UniPCMultistepScheduler": published.sampling},
+    licence=lambda config: ("Wan2.2-TI2V-5B", "Apache-2.0"),
+)

@@ -1,0 +1,86 @@
+"""Every network of the project, by family and name. A new one is its folder and one line here."""
+
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from metacanvas_jax.dit.flux.record import RECORD as FLUX
+from metacanvas_jax.dit.sana.record import RECORD as SANA
+from metacanvas_jax.dit.wan.record import RECORD as WAN
+from metacanvas_jax.diffusion import schedules
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.qwen2_5_vl.record import RECORD as QWEN2_5_VL
+from metacanvas_jax.text.gemma2.record import RECORD as GEMMA2
+from metacanvas_jax.types import Params
+from metacanvas_jax.vae.dc_ae.record import RECORD as DC_AE
+from metacanvas_jax.vae.kl.record import RECORD as KL
+from metacanvas_jax.vae.patch_pca.record import RECORD as PATCH_PCA
+from metacanvas_jax.vae.wan.record import RECORD as WAN_VAE
+from metacanvas_jax.weights.published import Fields, model_name, read_json, subfolder
+from metacanvas_jax.weights.record import Family, Network, Sampling
+
+NETWORKS: tuple[Network, ...] = (SANA, FLUX, WAN, PATCH_PCA, DC_AE, KL, WAN_VAE, GEMMA2, QWEN2_5_VL)
+
+SCHEDULES = {"linear": lambda steps, shift, tokens: schedules.linear(steps, shift)} | {
+    name: make for network in NETWORKS for name, make in network.schedules.items()
+}
+"""Schedules of the noise levels by their name in a config: ``make(steps, shift, tokens)``."""
+
+
+def family(name: Family) -> dict[str, Network]:
+    """The networks of a family by their ``kind`` in a config."""
+    return {network.name: network for network in NETWORKS if network.family == name}
+
+
+def of(config: Any) -> Network:
+    """The network whose config this is."""
+    return next(network for network in NETWORKS if isinstance(config, network.config))
+
+
+def module(config: Any) -> Any:
+    """The Linen module of a config."""
+    return of(config).module(config)
+
+
+def abstract_params(config: Any) -> Params:
+    """Shapes of all parameters of a network, without making any."""
+    arguments = of(config).arguments(config)
+    return nn.meta.unbox(jax.eval_shape(module(config).init, jax.random.key(0), *arguments))["params"]
+
+
+def published_config(folder: str | Path, *families: Family) -> Any:
+    """The config of the network in a published folder, which must be of one of ``families`` (any unless given).
+
+    Raises UserError for a folder of another model, or of a variant that is not built here.
+    """
+    file = Path(folder) / "config.json"
+    name = model_name(read_json(file))
+    known = {
+        network.published: network
+        for network in NETWORKS
+        if network.read is not None and (not families or network.family in families)
+    }
+    if name not in known:
+        raise UserError(f"{file}: the model is {name or 'not named'}, expected {' or '.join(known)}")
+    return known[name].config_in(folder)
+
+
+def check_folder(folder: str | Path, config: Any, key: str) -> None:
+    """Raises UserError unless a published folder holds the network of ``config``; ``key`` names it in messages."""
+    of(config).check(folder, config, key)
+
+
+def published_sampling(pipeline: str | Path) -> Sampling:
+    """Schedule, method and shift of the scheduler in a published pipeline.
+
+    Raises UserError for a scheduler that is not rebuilt here.
+    """
+    file = subfolder(pipeline, "scheduler") / "scheduler_config.json"
+    f = Fields(file, read_json(file))
+    readers = {name: read for network in NETWORKS for name, read in network.samplings.items()}
+    name = f("_class_name")
+    if name not in readers:
+        raise UserError(f"{file}: the scheduler is {name}, expected {' or '.join(readers)} with flow sigmas")
+    return readers[name](f)

@@ -1,0 +1,30 @@
+"""What the registry knows of Gemma-2."""
+
+import jax.numpy as jnp
+
+from metacanvas_jax.text.gemma2 import published
+from metacanvas_jax.text.gemma2.network import Gemma2, Gemma2Config
+from metacanvas_jax.text.gemma2.table import table
+from metacanvas_jax.types import Text
+from metacanvas_jax.weights.record import Network
+
+
+def _arguments(config: Gemma2Config) -> tuple[Text]:
+    del config
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return (Text(tokens, tokens == 0),)
+
+
+RECORD = Network(
+    family="text",
+    name="gemma2",
+    config=Gemma2Config,
+    module=Gemma2,
+    arguments=_arguments,
+    published="gemma2",
+    read=published.read,
+    table=table,
+    ignore=lambda config: ("lm_head.*",),
+    subfolder="text_encoder",
+    free=("dtype",),
+)

@@ -1,0 +1,20 @@
+"""What the registry knows of Wan2.2's autoencoder."""
+
+from metacanvas_jax.vae.base import smallest_arguments
+from metacanvas_jax.vae.wan import published
+from metacanvas_jax.vae.wan.network import WanVae, WanVaeConfig
+from metacanvas_jax.vae.wan.table import table
+from metacanvas_jax.weights.record import Network
+
+RECORD = Network(
+    family="vae",
+    name="wan",
+    config=WanVaeConfig,
+    module=WanVae,
+    arguments=smallest_arguments,
+    published="AutoencoderKLWan",
+    read=published.read,
+    table=table,
+    subfolder="vae",
+    free=("dtype", "chunk"),
+)

@@ -1,0 +1,95 @@
+"""What the rest of the project knows of one network: the record that its folder gives to ``registry.py``."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.types import Params
+from metacanvas_jax.weights import published
+from metacanvas_jax.weights.published import Fields
+from metacanvas_jax.weights.table import Entry
+
+Family = Literal["dit", "vae", "mllm", "text"]
+Sampling = tuple[str, str, float]
+"""A schedule by its name in the config, a method of ``diffusion/samplers.py``, and the shift."""
+
+
+def _no_entries(config: Any) -> list[Entry]:
+    del config
+    return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network of one family.
+
+    ``name`` is its ``kind`` in a config, ``config`` the dataclass of its sizes and ``module`` the Linen class, of which
+    ``module(config)`` is the network. ``arguments`` gives the smallest arguments with which ``init`` makes every
+    parameter.
+
+    The published form: ``published`` is the class of diffusers, or the model type of transformers, that ``config.json``
+    names (empty: there is none). ``read`` and ``write`` translate that file, ``table`` lists its tensors, and ``ignore``
+    gives patterns of published tensors that are not used here. ``subfolder`` is where a pipeline of diffusers keeps it.
+    ``free`` are fields of the config that no published file decides. ``sizes`` corrects the sizes that are compared with
+    a published folder. ``added`` lists the tensors of layers that a config adds to the published network.
+
+    Of a DiT alone: ``schedules`` by their names in the config; each takes ``(steps, shift, tokens)``, with the number of
+    latent patch tokens. ``samplings`` reads diffusers' schedulers, by class name. ``pipeline`` names the published
+    pipeline and ``licence`` gives its licence, or that of the network itself, as (name, terms).
+    """
+
+    family: Family
+    name: str
+    config: type
+    module: type[nn.Module]
+    arguments: Callable[[Any], tuple[Any, ...]]
+    published: str = ""
+    read: Callable[[Fields], Any] | None = None
+    write: Callable[..., dict[str, Any]] | None = None
+    table: Callable[[Any], Sequence[Entry]] | None = None
+    ignore: Callable[[Any], tuple[str, ...]] = lambda config: ()
+    subfolder: str = ""
+    free: tuple[str, ...] = ()
+    sizes: Callable[[Any, dict[str, Any]], dict[str, Any]] = lambda config, sizes: sizes
+    added: Callable[[Any], list[Entry]] = _no_entries
+    schedules: Mapping[str, Callable[[int, float, int], Any]] = dataclasses.field(default_factory=dict)
+    samplings: Mapping[str, Callable[[Fields], Sampling]] = dataclasses.field(default_factory=dict)
+    licence: Callable[[Any], tuple[str, str]] | None = None
+
+    def config_in(self, folder: str | Path) -> Any:
+        """The config of a published folder of this network.
+
+        Raises UserError for a folder of another model, or of a variant that is not built here.
+        """
+        file = Path(folder) / "config.json"
+        values = published.read_json(file)
+        name = published.model_name(values)
+        if name != self.published:
+            raise UserError(f"{file}: the model is {name or 'not named'}, expected {self.published or self.name}")
+        try:
+            return self.read(Fields(file, values))
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{file}: not a {name} that can be built ({str(error).splitlines()[0]})") from error
+
+    def check(self, folder: str | Path, config: Any, key: str) -> None:
+        """Raises UserError naming the first size in which the network of a published folder differs from ``config``.
+
+        ``key`` is the name of ``config`` in messages. The fields ``free`` are not compared.
+        """
+        theirs = self.config_in(folder)
+        found, sizes = (self.sizes(config, published.sizes_of(each, self.free)) for each in (theirs, config))
+        for name in sizes:
+            if found[name] != sizes[name]:
+                file = Path(folder) / "config.json"
+                raise UserError(f"{file}: {name} is {found[name]}, the config's {key}.{name} is {sizes[name]}")
+
+    def load(self, folder: str | Path, config: Any, abstract: Mapping[str, Any], key: str, **options: Any) -> Params:
+        """The parameters that a published folder has, after ``check``. See ``published.load`` for the arguments."""
+        self.check(folder, config, key)
+        return published.load(folder, self.table(config), abstract, self.ignore(config), **options)
