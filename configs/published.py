@@ -17,16 +17,15 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import base
-from metacanvas_jax.config import networks, schema
+from metacanvas_jax import registry
+from metacanvas_jax.config import schema
 from metacanvas_jax.dit.flux.network import FluxConfig
 from metacanvas_jax.dit.sana.network import SanaConfig
 from metacanvas_jax.dit.wan.network import WanConfig
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
-from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
 from metacanvas_jax.tasks import Bucket
-from metacanvas_jax.text.gemma2.network import Gemma2Config
 from metacanvas_jax.vae.dc_ae.network import DcAeConfig
 from metacanvas_jax.vae.kl.network import KlConfig
 from metacanvas_jax.vae.wan.network import WanVaeConfig
@@ -45,21 +44,21 @@ def get_config(folders: str = "") -> ConfigDict:
     pipeline, _, mllm = folders.partition(",")
     if not pipeline:
         raise UserError("configs/published.py needs folders: configs/published.py:PIPELINE or :PIPELINE,MLLM")
-    dit = published.network_config(published.subfolder(pipeline, "transformer"), SanaConfig, FluxConfig, WanConfig)
-    vae = published.network_config(published.subfolder(pipeline, "vae"), DcAeConfig, KlConfig, WanVaeConfig)
-    kind = next(name for name, (cls, _) in networks.DITS.items() if isinstance(dit, cls))
+    dit = registry.published_config(published.subfolder(pipeline, "transformer"), "dit")
+    vae = registry.published_config(published.subfolder(pipeline, "vae"), "vae")
+    kind = registry.of(dit).name
     config = base.get_config()
     config.name = Path(pipeline).name
     config.dit_weights = config.vae_weights = pipeline
     changes = {"chunk": 1} if isinstance(vae, WanVaeConfig) else {}
-    vae_kind = next(name for name, (cls, _) in networks.VAES.items() if isinstance(vae, cls))
+    vae_kind = registry.of(vae).name
     config.vae = base.section(dataclasses.replace(vae, dtype=DTYPE, **changes), kind=vae_kind)
 
     own_text = kind == "sana" and (Path(pipeline) / "text_encoder").is_dir()
     if not mllm and not own_text:
         raise UserError(f"{pipeline}: its text encoders are not built here; name an MLLM after a comma")
     if own_text:
-        encoder = published.network_config(Path(pipeline) / "text_encoder", Gemma2Config)
+        encoder = registry.published_config(Path(pipeline) / "text_encoder", "text")
         tokenizer = str(published.subfolder(pipeline, "tokenizer"))
         text = schema.TextSection(dataclasses.replace(encoder, dtype=DTYPE), pipeline, tokenizer)
         config.text = base.section(text)
@@ -82,7 +81,7 @@ def get_config(folders: str = "") -> ConfigDict:
     new = ["canvas", "canvas_connector", *([] if own_text else ["context_connector"])]
     new += ["dit/pool"] if kind == "flux" else []
     config.train.rules = ((f"({'|'.join(new)})/.*", "train"), (".*", "freeze")) if mllm else ((".*", "freeze"),)
-    schedule, method, shift = published.sampling(pipeline)
+    schedule, method, shift = registry.published_sampling(pipeline)
     sampler = schema.SamplerSection(schedule, method, STEPS[kind], shift, GUIDANCE[kind])
     config.sampler = base.section(sampler)
     return config
@@ -93,7 +92,7 @@ def reader(folder: str) -> schema.MllmSection:
     if not folder:
         nothing = LanguageConfig(vocab=1, width=2, layers=1, heads=1, kv_heads=1, mlp=1, rope_sections=(1, 0, 0))
         return schema.MllmSection(nothing, None, buckets=(1,))
-    config = published.network_config(folder, MllmConfig)
+    config = registry.published_config(folder, "mllm")
     language = dataclasses.replace(config.language, dtype=DTYPE)
     vision = dataclasses.replace(config.vision, dtype=DTYPE)
     return schema.MllmSection(

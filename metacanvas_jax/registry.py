@@ -6,10 +6,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from metacanvas_jax.diffusion import schedules
 from metacanvas_jax.dit.flux.record import RECORD as FLUX
 from metacanvas_jax.dit.sana.record import RECORD as SANA
 from metacanvas_jax.dit.wan.record import RECORD as WAN
-from metacanvas_jax.diffusion import schedules
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.qwen2_5_vl.record import RECORD as QWEN2_5_VL
 from metacanvas_jax.text.gemma2.record import RECORD as GEMMA2

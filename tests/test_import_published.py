@@ -24,6 +24,7 @@ from published_support import (
 )
 from safetensors.numpy import load_file, save_file
 
+from metacanvas_jax import registry
 from metacanvas_jax.dit.flux.network import Flux, flux_kontext_dev
 from metacanvas_jax.dit.sana.network import sana_1600m
 from metacanvas_jax.dit.wan.network import wan2_2_ti2v_5b
@@ -83,22 +84,22 @@ def folder_of(values, folder):
 
 @pytest.mark.parametrize(("values", "preset"), [(QWEN_3B, qwen2_5_vl_3b), (QWEN_7B, qwen2_5_vl_7b)], ids=["3B", "7B"])
 def test_import_reads_the_published_configs_of_qwen(tmp_path, values, preset):
-    assert published.network_config(folder_of(values, tmp_path)) == preset()
+    assert registry.published_config(folder_of(values, tmp_path)) == preset()
     # As transformers 5 saves it again: text and rotary parameters in objects of their own.
     keys = [key for key in values if key not in ("model_type", "vision_config", "tie_word_embeddings")]
     text = {key: values[key] for key in keys if not key.startswith("rope")}
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
     outer = {key: value for key, value in values.items() if key not in keys}
-    assert published.network_config(folder_of(outer | {"text_config": text}, tmp_path)) == preset()
+    assert registry.published_config(folder_of(outer | {"text_config": text}, tmp_path)) == preset()
 
 
 def test_a_config_may_decide_what_no_folder_publishes(tmp_path):
     folder_of(QWEN_3B, tmp_path)
     config = qwen2_5_vl_3b(lora=LoraConfig(rank=4, alpha=4.0), remat="full", dtype="bfloat16")
-    published.check_folder(tmp_path, config, "mllm")
-    published.check_folder(tmp_path, MllmConfig(config.language), "mllm")  # the tower may stay away
+    registry.check_folder(tmp_path, config, "mllm")
+    registry.check_folder(tmp_path, MllmConfig(config.language), "mllm")  # the tower may stay away
     with pytest.raises(UserError, match=r"language.vocab is 151936, the config's mllm.language.vocab is 152064"):
-        published.check_folder(tmp_path, qwen2_5_vl_7b(), "mllm")
+        registry.check_folder(tmp_path, qwen2_5_vl_7b(), "mllm")
 
 
 ATTENTION = ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3
@@ -226,7 +227,7 @@ FULL_SIZE = [
 
 @pytest.mark.parametrize(("values", "preset"), FULL_SIZE, ids=[values["_class_name"] for values, _ in FULL_SIZE])
 def test_import_reads_the_published_configs_of_diffusers(tmp_path, values, preset):
-    assert published.network_config(folder_of(values, tmp_path)) == preset
+    assert registry.published_config(folder_of(values, tmp_path)) == preset
 
 
 @pytest.fixture(scope="module")
@@ -256,9 +257,9 @@ SAMPLING = {
 @pytest.mark.parametrize("name", PARTS)
 def test_import_reads_what_diffusers_saves(pipelines, name):
     for part, config in PARTS[name].items():
-        assert published.network_config(published.subfolder(pipelines[name], part)) == config
-        assert published.network_config(pipelines[name] / part) == config
-    assert published.sampling(pipelines[name]) == SAMPLING[name]
+        assert registry.published_config(published.subfolder(pipelines[name], part)) == config
+        assert registry.published_config(pipelines[name] / part) == config
+    assert registry.published_sampling(pipelines[name]) == SAMPLING[name]
 
 
 @functools.cache
@@ -268,7 +269,7 @@ def abstract(network):
 
 
 def load_kl(folder, config=KL):
-    return published.load(folder, config, abstract(Kl(config)), "vae", progress=False)
+    return registry.of(config).load(folder, config, abstract(Kl(config)), "vae", progress=False)
 
 
 @pytest.mark.torch
@@ -347,7 +348,7 @@ def test_parameters_that_nobody_publishes_are_left_out(pipelines):
     text = States(jax.ShapeDtypeStruct((1, 2, config.context_width), jnp.float32))
     arguments = (latents, time, text, Given(guidance=time))
     shapes = nn.meta.unbox(jax.eval_shape(Flux(config).init, jax.random.key(0), *arguments))["params"]
-    loaded = published.load(pipelines["flux_pipeline"] / "transformer", config, shapes, "dit", progress=False)
+    loaded = registry.of(config).load(pipelines["flux_pipeline"] / "transformer", config, shapes, "dit", progress=False)
     assert set(shapes) - set(loaded) == {"pool"}
 
 
@@ -364,4 +365,4 @@ def test_schedulers_of_other_kinds_are_refused(pipelines, tmp_path, changes, mes
     values = json.loads((pipelines["wan_pipeline"] / "scheduler" / file.name).read_text())
     file.write_text(json.dumps(values | changes))
     with pytest.raises(UserError, match=message):
-        published.sampling(tmp_path)
+        registry.published_sampling(tmp_path)

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metacanvas_jax.diffusion import schedules
 from metacanvas_jax.diffusion.samplers import sample_trajectory
+from metacanvas_jax.dit.flux.schedule import flux_dynamic
+from metacanvas_jax.dit.sana.schedule import sana_dpm
+from metacanvas_jax.dit.wan.schedule import wan_unipc
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -43,9 +45,9 @@ def flux(steps, tokens=FLUX_TOKENS):
 
 
 CASES = {
-    "sana": (sana, schedules.sana_dpm, "dpmpp_2m"),
-    "wan": (wan, schedules.wan_unipc, "unipc"),
-    "flux": (flux, lambda steps: schedules.flux_dynamic(steps, FLUX_TOKENS), "euler"),
+    "sana": (sana, sana_dpm, "dpmpp_2m"),
+    "wan": (wan, wan_unipc, "unipc"),
+    "flux": (flux, lambda steps: flux_dynamic(steps, FLUX_TOKENS), "euler"),
 }
 
 
@@ -61,7 +63,7 @@ def test_tables_are_equal_bit_for_bit(name, steps):
 
 @pytest.mark.parametrize("tokens", [64, 256, 1024, 4096, 8192])
 def test_flux_tables_follow_the_number_of_tokens(tokens):
-    ours = np.asarray(schedules.flux_dynamic(28, tokens).sigmas, np.float32)
+    ours = np.asarray(flux_dynamic(28, tokens).sigmas, np.float32)
     np.testing.assert_array_equal(ours, flux(28, tokens).sigmas.numpy())
 
 

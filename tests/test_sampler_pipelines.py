@@ -10,7 +10,7 @@ from flax import linen as nn
 from published_support import bytes_tokenizer, flux_pipeline, picture, sana_pipeline, wan_pipeline
 from vae_support import FAST_COMPILE
 
-from metacanvas_jax.diffusion import schedules
+from metacanvas_jax import registry
 from metacanvas_jax.dit.flux.network import Flux, FluxConfig
 from metacanvas_jax.dit.sana.network import Sana, SanaConfig
 from metacanvas_jax.dit.wan.network import Wan, WanConfig
@@ -49,11 +49,11 @@ def saved(pipeline, folder):
 def imported(folder, part, *arguments):
     """A network and its weights from a part of a pipeline's folder; ``arguments`` are shapes it is called with."""
     folder = published.subfolder(folder, part)
-    network = MODULES[type(config := published.network_config(folder))](config)
+    network = MODULES[type(config := registry.published_config(folder))](config)
     if not arguments:
         arguments = (jax.ShapeDtypeStruct((1, 1, network.spatial, network.spatial, 3), jnp.float32),)
     shapes = nn.meta.unbox(jax.eval_shape(network.init, jax.random.key(0), *arguments))["params"]
-    return network, published.load(folder, config, shapes, part, progress=False)
+    return network, registry.of(config).load(folder, config, shapes, part, progress=False)
 
 
 def numbers(*shape, seed=0):
@@ -122,18 +122,18 @@ def test_sampler_paints_the_pictures_of_the_sana_pipeline_from_its_prompts(tmp_p
         states = jax.jit(text.apply, compiler_options=FAST_COMPILE)({"params": text_params}, Text(ids, mask))
         return first_and_last(states, 300), NOTHING
 
-    guide, empty = read(prompts), read([""] * 2, instruction="")
+    guide, empty = read(prompts, instruction=INSTRUCTION), read([""] * 2, instruction="")
     dit, params = imported(folder, "transformer", *arguments(4, guide))
     vae, vae_params = imported(folder, "vae")
-    schedule, method, shift = published.sampling(folder)
-    recipe = Recipe(getattr(schedules, schedule)(4, shift), method, 4.5)
+    schedule, method, shift = registry.published_sampling(folder)
+    recipe = Recipe(registry.SCHEDULES[schedule](4, shift, 1), method, 4.5)
     latents = drawn(dit, params, guide, jnp.asarray(noise), empty, None, recipe)
     close(unit(through(vae, vae_params, latents, "decode"))[:, 0], expected)
 
 
 def flux_recipe(folder, steps, tokens):
-    schedule, method, _ = published.sampling(folder)
-    return Recipe(getattr(schedules, schedule)(steps, tokens), method)
+    schedule, method, _ = registry.published_sampling(folder)
+    return Recipe(registry.SCHEDULES[schedule](steps, 1.0, tokens), method)
 
 
 @pytest.mark.parametrize("edited", [True, False], ids=["with_reference", "without"])
@@ -192,8 +192,8 @@ def test_sampler_paints_the_videos_and_the_trajectory_of_the_wan_pipelines(tmp_p
     guide, empty = ((States(jnp.asarray(x)), NOTHING) for x in (context, nothing))
     dit, params = imported(folder, "transformer", *arguments(4, guide))
     vae, vae_params = imported(folder, "vae")
-    schedule, method, shift = published.sampling(folder)
-    recipe = Recipe(getattr(schedules, schedule)(4, shift), method, 5.0)
+    schedule, method, shift = registry.published_sampling(folder)
+    recipe = Recipe(registry.SCHEDULES[schedule](4, shift, 1), method, 5.0)
     first = None
     if image:
         pixels = jnp.asarray(source, jnp.float32)[None, None] / 127.5 - 1

@@ -7,7 +7,10 @@ import pytest
 
 from metacanvas_jax.diffusion.guidance import classifier_free, pair
 from metacanvas_jax.diffusion.samplers import sample, sample_trajectory
-from metacanvas_jax.diffusion.schedules import Schedule, flux_dynamic, linear, sana_dpm, wan_unipc
+from metacanvas_jax.diffusion.schedules import Schedule, linear
+from metacanvas_jax.dit.flux.schedule import flux_dynamic
+from metacanvas_jax.dit.sana.schedule import sana_dpm
+from metacanvas_jax.dit.wan.schedule import wan_unipc
 from metacanvas_jax.types import Plan, States
 
 MEAN, STD = 0.7, 0.4

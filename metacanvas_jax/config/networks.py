@@ -17,6 +17,9 @@ def network(config: Experiment) -> MetaCanvas | Mllm:
     if config.objective == "understand":
         return registry.module(mllm_config(config))
     width = config.mllm.language.width
+    text = None
+    if config.text is not None:
+        text = registry.of(config.text.encoder).module(config.text.encoder, config.text.length)
     canvas = connector = None
     if config.canvas is not None:
         canvas = CanvasTokens(config.canvas, width, config.mllm.language.dtype)
@@ -28,7 +31,7 @@ def network(config: Experiment) -> MetaCanvas | Mllm:
         canvas=canvas,
         canvas_connector=connector,
         queries=None if config.queries is None else Queries(config.queries, width, config.mllm.language.dtype),
-        text=None if config.text is None else registry.of(config.text.encoder).module(config.text.encoder, config.text.length),
+        text=text,
     )
 
 

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
-from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax import registry
+from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnectorConfig
 from metacanvas_jax.connectors.queries import QueriesConfig

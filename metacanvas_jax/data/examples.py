@@ -43,7 +43,7 @@ Batch = dict[str, Any]
 class TextRows:
     """Prompts for the text encoder that a DiT keeps for itself.
 
-    ``length`` is the number of states the DiT reads. The empty prompt goes without ``instruction``, as in SANA's
+    ``length`` is the number of states the DiT reads. The empty prompt goes without ``instruction``, as in the published
     pipeline, padded to the same length. A tokenizer without a token for the beginning of a sequence gets its padding
     there. With ``reads_prompt`` False every prompt is empty.
     """
@@ -53,7 +53,7 @@ class TextRows:
         tokenizer: PreTrainedTokenizerBase,
         length: int,
         *,
-        instruction: str = INSTRUCTION,
+        instruction: str = "",
         reads_prompt: bool = True,
     ):
         self._tokenizer, self._length, self._reads_prompt = tokenizer, length, reads_prompt

@@ -17,7 +17,7 @@ from metacanvas_jax.mllm.media import MediaConfig
 from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.types import Grid, Media, MllmInputs, Text
 
-INSTRUCTION_TOKENS = 240  # of SANA's instruction, about
+INSTRUCTION_TOKENS = 240  # of the published instruction, about
 
 
 def latent_grid(experiment: Experiment, bucket: Bucket | None = None) -> Grid:
@@ -48,7 +48,7 @@ def media_config(experiment: Experiment) -> MediaConfig:
 def batch_shapes(experiment: Experiment, bucket: Bucket) -> dict[str, Any]:
     """The arrays of a whole batch of a bucket as shapes, for a painter; needs no file.
 
-    The length of SANA's instruction depends on the tokenizer, which may not be there: ``INSTRUCTION_TOKENS`` stands in.
+    The length of the instruction depends on the tokenizer, which may not be there: ``INSTRUCTION_TOKENS`` stands in.
     """
     array, b, (rows, columns) = jax.ShapeDtypeStruct, bucket.batch, bucket.size
     length = bucket.length if experiment.uses_mllm else 1

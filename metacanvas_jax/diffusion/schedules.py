@@ -1,10 +1,10 @@
 """Noise levels a sampler visits, and the noise levels the network is told, which are not always the same.
 
 The schedules of published pipelines stand with their networks and are built from the functions here, in the arithmetic
-of diffusers 0.42.1, so that the tables are equal bit for bit. A schedule is made on the host, before anything is traced.
+of diffusers 0.42.1, so that the tables are equal bit for bit. A schedule is made on the host, before anything is
+traced.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np

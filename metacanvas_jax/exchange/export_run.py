@@ -14,23 +14,20 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from metacanvas_jax import registry
 from metacanvas_jax.config.identity import identity
 from metacanvas_jax.config.load import read_config
-from metacanvas_jax.config.networks import VAES, autoencoder
+from metacanvas_jax.config.networks import autoencoder, mllm_config
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.schema import Experiment, TextSection
-from metacanvas_jax.connectors import table as metacanvas
 from metacanvas_jax.data.inputs import prompter
 from metacanvas_jax.data.shapes import latent_grid
 from metacanvas_jax.data.tokenizer import load_tokenizer, save_tokenizer
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.exchange import parts as layout
-from metacanvas_jax.exchange import reference_configs
 from metacanvas_jax.exchange.model_card import model_card
 from metacanvas_jax.exchange.parts import Part
 from metacanvas_jax.exchange.reading import computed, reading
-from metacanvas_jax.mllm.qwen2_5_vl import table as qwen2_5_vl
-from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.text.prompts import INSTRUCTION
 from metacanvas_jax.train import store
@@ -38,7 +35,6 @@ from metacanvas_jax.train.parameters import param_shapes
 from metacanvas_jax.train.stream import lazy_params
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Params
-from metacanvas_jax.vae.patch_pca.network import PatchPcaConfig
 from metacanvas_jax.weights import lora
 from metacanvas_jax.weights.hf_export import new_folder, save_params
 from metacanvas_jax.weights.safetensors_io import write_file
@@ -124,7 +120,7 @@ def _frozen_leaves(
         return {}
     structs = {path: flat(frozen)[path] for path in wanted}
     # Layers added to a published transformer start at zero, and are still there while they are frozen.
-    added = {f"dit/{entry.path}" for entry in metacanvas.added_layers(setup.dit)}
+    added = {f"dit/{entry.path}" for entry in registry.of(setup.dit).added(setup.dit)}
     weights = {path: np.zeros(structs[path].shape, np.float32) for path in wanted & added}
     if missing := wanted - weights.keys():
         raise UserError(f"{setup.name}: no weights for the frozen parameter {min(missing)}, which the export needs")
@@ -164,9 +160,9 @@ def _write_part(draft: Path, part: Part, leaves: Mapping[str, Any], setup: Exper
         _write_json(draft / part.folder / "adapter_config.json", peft_config(part, config, lora.PEFT))
         (draft / part.folder / "README.md").write_text(GATE_NOTE)
     elif part.folder in (layout.TRANSFORMER, layout.TRANSFORMER_PARTIAL):
-        _write_json(draft / part.folder / "config.json", layout.backbone(setup).config(setup.dit))
+        _write_json(draft / part.folder / "config.json", registry.of(setup.dit).write(setup.dit))
     elif part.folder == layout.MLLM:
-        _write_json(draft / part.folder / "config.json", _qwen_config(setup))
+        _write_json(draft / part.folder / "config.json", _mllm_config(setup))
 
 
 def _write_bases(draft: Path, setup: Experiment, options: Options) -> None:
@@ -179,13 +175,13 @@ def _write_bases(draft: Path, setup: Experiment, options: Options) -> None:
     _write_json(draft / layout.CONNECTOR / "config.json", connector_config(setup))
     if own_weights(setup.mllm.weights):
         params, _ = store.load_params(setup.mllm.weights)
-        mllm = MllmConfig(setup.mllm.language, setup.mllm.vision)
-        table = qwen2_5_vl.table(mllm)
+        mllm = mllm_config(setup)
+        table = registry.of(mllm).table(mllm)
         held = flat(params.get("mllm", params))
         held = nested({entry.path: held[entry.path] for entry in table})
         save_params(held, table, draft / layout.MLLM, dtype=options.dtype, progress=False)
-        _write_json(draft / layout.MLLM / "config.json", _qwen_config(setup))
-    if isinstance(setup.vae, PatchPcaConfig) and setup.vae_weights:
+        _write_json(draft / layout.MLLM / "config.json", _mllm_config(setup))
+    if not registry.of(setup.vae).published and setup.vae_weights:
         params, _ = store.load_params(setup.vae_weights)
         (draft / "vae").mkdir()
         leaves = {name: np.asarray(leaf) for name, leaf in sorted(flat(params).items())}
@@ -198,9 +194,9 @@ def own_weights(folder: str) -> bool:
     return bool(folder) and (Path(folder) / "params.json").is_file()
 
 
-def _qwen_config(setup: Experiment) -> dict[str, Any]:
+def _mllm_config(setup: Experiment) -> dict[str, Any]:
     vocabulary = load_tokenizer(setup.mllm.tokenizer).get_vocab()
-    return reference_configs.qwen(setup.mllm.language, setup.mllm.vision, vocabulary)
+    return registry.of(mllm_config(setup)).write(mllm_config(setup), vocabulary)
 
 
 def connector_config(setup: Experiment) -> dict[str, Any]:
@@ -251,7 +247,7 @@ def make_index(setup: Experiment, found: list[Part], about: Mapping[str, Any]) -
         return index
     vae = autoencoder(setup)
     return index | {
-        "backbone": layout.backbone(setup).name,
+        "backbone": registry.of(setup.dit).name,
         "connector": there(layout.CONNECTOR),
         "canvas": None if setup.canvas is None else dataclasses.asdict(setup.canvas),
         "queries": None if setup.queries is None else dataclasses.asdict(setup.queries),
@@ -270,8 +266,8 @@ def make_index(setup: Experiment, found: list[Part], about: Mapping[str, Any]) -
             "guidance": setup.dit_guidance,
         },
         "vae": {
-            "kind": next(name for name, (cls, _) in VAES.items() if isinstance(setup.vae, cls)),
-            "folder": "vae" if isinstance(setup.vae, PatchPcaConfig) and setup.vae_weights else None,
+            "kind": registry.of(setup.vae).name,
+            "folder": "vae" if not registry.of(setup.vae).published and setup.vae_weights else None,
             "base": setup.vae_weights,
             "spatial": vae.spatial,
             "temporal": vae.temporal,

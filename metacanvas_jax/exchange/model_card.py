@@ -3,17 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from metacanvas_jax import registry
+from metacanvas_jax.config.networks import mllm_config
 from metacanvas_jax.config.schema import Experiment
 
-QWEN_3B_WIDTH = 2048
-LICENCES = {
-    "qwen3b": ("Qwen2.5-VL-3B-Instruct", "Qwen Research License (non-commercial)"),
-    "qwen": ("Qwen2.5-VL-7B-Instruct", "Apache-2.0"),
-    "sana": ("SANA, its DC-AE and Gemma-2", "NVIDIA's licence of the SANA weights; Gemma Terms of Use"),
-    "flux": ("FLUX.1-Kontext-dev", "FLUX.1 [dev] Non-Commercial License"),
-    "wan": ("Wan2.2-TI2V-5B", "Apache-2.0"),
-    "openmoji": ("OpenMoji drawings", "CC BY-SA 4.0"),
-}
+DRAWINGS = ("OpenMoji drawings", "CC BY-SA 4.0")
 
 
 def model_card(setup: Experiment, index: Mapping[str, Any], scores: Mapping[str, Any] | None) -> str:
@@ -66,16 +60,17 @@ def model_card(setup: Experiment, index: Mapping[str, Any], scores: Mapping[str,
 
 
 def _bases(setup: Experiment, index: Mapping[str, Any]) -> list[tuple[str, str]]:
-    keys = []
-    mllm = index["mllm"]
+    """Name and licence of everything that was not made by this run."""
+    networks = []
+    mllm, transformer, vae = index["mllm"], index.get("transformer") or {}, index.get("vae") or {}
     if mllm is not None and mllm["folder"] is None and mllm["base"]:
-        keys.append("qwen3b" if setup.mllm.language.width == QWEN_3B_WIDTH else "qwen")
-    base = index.get("transformer") or {}
-    if base.get("base") or ((index.get("vae") or {}).get("base") and index["vae"]["kind"] != "patch_pca"):
-        keys.append(index["backbone"])
-    if (index.get("vae") or {}).get("kind") == "patch_pca" or setup.objective == "understand":
-        keys.append("openmoji")
-    return [LICENCES[key] for key in keys]
+        networks.append(mllm_config(setup))
+    own = setup.vae is not None and not registry.of(setup.vae).published
+    if transformer.get("base") or (vae.get("base") and not own):
+        networks.append(setup.dit)
+    if own or setup.objective == "understand":  # fitted to, or taught with, drawings
+        networks.append(setup.vae if own else None)
+    return [DRAWINGS if network is None else registry.of(network).licence(network) for network in networks]
 
 
 def _contents(index: Mapping[str, Any]) -> list[tuple[str, str]]:

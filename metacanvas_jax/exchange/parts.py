@@ -4,22 +4,14 @@ The same list serves export, import and the tests of names and shapes at full si
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from metacanvas_jax import registry
+from metacanvas_jax.config.networks import mllm_config
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.connectors import table as metacanvas
-from metacanvas_jax.dit.flux import table as flux
-from metacanvas_jax.dit.flux.network import FluxConfig
-from metacanvas_jax.dit.sana import table as sana
-from metacanvas_jax.dit.sana.network import SanaConfig
-from metacanvas_jax.dit.wan import table as wan
-from metacanvas_jax.dit.wan.network import WanConfig
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.exchange import reference_configs
-from metacanvas_jax.mllm.qwen2_5_vl import table as qwen2_5_vl
-from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.weights import lora
 from metacanvas_jax.weights.table import Entry, under
@@ -27,22 +19,6 @@ from metacanvas_jax.weights.table import Entry, under
 CONNECTOR, MLLM, TRANSFORMER = "connector", "mllm", "transformer"
 MLLM_LORA, TRANSFORMER_LORA, TRANSFORMER_PARTIAL = "mllm_lora", "transformer_lora", "transformer_partial"
 DIFFUSERS_STEM = "diffusion_pytorch_model"
-
-
-@dataclasses.dataclass(frozen=True)
-class Backbone:
-    """A transformer of diffusers: its name in the index, its weight table and its ``config.json``."""
-
-    name: str
-    table: Callable[[Any], list[Entry]]
-    config: Callable[[Any], dict[str, Any]]
-
-
-BACKBONES: dict[type, Backbone] = {
-    SanaConfig: Backbone("sana", sana.table, reference_configs.sana),
-    FluxConfig: Backbone("flux", flux.table, reference_configs.flux),
-    WanConfig: Backbone("wan", wan.table, reference_configs.wan),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +40,6 @@ class Part:
         return export / self.folder if self.sharded else export / self.folder / f"{self.stem}.safetensors"
 
 
-def backbone(setup: Experiment) -> Backbone:
-    """How diffusers has the transformer of a run."""
-    return BACKBONES[type(setup.dit)]
-
-
 def transformer_lora(setup: Experiment) -> LoraConfig | None:
     """The adapters of a run's transformer."""
     return getattr(setup.dit, "lora", None)
@@ -80,32 +51,31 @@ def parts(setup: Experiment, trained: Sequence[str]) -> list[Part]:
     Raises UserError for a trained parameter that no part has a place for.
     """
     paths = set(trained)
-    mllm = MllmConfig(setup.mllm.language, setup.mllm.vision)
     if setup.objective == "understand":
-        found = [Part(MLLM, "model", tuple(qwen2_5_vl.table(mllm)))]
+        mllm = mllm_config(setup)
+        found = [Part(MLLM, "model", tuple(registry.of(mllm).table(mllm)))]
         paths -= {path for path in paths if "_lora/" in path}  # adapters act on a canvas, and there is none
     else:
-        found = _painter(setup, mllm, paths)
+        found = _painter(setup, paths)
     left = paths - set().union(*(part.paths for part in found))
     if left:
         raise UserError(f"{setup.name} trains {min(left)}, and an export has no place for it")
     return found
 
 
-def _painter(setup: Experiment, mllm: MllmConfig, paths: set[str]) -> list[Part]:
+def _painter(setup: Experiment, paths: set[str]) -> list[Part]:
     own = metacanvas.table(
         canvas=setup.canvas_connector,
         context=setup.context_connector,
         queries=setup.queries is not None,
-        dit=setup.dit,
+        added=registry.of(setup.dit).added(setup.dit),
     )
     found = [Part(CONNECTOR, "model", tuple(own))] if own else []
-    adapters = mllm.language.lora
+    adapters, mllm = setup.mllm.language.lora, mllm_config(setup)
     if adapters is not None and any(path.startswith("mllm/") and "_lora/" in path for path in paths):
-        table = under(lora.peft_table(qwen2_5_vl.language_table(mllm.language), adapters), "mllm/")
+        table = under(lora.peft_table(registry.of(mllm).adapted(mllm), adapters), "mllm/")
         found.append(Part(MLLM_LORA, "adapter_model", tuple(table), sharded=False))
-    kind = backbone(setup)
-    base = under(kind.table(setup.dit), "dit/")
+    base = under(registry.of(setup.dit).table(setup.dit), "dit/")
     adapters = transformer_lora(setup)
     if adapters is not None:
         table = lora.table(base, adapters, lora.DIFFUSERS)

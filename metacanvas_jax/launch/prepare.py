@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
+from metacanvas_jax import registry
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.data.formats import records
 from metacanvas_jax.data.inputs import sources_of
 from metacanvas_jax.data.tokenizer import save_tokenizer, train_tokenizer
 from metacanvas_jax.train import store
-from metacanvas_jax.vae.patch_pca import network as patch_pca
 from metacanvas_jax.worlds.questions import sample_texts
 
 FITTED = 2000  # pictures that an autoencoder is fitted to, at most
@@ -26,12 +26,13 @@ def prepare(setup: Experiment) -> list[Path]:
     if not tokenizer.exists():
         save_tokenizer(train_tokenizer(sample_texts(setup.world)), tokenizer)
     places.append(tokenizer)
-    if isinstance(setup.vae, patch_pca.PatchPcaConfig) and setup.vae_weights:
+    fit = None if setup.vae is None else registry.of(setup.vae).fit
+    if fit is not None and setup.vae_weights:
         folder = Path(setup.vae_weights)
         if not (folder / "params.json").exists():
             samples = sources_of(setup, setup.shapes[0])[0].records
             images = np.stack([samples[i].image for i in range(min(FITTED, len(samples)))])
-            params, psnr = patch_pca.fit(images, setup.vae)
+            params, psnr = fit(images, setup.vae)
             store.save_params(folder, params, {"psnr": psnr})
         places.append(folder)
     return places

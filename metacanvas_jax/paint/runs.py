@@ -20,7 +20,6 @@ from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.train import parameters, store
 from metacanvas_jax.trees import flat, merge, nested, partition
 from metacanvas_jax.types import Params
-from metacanvas_jax.weights import published
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ def assembled(setup: Experiment) -> Trained:
     """
     for source in weight_folders(setup).values():
         if not source.saved:
-            published.check_folder(source.place, source.config, source.key)
+            source.network.check(source.place, source.config, source.key)
     painter = Painter(setup)  # missing tokenizers are errors before any weight is read, too
     abstract = parameters.param_shapes(setup)
     have = flat(parameters.read_folders(setup, abstract))

@@ -2,8 +2,10 @@
 
 import re
 
+from metacanvas_jax import registry
+
 VAE = "VAE"
-VAES = "DcAe|Kl|WanVae|PatchPca"
+VAES = "|".join(network.module.__name__ for network in registry.family("vae").values())
 CANVAS_WRITE, CANVAS_CONNECTOR = "canvas write", "canvas connector"
 CANVAS_PARTS = (CANVAS_WRITE, CANVAS_CONNECTOR)
 """What a step has with a canvas and has not without."""

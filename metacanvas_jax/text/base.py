@@ -1,8 +1,10 @@
-"""The contract of a text encoder that a DiT keeps for itself."""
+"""The contract of a text encoder that a DiT keeps for itself, and how prompts with an instruction are read."""
 
 from typing import Any
 
 import flax.linen as nn
+
+import numpy as np
 
 from metacanvas_jax.types import States, Text
 

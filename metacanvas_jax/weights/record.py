@@ -32,14 +32,18 @@ class Network:
     parameter.
 
     The published form: ``published`` is the class of diffusers, or the model type of transformers, that ``config.json``
-    names (empty: there is none). ``read`` and ``write`` translate that file, ``table`` lists its tensors, and ``ignore``
-    gives patterns of published tensors that are not used here. ``subfolder`` is where a pipeline of diffusers keeps it.
-    ``free`` are fields of the config that no published file decides. ``sizes`` corrects the sizes that are compared with
-    a published folder. ``added`` lists the tensors of layers that a config adds to the published network.
+    names (empty: there is none). ``read`` and ``write`` translate that file, ``table`` lists its tensors, and
+    ``ignore`` gives patterns of published tensors that are not used here. ``subfolder`` is where a pipeline of
+    diffusers keeps it. ``free`` are fields of the config that no published file decides. ``sizes`` corrects the sizes
+    that are compared with a published folder. ``added`` lists the tensors of layers that a config adds to the published
+    network.
 
-    Of a DiT alone: ``schedules`` by their names in the config; each takes ``(steps, shift, tokens)``, with the number of
-    latent patch tokens. ``samplings`` reads diffusers' schedulers, by class name. ``pipeline`` names the published
-    pipeline and ``licence`` gives its licence, or that of the network itself, as (name, terms).
+    ``licence`` gives the name and the terms of what is published: of the whole pipeline for a DiT.
+
+    Of a DiT: ``schedules`` by their names in the config; each takes ``(steps, shift, tokens)``, with the number of
+    latent patch tokens. ``samplings`` reads diffusers' schedulers, by class name. Of an MLLM: ``adapted`` lists the
+    tensors beside which adapters may stand. Of an autoencoder that is fitted in closed form: ``fit(images, config)`` gives its parameters and
+    its PSNR in decibels.
     """
 
     family: Family
@@ -59,6 +63,8 @@ class Network:
     schedules: Mapping[str, Callable[[int, float, int], Any]] = dataclasses.field(default_factory=dict)
     samplings: Mapping[str, Callable[[Fields], Sampling]] = dataclasses.field(default_factory=dict)
     licence: Callable[[Any], tuple[str, str]] | None = None
+    adapted: Callable[[Any], Sequence[Entry]] | None = None
+    fit: Callable[[Any, Any], tuple[Params, float]] | None = None
 
     def config_in(self, folder: str | Path) -> Any:
         """The config of a published folder of this network.

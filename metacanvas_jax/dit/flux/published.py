@@ -3,6 +3,7 @@
 from typing import Any
 
 from metacanvas_jax.dit.flux.network import FluxConfig
+from metacanvas_jax.errors import UserError
 from metacanvas_jax.weights.published import DIFFUSERS_VERSION, Fields
 
 
@@ -45,5 +46,7 @@ def write(config: FluxConfig) -> dict[str, Any]:
 
 def sampling(f: Fields) -> tuple[str, str, float]:
     """Schedule, method and shift of ``FlowMatchEulerDiscreteScheduler`` with dynamic shifting."""
-    f.only(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096)
+    if not f("use_dynamic_shifting", False):
+        raise UserError(f"{f.file}: use_dynamic_shifting is off; only a scheduler with it is rebuilt here")
+    f.only(base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096)
     return "flux_dynamic", "euler", 1.0

@@ -9,7 +9,7 @@ from metacanvas_jax.weights.published import Fields, rope_fields
 
 
 def read(f: Fields) -> MllmConfig:
-    """The sizes in the ``config.json`` of ``Qwen2_5_VLForConditionalGeneration``, in the layout of transformers 4 or 5."""
+    """The sizes in the ``config.json`` of ``Qwen2_5_VLForConditionalGeneration``, of old and new layout."""
     text = f.inside("text_config") if "text_config" in f.values else f
     vision, rope = f.inside("vision_config"), rope_fields(text)
     language = LanguageConfig(
@@ -40,8 +40,9 @@ def read(f: Fields) -> MllmConfig:
     return MllmConfig(language, tower)
 
 
-def write(language: LanguageConfig, vision: VisionConfig, tokens: dict[str, int]) -> dict[str, Any]:
+def write(config: MllmConfig, tokens: dict[str, int]) -> dict[str, Any]:
     """``Qwen2_5_VLForConditionalGeneration``; ``tokens`` are the ids of Qwen's special tokens by their text."""
+    language, vision = config.language, config.vision
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",

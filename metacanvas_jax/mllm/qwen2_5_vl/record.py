@@ -2,7 +2,7 @@
 
 from metacanvas_jax.mllm.qwen2_5_vl import published
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL, example
-from metacanvas_jax.mllm.qwen2_5_vl.table import table
+from metacanvas_jax.mllm.qwen2_5_vl.table import language_table, table
 from metacanvas_jax.weights.record import Network
 
 WIDTH_3B = 2048  # by which the two published sizes are told apart: they have different licences
@@ -31,6 +31,7 @@ RECORD = Network(
     read=published.read,
     write=published.write,
     table=table,
+    adapted=lambda config: language_table(config.language),
     ignore=lambda config: () if config.vision is not None else ("visual.*", "model.visual.*"),
     subfolder="text_encoder",
     free=("dtype", "remat", "unroll", "lora"),

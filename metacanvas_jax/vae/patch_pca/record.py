@@ -1,7 +1,7 @@
 """What the registry knows of the linear autoencoder of miniatures."""
 
 from metacanvas_jax.vae.base import smallest_arguments
-from metacanvas_jax.vae.patch_pca.network import PatchPca, PatchPcaConfig
+from metacanvas_jax.vae.patch_pca.network import PatchPca, PatchPcaConfig, fit
 from metacanvas_jax.weights.record import Network
 
 RECORD = Network(
@@ -10,5 +10,6 @@ RECORD = Network(
     config=PatchPcaConfig,
     module=PatchPca,
     arguments=smallest_arguments,
+    fit=fit,
     licence=lambda config: ("OpenMoji drawings", "CC BY-SA 4.0"),
 )
