@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from metacanvas_jax import registry
 from metacanvas_jax.config import read
+from metacanvas_jax.errors import UserError
 from metacanvas_jax.exchange import parts as layout
 from metacanvas_jax.exchange.export_run import Options, connector_config, write_weights
 from metacanvas_jax.exchange.import_run import read_exported
@@ -73,9 +75,9 @@ def test_exported_names_and_shapes_at_full_size_are_those_of_the_torch_networks(
     found = layout.parts(setup, list(flat(trainable)))
     assert {part.folder for part in found} == FULL[case]
     classes = {"sana": SanaTransformer2DModel, "flux": FluxTransformer2DModel, "wan": WanTransformer3DModel}
-    kind = layout.backbone(setup)
+    network = registry.of(setup.dit)
     with torch.device("meta"):
-        transformer = classes[kind.name].from_config(kind.config(setup.dit))
+        transformer = classes[network.name].from_config(network.write(setup.dit))
         connector = Connector(connector_config(setup))
         qwen = build_qwen(MllmConfig(setup.mllm.language, setup.mllm.vision))
     for part in found:

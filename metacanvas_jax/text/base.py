@@ -1,10 +1,8 @@
-"""The contract of a text encoder that a DiT keeps for itself, and how prompts with an instruction are read."""
+"""The contract of a text encoder that a DiT keeps for itself."""
 
 from typing import Any
 
 import flax.linen as nn
-
-import numpy as np
 
 from metacanvas_jax.types import States, Text
 
