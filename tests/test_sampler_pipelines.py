@@ -122,7 +122,7 @@ def test_sampler_paints_the_pictures_of_the_sana_pipeline_from_its_prompts(tmp_p
         states = jax.jit(text.apply, compiler_options=FAST_COMPILE)({"params": text_params}, Text(ids, mask))
         return first_and_last(states, 300), NOTHING
 
-    guide, empty = read(prompts, instruction=INSTRUCTION), read([""] * 2, instruction="")
+    guide, empty = read(prompts), read([""] * 2, instruction="")
     dit, params = imported(folder, "transformer", *arguments(4, guide))
     vae, vae_params = imported(folder, "vae")
     schedule, method, shift = registry.published_sampling(folder)

@@ -53,7 +53,7 @@ class TextRows:
         tokenizer: PreTrainedTokenizerBase,
         length: int,
         *,
-        instruction: str = "",
+        instruction: str = INSTRUCTION,
         reads_prompt: bool = True,
     ):
         self._tokenizer, self._length, self._reads_prompt = tokenizer, length, reads_prompt

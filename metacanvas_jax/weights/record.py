@@ -42,8 +42,8 @@ class Network:
 
     Of a DiT: ``schedules`` by their names in the config; each takes ``(steps, shift, tokens)``, with the number of
     latent patch tokens. ``samplings`` reads diffusers' schedulers, by class name. Of an MLLM: ``adapted`` lists the
-    tensors beside which adapters may stand. Of an autoencoder that is fitted in closed form: ``fit(images, config)`` gives its parameters and
-    its PSNR in decibels.
+    tensors beside which adapters may stand. Of an autoencoder that is fitted in closed form: ``fit(images,
+    config)`` gives its parameters and its PSNR in decibels.
     """
 
     family: Family
