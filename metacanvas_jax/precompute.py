@@ -1,4 +1,4 @@
-"""What the frozen networks of a config make of samples, computed once and stored: latents, and contexts."""
+"""Computes the results of frozen networks once, to be stored: latents of pictures and contexts of prompts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -75,7 +75,7 @@ def make_latents(setup: Experiment, batch: int, dtype: Stored = "float32") -> tu
 def fill_contexts(
     setup: Experiment, batch: int, *, process_index: int = 0, process_count: int = 1, progress: bool = True
 ) -> int:
-    """Stores what the frozen MLLM makes of every prompt of a config's sources, in the folder ``mllm.context_cache``.
+    """Stores the context of every prompt of a config's sources, in the folder ``mllm.context_cache``.
 
     Prompts are read ``batch`` at a time on the config's mesh of this process's devices, and without words as well where
     captions are dropped in training. Of ``process_count`` processes each takes its share of the samples; what is stored

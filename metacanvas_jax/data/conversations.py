@@ -20,12 +20,13 @@ from metacanvas_jax.worlds.scenes import SceneWorld, sample_words
 class UnderstandExamples:
     """Questions about a scene and their answers, one turn after the other, in ``length`` tokens.
 
-    ``picture_share`` of the conversations are about the picture, the others about the prompt alone; ``plan_share`` of
-    those begin with everything that the prompt wants drawn, which is the one answer that needs all of it. ``prompter``
-    opens the assistant's turn; the answer and the end of the turn follow it. The words of answers weigh 1, all others
-    ``context_weight``. By default that is 0: a model that learns to foretell prompts learns which combinations are
-    never asked for, and its hidden states then make those look impossible. For the same reason prompts are of any
-    combination, as a large model has read of everything; pictures are of the trained ones alone.
+    A share ``picture_share`` of the conversations is about the picture, the others are about the prompt alone. Of the
+    latter, a share ``plan_share`` begins with the list of everything in the prompt: the only answer that needs the
+    whole prompt. ``prompter`` opens the assistant's turn; the answer and the end of the turn follow.
+
+    In the loss, tokens of answers have weight 1 and all others ``context_weight``, by default 0. A model that learns to
+    predict prompts also learns which combinations never occur, and its hidden states then represent these badly. For
+    the same reason prompts contain any combination, while pictures contain only those of the training split.
     """
 
     def __init__(
@@ -43,14 +44,14 @@ class UnderstandExamples:
         self.prompter, self.world, self.length = prompter, world, length
         self.picture_share, self.plan_share, self.context_weight = picture_share, plan_share, context_weight
         self.grid = read_image(np.full((world.size, world.size, 3), 255, np.uint8), prompter.config.media).grid
-        # Follow-up questions and answers are few and come again; tokenizing them anew would take most of the time.
+        # There are few different questions and answers; tokenizing them every time would take most of the time.
         self._turn = functools.lru_cache(maxsize=65536)(prompter)
         self._answer = functools.lru_cache(maxsize=65536)(prompter.text)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Example:
-        """As many exchanges as fit, drawn at random; ``patches`` and ``slots`` are those of the picture, if about it.
+        """As many random exchanges as fit, as the arrays of one conversation.
 
-        An exchange that is too long is passed over; raises UserError when none of the scene's is short enough.
+        Exchanges that are too long are left out. Raises UserError when all exchanges of the scene are too long.
         """
         about_picture = rng.random() < self.picture_share
         if about_picture:

@@ -41,11 +41,12 @@ Batch = dict[str, Any]
 
 
 class TextRows:
-    """Prompts for the text encoder that a DiT keeps for itself.
+    """Prompts as input of the text encoder that a DiT keeps for itself.
 
-    ``length`` is the number of states the DiT reads. The empty prompt goes without ``instruction``, as in the published
-    pipeline, padded to the same length. A tokenizer without a token for the beginning of a sequence gets its padding
-    there. With ``reads_prompt`` False every prompt is empty.
+    ``length`` is the number of states that the DiT reads. ``instruction`` stands in front of every prompt but the empty
+    one, which is padded to the same length (so do the published pipelines, for guidance). Every sequence begins with
+    the tokenizer's token for its beginning, or with its padding token where it has none. With ``reads_prompt`` False
+    every prompt is replaced by the empty one.
     """
 
     def __init__(
@@ -137,13 +138,13 @@ class PaintExamples:
 
     def stored(self, sample: Sample, shape: tuple[int, int, int, int]) -> Example:
         """The latents that a sample brings. Raises UserError for one that is missing or of another shape."""
-        wanted = {"pixels": shape}
+        parts = {"pixels": shape}
         if self.task.vae == "source":
-            wanted["source"] = shape
+            parts["source"] = shape
         if self.task.vae == "references":
-            wanted["references"] = (self.bucket.references, *shape[1:])
+            parts["references"] = (self.bucket.references, *shape[1:])
         example = {}
-        for part, expected in wanted.items():
+        for part, expected in parts.items():
             name = LATENTS[part]
             latents = sample.arrays.get(name)
             if latents is not None and part == "references":  # repeated or left out as the pictures are
@@ -159,16 +160,16 @@ class PaintExamples:
 
         Raises UserError for a part that is missing or has another shape than the bucket.
         """
-        wanted = {"target": (sample.target, self.bucket.frames if self.latents is None else 1)}
+        parts = {"target": (sample.target, self.bucket.frames if self.latents is None else 1)}
         if self.task.vae == "source":
-            wanted["source"] = (sample.source, self.bucket.frames)
+            parts["source"] = (sample.source, self.bucket.frames)
         if self.task.vae == "references":
             if not sample.references:
                 raise UserError(f"{sample.name or sample.prompt!r} has no references, which {self.bucket.task} needs")
             chosen = itertools.islice(itertools.cycle(sample.references), self.bucket.references)
             sample = dataclasses.replace(sample, references=tuple(chosen))
-            wanted["references"] = (np.stack(sample.references), self.bucket.references)
-        for part, (pixels, frames) in wanted.items():
+            parts["references"] = (np.stack(sample.references), self.bucket.references)
+        for part, (pixels, frames) in parts.items():
             expected = (frames, *self.bucket.size, 3)
             if pixels is None or pixels.shape != expected:
                 found = "missing" if pixels is None else f"{list(pixels.shape)}"
@@ -182,7 +183,7 @@ class PaintExamples:
         return example if self.text is None else example | self.text(sample.prompt)
 
     def media(self, sample: Sample) -> list[Patches]:
-        """What stands before the prompt: images, or one video of a few frames a second."""
+        """The media before the prompt: images, or one video of which ``video_fps`` frames a second are read."""
         assert self.prompter is not None
         config, medium = self.prompter.config.media, self.task.mllm
         if medium == "references":
@@ -221,7 +222,7 @@ class PaintExamples:
 
 
 def media_layout(bucket: Bucket, config: MediaConfig, video_fps: float) -> Layout:
-    """The media that stand in every prompt of a bucket: their grid in patches, and how many there are."""
+    """The media in every prompt of a bucket: their grid in patches, and how many there are."""
     medium, (height, width) = TASKS[bucket.task].mllm, bucket.size
     if medium == "nothing":
         return ()

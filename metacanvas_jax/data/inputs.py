@@ -26,7 +26,10 @@ from metacanvas_jax.text.prompts import INSTRUCTION
 
 
 def prompter(experiment: Experiment) -> Prompter:
-    """Makes the experiment's prompts. Raises UserError when the tokenizer is missing or larger than the vocabulary."""
+    """The maker of an experiment's prompts.
+
+    Raises UserError for a tokenizer that is missing, or has more tokens than the vocabulary of the MLLM.
+    """
     section = experiment.mllm
     tokenizer = load_tokenizer(section.tokenizer)
     if len(tokenizer) > section.language.vocab:
@@ -42,7 +45,7 @@ def prompter(experiment: Experiment) -> Prompter:
 
 
 def text_rows(experiment: Experiment) -> TextRows | None:
-    """Prompts for the DiT's own text encoder; None where there is none. Raises UserError for a missing tokenizer."""
+    """Makes the input of the DiT's own text encoder; None where it has none. Raises UserError without a tokenizer."""
     section = experiment.text
     if section is None:
         return None
@@ -95,7 +98,7 @@ class Reworded:
 
 
 def batches(experiment: Experiment) -> grain.DatasetIterator:
-    """The stream of this process's batches, from its beginning: its part of every batch on the experiment's mesh."""
+    """This process's part of every batch of the training, from the first batch on."""
     if experiment.objective == "understand":
         examples = UnderstandExamples(prompter(experiment), experiment.world, max(experiment.mllm.buckets))
         return iter(_stream(experiment, _world_records(experiment)[:1], examples, experiment.train.batch))

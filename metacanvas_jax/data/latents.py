@@ -1,7 +1,8 @@
-"""Training on stored latents: what `metacanvas prepare --latents` wrote stands in for the pixels it was made of.
+"""Training on the latents that `metacanvas prepare --latents` stored, in place of the pixels.
 
-A source with ``latents`` brings them with its samples, and a step then runs no autoencoder; neither are targets decoded
-that nobody looks at. Records remember what made their latents, and a run takes none that it would not make itself.
+The samples of a source with ``latents`` bring their latents. A training step then runs no autoencoder, and of a target
+at most the first frame is decoded. Records name the autoencoder that made their latents; a run refuses those of another
+one.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.tasks import Bucket
 
-HOW = ("chunk",)  # of an autoencoder's config: how it computes, not what
+HOW = ("chunk",)  # keys of an autoencoder's config that change how it computes, but not the result
 
 
 def stored(experiment: Experiment, bucket: Bucket) -> bool:
@@ -62,7 +63,7 @@ def check(experiment: Experiment, section: SourceSection, clip: Clip) -> None:
 
 
 def _clip(size: Any, frames: int | None, fps: float | None) -> tuple[Any, ...]:
-    """What must agree: the size, and of videos the moments of their frames."""
+    """What must be equal: the size, and for videos the number of frames and their rate."""
     return (list(size or ()), 1) if frames in (None, 1) else (list(size or ()), frames, fps)
 
 

@@ -31,7 +31,7 @@ class Source:
 
 
 def mixed(sources: Sequence[Source], seed: int, shuffle: bool = True) -> grain.MapDataset:
-    """An endless stream of all sources by weight; every source is shuffled anew in every epoch of its own.
+    """An endless stream of all sources by weight; each source is shuffled in every one of its epochs.
 
     The stream is a function of the seed alone. Raises UserError when no source has weight, or one of them is empty.
     """

@@ -1,4 +1,4 @@
-"""The shapes of network inputs, without any file: of a whole batch, and of the smallest one."""
+"""The shapes of network inputs, from the config alone: of a whole batch, and of the smallest input."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ from metacanvas_jax.mllm.media import MediaConfig
 from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.types import Grid, Media, MllmInputs, Text
 
-INSTRUCTION_TOKENS = 240  # of the published instruction, about
+INSTRUCTION_TOKENS = 240  # an estimate: the exact number depends on the tokenizer
 
 
 def latent_grid(experiment: Experiment, bucket: Bucket | None = None) -> Grid:
-    """Frames, rows and columns of the latents of a bucket, the experiment's first unless given."""
+    """Frames, rows and columns of the latents of a bucket; without one, of the experiment's first bucket."""
     vae = autoencoder(experiment)
     bucket = experiment.shapes[0] if bucket is None else bucket
     rows, columns = bucket.size
@@ -33,7 +33,7 @@ def latent_grid(experiment: Experiment, bucket: Bucket | None = None) -> Grid:
 
 
 def media_config(experiment: Experiment) -> MediaConfig:
-    """How images and videos become patches of the MLLM; the published way where it cannot see."""
+    """How images and videos are cut into patches for the MLLM."""
     section = experiment.mllm
     if section.vision is None:
         return MediaConfig()
@@ -46,9 +46,10 @@ def media_config(experiment: Experiment) -> MediaConfig:
 
 
 def batch_shapes(experiment: Experiment, bucket: Bucket) -> dict[str, Any]:
-    """The arrays of a whole batch of a bucket as shapes, for a painter; needs no file.
+    """The arrays of a whole batch of a bucket as shapes. No file is read.
 
-    The length of the instruction depends on the tokenizer, which may not be there: ``INSTRUCTION_TOKENS`` stands in.
+    The length of the text encoder's instruction depends on the tokenizer, which need not be there yet; it is estimated
+    by ``INSTRUCTION_TOKENS``.
     """
     array, b, (rows, columns) = jax.ShapeDtypeStruct, bucket.batch, bucket.size
     length = bucket.length if experiment.uses_mllm else 1
@@ -86,7 +87,7 @@ def batch_shapes(experiment: Experiment, bucket: Bucket) -> dict[str, Any]:
 
 
 def smallest_inputs(experiment: Experiment) -> MllmInputs:
-    """One sample of two tokens, the first of them an image if the MLLM can see: enough to make all parameters."""
+    """One sample of two tokens, the first of them an image if the MLLM has a vision tower, for ``init``."""
     media: tuple[Media, ...] = ()
     vision = experiment.mllm.vision
     if vision is not None:

@@ -122,9 +122,9 @@ class ContextCache:
         *,
         batch: int = 8,
     ) -> int:
-        """Encodes and stores what is missing, in batches of prompts of similar length; returns how many it was."""
-        wanted = dict(zip(self.keys(prompts), prompts, strict=True))
-        missing = [(key, prompt) for key, prompt in wanted.items() if not self.path(key).exists()]
+        """Encodes and stores the missing contexts, in batches of prompts of similar length; returns their number."""
+        by_key = dict(zip(self.keys(prompts), prompts, strict=True))
+        missing = [(key, prompt) for key, prompt in by_key.items() if not self.path(key).exists()]
         missing.sort(key=lambda item: len(item[1].tokens))
         for start in range(0, len(missing), batch):
             some = missing[start : start + batch]
@@ -135,8 +135,8 @@ class ContextCache:
     def read(self, inputs: MllmInputs, encode: Callable[[MllmInputs], Context], *, anyone: Callable = bool) -> Context:
         """The context of a batch, from disk or else computed and stored; padded as ``inputs`` are, in numpy.
 
-        ``anyone`` turns "this process misses some" into "some process does", so that all of them run ``encode``, a
-        program of the whole mesh, or none.
+        ``encode`` is a program on the whole mesh, so all processes must run it, or none. ``anyone`` therefore turns
+        "this process misses a context" into "at least one process misses a context".
         """
         keys = context_keys(inputs, self.identity)
         missing = [i for i, key in enumerate(keys) if not self.path(key).exists()]

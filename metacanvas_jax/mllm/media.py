@@ -56,7 +56,10 @@ class MediaConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Patches:
-    """One image or video, ready for the vision tower. ``seconds`` from grid to grid of a video; None: an image."""
+    """One image or video as input of the vision tower.
+
+    ``seconds`` is the time between two temporal patches of a video, and None for an image.
+    """
 
     values: Float[np.ndarray, "p q"]
     grid: Grid  # in patches

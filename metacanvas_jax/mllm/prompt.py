@@ -19,7 +19,7 @@ from metacanvas_jax.types import Grid, Media, MllmInputs
 
 Part = str | Patches
 Layout = tuple[tuple[Grid, int], ...]
-"""Media of a batch: each grid, in patches, and how many of it every sample has room for."""
+"""The media of a batch: for each grid (in patches) the number of media of this grid that every sample may have."""
 
 START, END = "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
@@ -30,8 +30,9 @@ IMAGE, VIDEO, PADDING = "<|image_pad|>", "<|video_pad|>", "<|endoftext|>"
 class PromptConfig:
     """How prompts are worded and batched.
 
-    ``buckets`` are the padded lengths in use, ascending; ``rule`` is the rule for text after a video
-    (``positions.py``); ``tokens_per_second`` is that of the model; ``media`` is how the media of its prompts are read.
+    ``buckets`` are the padded lengths, ascending. ``rule`` gives the positions of text after a video
+    (``positions.py``). ``tokens_per_second`` is a constant of the model: the positions that one second of video takes.
+    ``media`` says how images and videos are read.
     """
 
     buckets: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
@@ -114,7 +115,7 @@ class Prompter:
         return self._encoder.decode([int(token) for token in tokens]).strip()
 
     def texts(self, texts: Sequence[str]) -> list[Prompt]:
-        """Many prompts of text only, encoded together: the fast path. Raises UserError as a single prompt does."""
+        """Many prompts of text only, encoded together, which is faster. Raises UserError as for a single prompt."""
         prompts = []
         for text in self._texts([f"user\n{text}" for text in texts]):
             tokens = np.concatenate([self._head, text, self._tail])
@@ -125,11 +126,11 @@ class Prompter:
     def batch(
         self, prompts: Sequence[Prompt], *, length: int | None = None, layout: Layout | None = None
     ) -> MllmInputs:
-        """Pads prompts to ``length`` (the smallest bucket that holds them unless given) and stacks them.
+        """Pads prompts to ``length`` and stacks them; without it, to the smallest bucket that holds them.
 
-        ``layout`` fixes the media of the batch where shapes must agree between batches; otherwise it is what the
-        prompts need. Raises UserError for a prompt that is longer than the length or the largest bucket, or does not
-        fit the layout.
+        ``layout`` fixes the media of the batch, so that all batches have the same shapes; without it, the layout is the
+        smallest that holds the media of these prompts. Raises UserError for a prompt that is longer than the length or
+        the largest bucket, or has more media than the layout.
         """
         longest = max(len(prompt.tokens) for prompt in prompts)
         if length is None:
@@ -187,7 +188,7 @@ class Prompter:
 
 
 def needed_layout(prompts: Sequence[Prompt]) -> Layout:
-    """The media of each grid that the prompt with most of them has, ordered by grid."""
+    """The smallest layout that holds the media of all these prompts, ordered by grid."""
     most = Counter()
     for prompt in prompts:
         most |= Counter(patches.grid for patches, _ in prompt.media)

@@ -88,7 +88,7 @@ class Files(Guarded):
         return self._groups[index][0]
 
     def read(self, index: int) -> Sample:
-        """The sample of a stem."""
+        """The sample of this number."""
         key, files = self._groups[index]
         row: dict[str, Any] = {"__key__": key}
         for column, names in files.items():
