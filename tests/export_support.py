@@ -30,6 +30,7 @@ from metacanvas_jax.train.parameters import param_shapes
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.vae.patch_pca.network import PatchPcaConfig
+from metacanvas_jax.weights import saved
 
 CHANNELS = 4
 LENGTH = 64
@@ -170,7 +171,7 @@ def save_patch_pca(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.standard_normal((108, CHANNELS)))[0].astype(np.float32)
     params = {"mean": np.zeros(108, np.float32), "basis": basis, "scale": np.full(CHANNELS, 0.3, np.float32)}
-    store.save_params(folder, params)
+    saved.save(folder, params)
     return folder
 
 

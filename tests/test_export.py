@@ -40,7 +40,7 @@ from metacanvas_jax.train.job import fit_config, make_job
 from metacanvas_jax.train.parameters import param_shapes, start_weights
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Given as Conditions
-from metacanvas_jax.weights import hf_import
+from metacanvas_jax.weights import hf_import, saved
 from metacanvas_jax.weights.hf_import import load_params
 from metacanvas_jax.weights.table import under
 
@@ -479,7 +479,7 @@ def test_a_transformer_of_diffusers_is_imported_as_parameters_of_ours(exported, 
 
     _, leaves, _, folder, _ = exported("sana")
     assert main(["import", "--from", str(folder / "transformer"), "--to", str(tmp_path / "params")]) == 0
-    params, info = store.load_params(tmp_path / "params")
+    params, info = saved.load(tmp_path / "params")
     expected = {path: value for path, value in leaves.items() if path.startswith("dit/") and "_lora/" not in path}
     assert {f"dit/{path}" for path in flat(params)} == expected.keys()
     for path, value in flat(params).items():

@@ -28,9 +28,10 @@ from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.train.job import FitConfig
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import abstract_state, new_state
-from metacanvas_jax.train.store import Store, describe, load_params, save_params
+from metacanvas_jax.train.store import Store, describe
 from metacanvas_jax.trees import partition
 from metacanvas_jax.weights.safetensors_io import Checkpoint
+from metacanvas_jax.weights.saved import load, save
 
 pytestmark = pytest.mark.faults
 CASES = {}
@@ -140,7 +141,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "checkpoints"
     with Store(folder) as store:
         store.save(new_state(PARAMS, OPTIMIZER), None, META)
-    save_params(folder.parent / "weights", {"a": np.arange(6, dtype=np.float32)})
+    save(folder.parent / "weights", {"a": np.arange(6, dtype=np.float32)})
     return folder.parent
 
 
@@ -183,7 +184,7 @@ def checkpoint_with_a_broken_json(folder):
 def broken_weights(folder, name, change):
     file = folder / "weights" / name
     file.write_bytes(change(file.read_bytes()))
-    return load_params(folder / "weights")
+    return load(folder / "weights")
 
 
 table(
@@ -205,7 +206,7 @@ table(
             lambda f: restore(f, PARAMS | {"c": jnp.ones((3,))}),
             r"parameter c \(3,\) is not in the checkpoint",
         ),
-        "weights are missing": (lambda f: load_params(f / "none"), "no saved parameters in .*none"),
+        "weights are missing": (lambda f: load(f / "none"), "no saved parameters in .*none"),
         "weights with a broken json": (
             lambda f: broken_weights(f, "params.json", lambda data: data[:-4]),
             "saved parameters in .*weights cannot be read",

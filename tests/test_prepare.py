@@ -194,12 +194,12 @@ def test_prepare_stores_the_latents_of_target_source_and_references(tmp_path):
     from miniature_support import config as small
 
     from metacanvas_jax.config import networks, read
-    from metacanvas_jax.train import store
     from metacanvas_jax.vae.patch_pca import network as patch_pca
+    from metacanvas_jax.weights import saved
 
     setup = read.experiment(small(tmp_path, "canvas"))
     pictures = np.random.default_rng(0).integers(0, 256, (40, 60, 60, 3), dtype=np.uint8)
-    store.save_params(tmp_path / "vae", patch_pca.fit(pictures, setup.vae)[0], {})
+    saved.save(tmp_path / "vae", patch_pca.fit(pictures, setup.vae)[0], {})
     compute, identity = precompute.make_latents(setup, batch=2)
     assert set(identity) == {"autoencoder", "dtype"} and identity["autoencoder"]["vae.patch"] == 15
     section = SourceSection(kind="animations", task="reference_to_video", count=3)
@@ -208,7 +208,7 @@ def test_prepare_stores_the_latents_of_target_source_and_references(tmp_path):
     )
     records = open_source(dataclasses.replace(section, path=str(out)), Clip(frames=5))
     vae = networks.autoencoder(setup)
-    params = store.load_params(tmp_path / "vae")[0]
+    params = saved.load(tmp_path / "vae")[0]
     for i in range(3):
         sample = records[i]
         signed = jnp.asarray(sample.target[None], jnp.float32) / 127.5 - 1.0

@@ -15,10 +15,10 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.launch.prepare import prepare
 from metacanvas_jax.parallel.mesh import make_mesh
 from metacanvas_jax.parallel.rules import RULES
-from metacanvas_jax.train import store
 from metacanvas_jax.train.job import make_job
 from metacanvas_jax.train.parameters import param_shapes
 from metacanvas_jax.trees import partition
+from metacanvas_jax.weights import saved
 
 pytestmark = pytest.mark.miniature
 
@@ -36,7 +36,7 @@ def setup(tmp_path_factory):
     shapes = param_shapes(setup)
     rng = np.random.default_rng(0)
     random = jax.tree.map(lambda x: 0.1 * rng.normal(size=x.shape).astype(x.dtype), shapes["mllm"])
-    store.save_params(folder / "mllm" / "weights", random, {})
+    saved.save(folder / "mllm" / "weights", random, {})
     return setup
 
 

@@ -24,12 +24,12 @@ from metacanvas_jax.data.tokenizer import save_tokenizer, train_tokenizer
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.tasks import TASKS
-from metacanvas_jax.train import store
 from metacanvas_jax.train.objectives import painting
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.train.step import make_step
 from metacanvas_jax.vae.patch_pca import network as patch_pca
+from metacanvas_jax.weights import saved
 
 pytestmark = pytest.mark.miniature
 COUNT = 6
@@ -41,7 +41,7 @@ def setup(tmp_path_factory):
     folder = tmp_path_factory.mktemp("latents")
     setup = miniature("video_stage3")
     pictures = np.random.default_rng(0).integers(0, 256, (40, 60, 60, 3), dtype=np.uint8)
-    store.save_params(folder / "vae", patch_pca.fit(pictures, setup.vae)[0], {})
+    saved.save(folder / "vae", patch_pca.fit(pictures, setup.vae)[0], {})
     texts = [sample.prompt for section in setup.sources for sample in [open_source(section, world=setup.world)[0]]]
     save_tokenizer(train_tokenizer(texts), folder / "tokenizer")
     reconstruction = dataclasses.replace(setup.buckets[0], task="reconstruction")
@@ -86,7 +86,7 @@ class Linear(Spy):
 
 
 def frozen_of(setup):
-    return {"vae": store.load_params(setup.vae_weights)[0]}
+    return {"vae": saved.load(setup.vae_weights)[0]}
 
 
 def both(setup, task):
@@ -192,7 +192,7 @@ def test_prepare_latents_of_another_making_are_refused_in_one_line(setup, task, 
 
 def test_prepare_latents_of_other_weights_are_refused(setup, tmp_path):
     other = np.random.default_rng(1).integers(0, 256, (40, 60, 60, 3), dtype=np.uint8)
-    store.save_params(tmp_path / "vae", patch_pca.fit(other, setup.vae)[0], {})
+    saved.save(tmp_path / "vae", patch_pca.fit(other, setup.vae)[0], {})
     with pytest.raises(UserError, match="its latents were made with weights"):
         inputs.batches(only(dataclasses.replace(setup, vae_weights=str(tmp_path / "vae")), "text_to_image"))
     with pytest.raises(UserError, match="vae_weights is empty"):

@@ -13,8 +13,9 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import abstract_state, new_state
-from metacanvas_jax.train.store import Store, describe, load_params, save_params
+from metacanvas_jax.train.store import Store, describe
 from metacanvas_jax.weights.hashes import checksums, content_hash, files_hash
+from metacanvas_jax.weights.saved import load, save
 
 OPTIMIZER = make_optimizer(OptimizerConfig(1e-3))
 META = describe({"model": {"width": 4, "grid": (2, 2)}, "seed": 0}, {"weights/mllm": "abc"})
@@ -259,8 +260,8 @@ def test_saved_parameters_return_unchanged_in_every_dtype(tmp_path):
         "a": {"kernel": jnp.arange(6.0).reshape(2, 3), "half": jnp.ones((3,), jnp.bfloat16) / 3},
         "index": jnp.int32(4),
     }
-    digest = save_params(tmp_path / "mllm", tree, {"steps": 5})
-    loaded, info = load_params(tmp_path / "mllm", tree)
+    digest = save(tmp_path / "mllm", tree, {"steps": 5})
+    loaded, info = load(tmp_path / "mllm", tree)
     assert info == {"hash": digest, "meta": {"steps": 5}}
     assert digest == content_hash(tree) == content_hash(loaded)
     jax.tree.map(np.testing.assert_array_equal, loaded, jax.device_get(tree))
@@ -283,20 +284,20 @@ def test_hash_knows_names_shapes_and_bits():
 
 def test_damaged_or_missing_saved_parameters_are_named(tmp_path):
     with pytest.raises(UserError, match="no saved parameters in"):
-        load_params(tmp_path)
+        load(tmp_path)
     tree = {"a": np.arange(6, dtype=np.float32)}
-    save_params(tmp_path, tree)
+    save(tmp_path, tree)
     with pytest.raises(UserError, match=r"parameter a has shape \(6,\) there, the model's is \(7,\)"):
-        load_params(tmp_path, {"a": np.zeros(7)})
+        load(tmp_path, {"a": np.zeros(7)})
     file = tmp_path / "params.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     with pytest.raises(UserError, match="are damaged: their hash is not the one"):
-        load_params(tmp_path)
+        load(tmp_path)
     file.write_bytes(data[:10])
     with pytest.raises(UserError, match="cannot be read"):
-        load_params(tmp_path)
+        load(tmp_path)
 
 
 def test_hash_of_published_files(tmp_path):

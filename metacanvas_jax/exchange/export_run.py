@@ -35,7 +35,7 @@ from metacanvas_jax.train.parameters import param_shapes
 from metacanvas_jax.train.stream import lazy_params
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Params
-from metacanvas_jax.weights import lora
+from metacanvas_jax.weights import lora, saved
 from metacanvas_jax.weights.hf_export import new_folder, save_params
 from metacanvas_jax.weights.safetensors_io import write_file
 
@@ -174,7 +174,7 @@ def _write_bases(draft: Path, setup: Experiment, options: Options) -> None:
     (draft / layout.CONNECTOR).mkdir(exist_ok=True)  # there is none in the baseline of text alone
     _write_json(draft / layout.CONNECTOR / "config.json", connector_config(setup))
     if own_weights(setup.mllm.weights):
-        params, _ = store.load_params(setup.mllm.weights)
+        params, _ = saved.load(setup.mllm.weights)
         mllm = mllm_config(setup)
         table = registry.of(mllm).table(mllm)
         held = flat(params.get("mllm", params))
@@ -182,7 +182,7 @@ def _write_bases(draft: Path, setup: Experiment, options: Options) -> None:
         save_params(held, table, draft / layout.MLLM, dtype=options.dtype, progress=False)
         _write_json(draft / layout.MLLM / "config.json", _mllm_config(setup))
     if not registry.of(setup.vae).published and setup.vae_weights:
-        params, _ = store.load_params(setup.vae_weights)
+        params, _ = saved.load(setup.vae_weights)
         (draft / "vae").mkdir()
         leaves = {name: np.asarray(leaf) for name, leaf in sorted(flat(params).items())}
         shapes = {name: (leaf.dtype, leaf.shape) for name, leaf in leaves.items()}

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 
 from metacanvas_jax import registry
-from metacanvas_jax.train import store
+from metacanvas_jax.weights import saved
 from metacanvas_jax.weights.hf_export import new_folder
 
 
@@ -27,5 +27,5 @@ def import_model(source: Path, to: Path) -> Path:
     params = registry.of(config).load(source, config, abstract, "model")
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     with new_folder(to, size) as draft:
-        store.save_params(draft, params, {"source": str(source), "model": type(config).__name__})
+        saved.save(draft, params, {"source": str(source), "model": type(config).__name__})
     return to

@@ -9,7 +9,7 @@ from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.data.formats import records
 from metacanvas_jax.data.inputs import sources_of
 from metacanvas_jax.data.tokenizer import save_tokenizer, train_tokenizer
-from metacanvas_jax.train import store
+from metacanvas_jax.weights import saved
 from metacanvas_jax.worlds.questions import sample_texts
 
 FITTED = 2000  # pictures that an autoencoder is fitted to, at most
@@ -33,6 +33,6 @@ def prepare(setup: Experiment) -> list[Path]:
             samples = sources_of(setup, setup.shapes[0])[0].records
             images = np.stack([samples[i].image for i in range(min(FITTED, len(samples)))])
             params, psnr = fit(images, setup.vae)
-            store.save_params(folder, params, {"psnr": psnr})
+            saved.save(folder, params, {"psnr": psnr})
         places.append(folder)
     return places

@@ -14,7 +14,6 @@ from metacanvas_jax.launch.prepare import prepare
 from metacanvas_jax.paint import previews
 from metacanvas_jax.paint.painter import Painter
 from metacanvas_jax.parallel import distributed
-from metacanvas_jax.train import store
 from metacanvas_jax.train.checkpoints import check_workdir
 from metacanvas_jax.train.job import fit_config, make_job
 from metacanvas_jax.train.loop import fit
@@ -22,6 +21,7 @@ from metacanvas_jax.train.profiling import Steps
 from metacanvas_jax.train.state import TrainState
 from metacanvas_jax.trees import merge
 from metacanvas_jax.types import Params
+from metacanvas_jax.weights import saved
 
 
 def train(config: ConfigDict, workdir: Path, *, progress: bool = True, profile: Steps | None = None) -> Experiment:
@@ -43,7 +43,7 @@ def train(config: ConfigDict, workdir: Path, *, progress: bool = True, profile: 
     if setup.objective == "understand":
         params = distributed.whole(params_of(state, frozen))
         if chief:
-            store.save_params(workdir / "weights", params, {"name": setup.name, "step": int(state.step)})
+            saved.save(workdir / "weights", params, {"name": setup.name, "step": int(state.step)})
     return setup
 
 

@@ -29,9 +29,9 @@ from metacanvas_jax.report import page as report
 from metacanvas_jax.report import pictures
 from metacanvas_jax.report.canvas_maps import canvas_maps
 from metacanvas_jax.report.charts import Chart
-from metacanvas_jax.train import store
 from metacanvas_jax.train.metrics import read_metrics
 from metacanvas_jax.trees import parameter_count, partition
+from metacanvas_jax.weights import saved
 
 QUESTIONS = 256
 SHOWN = 6  # pictures per category and split in the report
@@ -98,7 +98,7 @@ def demo(mllm: ConfigDict, painter: ConfigDict, workdir: Path, mllm_workdir: Pat
 
 def interview(teaching: Experiment, mllm_workdir: Path) -> list[understanding.Answered]:
     """Questions about scenes that were never trained on."""
-    params, _ = store.load_params(mllm_workdir / "weights")
+    params, _ = saved.load(mllm_workdir / "weights")
     examples = UnderstandExamples(prompter(teaching), teaching.world, max(teaching.mllm.buckets))
     return understanding.interview(network(teaching), params, examples, QUESTIONS)
 

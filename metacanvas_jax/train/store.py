@@ -1,4 +1,4 @@
-"""Checkpoints of a training (Orbax), and folders of frozen weights (safetensors with a JSON beside them).
+"""Checkpoints of a training (Orbax).
 
 A checkpoint holds what trains, its average, the optimizer, the position in the data and a JSON that says what it
 belongs to: the config, and which frozen weights it was trained beside. The frozen weights themselves are never copied.
@@ -16,11 +16,9 @@ from typing import Any
 
 import grain
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
-from safetensors.numpy import load_file, save_file
 
 from metacanvas_jax.config.identity import deciding
 from metacanvas_jax.errors import UserError
@@ -28,7 +26,8 @@ from metacanvas_jax.parallel.distributed import gather
 from metacanvas_jax.train.state import TrainState
 from metacanvas_jax.trees import flat, nested
 from metacanvas_jax.types import Params
-from metacanvas_jax.weights.hashes import checksums, content_hash, paths
+from metacanvas_jax.weights.hashes import checksums
+from metacanvas_jax.weights.saved import check_shapes
 
 Meta = dict[str, Any]
 PACKAGES = ("metacanvas_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain")
@@ -237,7 +236,7 @@ class Store:
         for name, tree in trees.items():
             if saved.get(name) is None:
                 raise UserError(f"checkpoint {self.folder / str(step)} holds no {name}")
-            _check_shapes(_shapes(saved[name].tree), _shapes(tree), f"{self.folder / str(step)}, {name}")
+            check_shapes(saved[name].tree, tree, f"{self.folder / str(step)}, {name}")
         return {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
 
     @contextmanager
@@ -278,46 +277,6 @@ def check_same(saved: Meta, now: Meta, where: str) -> None:
         )
 
 
-def save_params(folder: str | os.PathLike, params: Params, meta: Mapping[str, Any] | None = None) -> str:
-    """Writes ``params.safetensors`` and ``params.json`` (``meta``, and the hash of the content); returns the hash.
-
-    The JSON is written last, by renaming, so that a folder with it is complete.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    leaves = {path: np.asarray(leaf, order="C") for path, leaf in flat(jax.device_get(params)).items()}
-    (folder / "params.json").unlink(missing_ok=True)
-    save_file(leaves, folder / "params.safetensors.tmp")
-    os.replace(folder / "params.safetensors.tmp", folder / "params.safetensors")
-    digest = content_hash(params)
-    text = json.dumps({"hash": digest, "meta": dict(meta or {})}, indent=2)
-    (folder / "params.json.tmp").write_text(text + "\n")
-    os.replace(folder / "params.json.tmp", folder / "params.json")
-    return digest
-
-
-def load_params(folder: str | os.PathLike, abstract: Params | None = None) -> tuple[Params, Meta]:
-    """Numpy parameters and ``{"hash", "meta"}`` of a folder written by ``save_params``.
-
-    Raises:
-        UserError: the folder is missing, incomplete or damaged, or the parameters are not those of ``abstract``.
-    """
-    folder = Path(folder)
-    try:
-        info = json.loads((folder / "params.json").read_text())
-        leaves = load_file(folder / "params.safetensors")
-    except FileNotFoundError as error:
-        raise UserError(f"no saved parameters in {folder}: {error.filename or error} is missing") from error
-    except Exception as error:  # safetensors raises its own type for a damaged header
-        raise UserError(f"saved parameters in {folder} cannot be read: {error}") from error
-    params = nested(leaves)
-    if content_hash(params) != info.get("hash"):
-        raise UserError(f"saved parameters in {folder} are damaged: their hash is not the one in params.json")
-    if abstract is not None:
-        _check_shapes(_shapes(params), _shapes(abstract), str(folder))
-    return params, info
-
-
 def _check_sums(saved: Mapping[str, int], now: Mapping[str, int], where: str) -> None:
     damaged = [name for name, value in now.items() if saved.get(name) != value]
     if damaged:
@@ -352,20 +311,6 @@ def _position(positions: list[Any], where: str) -> Any:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {path: tuple(leaf.shape) for path, leaf in zip(paths(tree), jax.tree.leaves(tree), strict=True)}
-
-
-def _check_shapes(saved: dict[str, tuple[int, ...]], now: dict[str, tuple[int, ...]], where: str) -> None:
-    for path in sorted(saved.keys() | now.keys()):
-        if path not in saved:
-            raise UserError(f"{where}: parameter {path} {now[path]} is not in the checkpoint")
-        if path not in now:
-            raise UserError(f"{where}: parameter {path} {saved[path]} of the checkpoint is not in the model")
-        if saved[path] != now[path]:
-            raise UserError(f"{where}: parameter {path} has shape {saved[path]} there, the model's is {now[path]}")
 
 
 def _dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Folders of weights that a run starts from, whoever wrote them, streamed to the devices that hold them.
 
-A folder is either one of ``train/store.save_params`` (``params.safetensors`` and ``params.json``) or a published one of
+A folder is either one of ``train/saved.save`` (``params.safetensors`` and ``params.json``) or a published one of
 transformers or diffusers (``config.json`` and safetensors; a pipeline of diffusers stands for its subfolder).
 """
 
@@ -39,7 +39,7 @@ class Source:
 
     @property
     def saved(self) -> bool:
-        """Whether ``save_params`` wrote it."""
+        """Whether ``weights/saved.py`` wrote it."""
         return (self.folder / "params.json").is_file()
 
     @property

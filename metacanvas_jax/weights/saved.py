@@ -1,0 +1,72 @@
+"""Folders of saved parameters: ``params.safetensors``, and ``params.json`` with the hash of the content."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.trees import flat, nested
+from metacanvas_jax.types import Params
+from metacanvas_jax.weights.hashes import content_hash, paths
+
+
+def save(folder: str | os.PathLike, params: Params, meta: Mapping[str, Any] | None = None) -> str:
+    """Writes parameters, and ``meta`` beside their hash; returns the hash.
+
+    ``params.json`` is written last, by renaming, so that a folder with it is complete.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    leaves = {path: np.asarray(leaf, order="C") for path, leaf in flat(jax.device_get(params)).items()}
+    (folder / "params.json").unlink(missing_ok=True)
+    save_file(leaves, folder / "params.safetensors.tmp")
+    os.replace(folder / "params.safetensors.tmp", folder / "params.safetensors")
+    digest = content_hash(params)
+    text = json.dumps({"hash": digest, "meta": dict(meta or {})}, indent=2)
+    (folder / "params.json.tmp").write_text(text + "\n")
+    os.replace(folder / "params.json.tmp", folder / "params.json")
+    return digest
+
+
+def load(folder: str | os.PathLike, abstract: Params | None = None) -> tuple[Params, dict[str, Any]]:
+    """Numpy parameters and ``{"hash", "meta"}`` of a folder written by ``save``.
+
+    Raises:
+        UserError: the folder is missing, incomplete or damaged, or the parameters are not those of ``abstract``.
+    """
+    folder = Path(folder)
+    try:
+        info = json.loads((folder / "params.json").read_text())
+        leaves = load_file(folder / "params.safetensors")
+    except FileNotFoundError as error:
+        raise UserError(f"no saved parameters in {folder}: {error.filename or error} is missing") from error
+    except Exception as error:  # safetensors raises its own type for a damaged header
+        raise UserError(f"saved parameters in {folder} cannot be read: {error}") from error
+    params = nested(leaves)
+    if content_hash(params) != info.get("hash"):
+        raise UserError(f"saved parameters in {folder} are damaged: their hash is not the one in params.json")
+    if abstract is not None:
+        check_shapes(params, abstract, str(folder))
+    return params, info
+
+
+def check_shapes(saved: Any, model: Any, where: str) -> None:
+    """Raises UserError naming the first parameter of which two trees differ; ``where`` the saved one lies."""
+    there, here = _shapes(saved), _shapes(model)
+    for path in sorted(there.keys() | here.keys()):
+        if path not in there:
+            raise UserError(f"{where}: parameter {path} {here[path]} is not in the checkpoint")
+        if path not in here:
+            raise UserError(f"{where}: parameter {path} {there[path]} of the checkpoint is not in the model")
+        if there[path] != here[path]:
+            raise UserError(f"{where}: parameter {path} has shape {there[path]} there, the model's is {here[path]}")
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in zip(paths(tree), jax.tree.leaves(tree), strict=True)}
