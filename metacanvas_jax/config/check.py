@@ -3,13 +3,12 @@
 import re
 from collections.abc import Iterator
 
+from metacanvas_jax import registry
 from metacanvas_jax.config.ignored import refuse_ignored
-from metacanvas_jax.config.networks import autoencoder, transformer
+from metacanvas_jax.config.networks import autoencoder, mllm_config, transformer
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
 from metacanvas_jax.tasks import TASKS, Bucket
-from metacanvas_jax.weights import published
 
 
 def check(experiment: Experiment) -> None:
@@ -100,12 +99,11 @@ def _frozen_paths(experiment: Experiment) -> Iterator[str]:
     """Paths of the parameters of the MLLM and of the text encoder, without adapters."""
     parts = {}
     if experiment.uses_mllm:
-        parts["mllm"] = MllmConfig(experiment.mllm.language, experiment.mllm.vision)
+        parts["mllm"] = mllm_config(experiment)
     if experiment.text is not None:
         parts["text"] = experiment.text.encoder
     for part, config in parts.items():
-        kind = next(kind for kind in published.KINDS.values() if kind.config is type(config))
-        yield from (f"{part}/{entry.path}" for entry in kind.table(config))
+        yield from (f"{part}/{entry.path}" for entry in registry.of(config).table(config))
 
 
 def check_bucket(experiment: Experiment, bucket: Bucket, where: str) -> None:

@@ -110,9 +110,12 @@ def load(
 ) -> Params:
     """The parameters that a folder has, by the weight table of its network.
 
-    ``abstract`` are the shapes of all parameters of the network (see ``hf_import.load_params``, which takes
-    ``options``). Those that no published file has, such as adapters, are left out of the result.
+    ``abstract`` are the shapes of the parameters of the network, or of a part of them; nothing else is read (see
+    ``hf_import.load_params``, which takes ``options``). Parameters that no published file has, such as adapters, are
+    left out of the result.
     """
     targets, known = flatten_dict(dict(abstract), sep="/"), {entry.path for entry in table}
     held = unflatten_dict({path: leaf for path, leaf in targets.items() if path in known}, sep="/")
-    return hf_import.load_params(folder, table, held, ignore=ignore, **options)
+    unread = [name for e in table if e.path not in targets for layer in e.tensors for name in e.names(layer)]
+    table = [entry for entry in table if entry.path in targets]
+    return hf_import.load_params(folder, table, held, ignore=(*ignore, *unread), **options)
