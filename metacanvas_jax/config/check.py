@@ -50,6 +50,10 @@ def _check_painter(experiment: Experiment) -> None:
         raise UserError("config: 'queries' reach the DiT through the 'context_connector', which is None")
     _check_widths(experiment)
     _check_guidance(experiment)
+    try:
+        experiment.sampler.make(tokens=64)
+    except ValueError as error:
+        raise UserError(f"config: sampler: {error}") from error
     for i, bucket in enumerate(experiment.shapes):
         check_bucket(experiment, bucket, f"config: buckets[{i}] ({bucket.task})")
         if experiment.sources and bucket.task not in {source.task for source in experiment.sources}:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.config.schema import Experiment, MllmSection, TextSection
 
 HOW = frozenset({"remat", "chunk", "threads", "in_memory", "max_skips"})
 """Keys, at any depth, that say how a run computes and reads. They change its memory and speed, not its result."""
@@ -40,7 +40,11 @@ def identity(experiment: Experiment) -> dict[str, Any]:
         for name in ("path", "cache", "in_memory", "latents"):
             source.pop(name)
     # Checkpoints from before these keys existed were made with the values that are now their defaults.
-    defaults = {"mllm": {"image_tokens": None, "video_fps": 2.0}, "dit": {"lora": None}}
+    defaults = {
+        "mllm": {"image_tokens": None, "video_fps": 2.0, "kind": MllmSection.kind},
+        "text": {"kind": TextSection.kind},
+        "dit": {"lora": None},
+    }
     for section, values in defaults.items():
         for name, value in values.items():
             if tree[section] is not None and name in tree[section] and tree[section][name] == value:

@@ -3,6 +3,7 @@
 A value that equals its default is always accepted: config files and saved runs state all defaults.
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 from metacanvas_jax.config.networks import transformer
@@ -57,7 +58,8 @@ def _by_a_painter(experiment: Experiment) -> Iterator[Row]:
     if context is not None and context.hidden is not None:
         yield "context_connector.expansion", context.expansion != 4, "context_connector.hidden is the size"
     shifted = sampler.shift not in (SamplerSection.shift, 1.0)
-    yield "sampler.shift", shifted and sampler.schedule == "flux_dynamic", "this schedule derives it from the tokens"
+    fixed = shifted and dataclasses.replace(sampler, shift=1.0).make(tokens=64) == sampler.make(tokens=64)
+    yield "sampler.shift", fixed, "this schedule derives it from the tokens"
     time = experiment.time
     for name in ("mean", "std"):
         set_ = getattr(time, name) != getattr(type(time), name)

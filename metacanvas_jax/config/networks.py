@@ -47,4 +47,4 @@ def autoencoder(config: Experiment) -> Any:
 
 def mllm_config(config: Experiment) -> Any:
     """The MLLM of an experiment as its network is configured."""
-    return registry.family("mllm")["qwen2_5_vl"].config(config.mllm.language, config.mllm.vision)
+    return registry.family("mllm")[config.mllm.kind].config(config.mllm.language, config.mllm.vision)

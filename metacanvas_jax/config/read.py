@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from metacanvas_jax import registry
 from metacanvas_jax.config.check import check
-from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.config.schema import Experiment, MllmSection, TextSection
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import PRESETS
+from metacanvas_jax.weights.record import Family, Network
 
 # These whole numbers may be 0, which turns something off or counts from there; all others are sizes and at least 1.
 MAY_BE_ZERO = (
@@ -37,6 +38,12 @@ def experiment(config: ConfigDict) -> Experiment:
     for section in ("dit", "vae"):
         if values.get(section) is not None:
             values[section] = _chosen(values[section], section)
+    if isinstance(mllm := values.get("mllm"), Mapping):
+        hints = typing.get_type_hints(_network(mllm.get("kind", MllmSection.kind), "mllm").config)
+        values["mllm"] = {**mllm, **{x: _value(hints[x], mllm[x], f"mllm.{x}") for x in hints if x in mllm}}
+    if isinstance(text := values.get("text"), Mapping) and "encoder" in text:
+        config_type = _network(text.get("kind", TextSection.kind), "text").config
+        values["text"] = {**text, "encoder": _value(config_type, text["encoder"], "text.encoder")}
     if isinstance(values.get("mesh"), Mapping):
         values["mesh"] = _mesh(values["mesh"])
     if values.get("dit") is not None:
@@ -61,12 +68,16 @@ def _derive(values: dict[str, Any]) -> None:
         values[section] = {**values[section], name: size}
 
 
-def _chosen(values: Mapping[str, Any], section: registry.Family) -> Any:
-    kind, table = values.get("kind"), registry.family(section)
-    if kind not in table:
-        raise UserError(f"config: {section}.kind is {kind!r}, expected one of {', '.join(map(repr, table))}")
+def _chosen(values: Mapping[str, Any], section: Family) -> Any:
     rest = {key: value for key, value in values.items() if key != "kind"}
-    return _dataclass(table[kind].config, rest, f"{section}.")
+    return _dataclass(_network(values.get("kind"), section).config, rest, f"{section}.")
+
+
+def _network(kind: Any, family: Family) -> Network:
+    table = registry.family(family)
+    if kind not in table:
+        raise UserError(f"config: {family}.kind is {kind!r}, expected one of {', '.join(map(repr, table))}")
+    return table[kind]
 
 
 def _mesh(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,12 +13,9 @@ from metacanvas_jax.diffusion.flow import TimeConfig
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.hardware import slice_name
 from metacanvas_jax.mllm.canvas import CanvasConfig
-from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
-from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
 from metacanvas_jax.nn.layers import Dtype
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.tasks import Bucket
-from metacanvas_jax.text.gemma2.network import Gemma2Config
 from metacanvas_jax.worlds.scenes import SceneWorld
 
 
@@ -29,11 +26,12 @@ class MllmSection:
     ``buckets`` are the lengths that prompts are padded to. ``system`` is the system prompt. An image, or a pair of
     video frames, becomes at most ``image_tokens`` tokens (None: its pixels decide). The MLLM sees ``video_fps`` frames
     of each second of a video. ``context_cache`` is a folder that keeps the states of prompts, so that the MLLM reads
-    each prompt once (empty: it reads the prompts in every step).
+    each prompt once (empty: it reads the prompts in every step). ``kind`` names the network in the registry, whose
+    config has ``language`` and ``vision``.
     """
 
-    language: LanguageConfig
-    vision: VisionConfig | None
+    language: Any
+    vision: Any
     weights: str = ""
     tokenizer: str = ""
     buckets: tuple[int, ...] = (64, 128, 256, 512)
@@ -42,6 +40,7 @@ class MllmSection:
     image_tokens: int | None = None
     video_fps: float = 2.0
     context_cache: str = ""
+    kind: str = next(iter(registry.family("mllm")))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +52,13 @@ class TextSection:
     draw (paper, Fig. 4).
     """
 
-    encoder: Gemma2Config
+    encoder: Any
     weights: str = ""
     tokenizer: str = ""
     length: int = 300
     instruction: bool = True
     reads_prompt: bool = True
+    kind: str = next(iter(registry.family("text")))
 
 
 @dataclasses.dataclass(frozen=True)

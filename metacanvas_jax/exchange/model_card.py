@@ -89,10 +89,10 @@ def _contents(index: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _usage(setup: Experiment, index: Mapping[str, Any]) -> list[str]:
     if setup.objective != "paint":
-        return ["`Qwen2_5_VLForConditionalGeneration.from_pretrained(FOLDER + '/mllm')` of transformers."]
+        return ["`AutoModelForImageTextToText.from_pretrained(FOLDER + '/mllm')` of transformers."]
     arguments = ""
     if index["mllm"] is not None and index["mllm"]["folder"] is None:
-        arguments += ', mllm="Qwen2.5-VL-FOLDER"'
+        arguments += ', mllm="MLLM-FOLDER"'
     if index["transformer"]["folder"] is None or index["vae"]["folder"] is None:
         arguments += ', base="DIFFUSERS-PIPELINE-FOLDER"'
     return [

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from metacanvas_jax.data.batch import mllm_inputs
 from metacanvas_jax.data.conversations import UnderstandExamples
+from metacanvas_jax.mllm.base import Mllm
 from metacanvas_jax.mllm.prompt import END
-from metacanvas_jax.mllm.qwen2_5_vl.network import Qwen25VL
 from metacanvas_jax.types import Params
 from metacanvas_jax.worlds.questions import Exchange, follow_up, picture_exchanges, text_exchanges
 from metacanvas_jax.worlds.scenes import draw, sample_scene
@@ -41,7 +41,7 @@ class Answered:
 
 
 def interview(
-    model: Qwen25VL, params: Params, examples: UnderstandExamples, count: int, seed: int = 1_000_003
+    model: Mllm, params: Params, examples: UnderstandExamples, count: int, seed: int = 1_000_003
 ) -> list[Answered]:
     """Asks ``count`` questions about new scenes; answers are decoded greedily."""
     rng = np.random.default_rng(seed)
