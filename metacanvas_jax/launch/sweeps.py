@@ -5,7 +5,6 @@ every point, as in big_vision (google-research/big_vision ``configs/*/sweep``).
 """
 
 import csv
-import html
 import importlib.util
 import io
 import json
@@ -25,6 +24,7 @@ import numpy as np
 from metacanvas_jax import files
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.report import charts
+from metacanvas_jax.report.document import document, table
 
 TPU_SCRIPTS = ("create.sh", "setup.sh", "launch.sh")  # of tpu_scripts/, in this order, for every point
 GKE_SCRIPTS = ("jobset.sh",)
@@ -209,12 +209,8 @@ def as_page(title: str, points: Sequence[Point], rows: Sequence[Mapping[str, Any
             chart = charts.Chart(key, "step", key, part, smooth=key == "loss")
             parts.append(f"<h2>{key}</h2>{charts.line_chart(chart)}{charts.legend(chart)}")
     columns = _columns(rows)
-    cells = ["".join(f"<th>{html.escape(column)}</th>" for column in columns)]
-    cells += ["".join(f"<td>{html.escape(_shown(row.get(column)))}</td>" for column in columns) for row in rows]
-    table = "".join(f"<tr>{line}</tr>" for line in cells)
-    return f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>" + (
-        f"<h1>{html.escape(title)}</h1>{''.join(parts)}<table>{table}</table>\n"
-    )
+    parts.append(table(columns, ([_shown(row.get(column)) for column in columns] for row in rows)))
+    return document(title, "".join(parts), _STYLE)
 
 
 def write(title: str, points: Sequence[Point], workdir: Path) -> list[Path]:
@@ -241,10 +237,8 @@ def _shown(value: Any) -> str:
 
 _COLOURS = ("#1f6f78", "#c8742b", "#7a4fb5", "#1a7f4b", "#b8323f", "#6b6f7a")
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:900px;margin:2em auto;padding:0 1em}svg{width:100%}"
-    ".line{fill:none;stroke-width:2}.faint{opacity:.3;stroke-width:1}.rule{stroke:#ddd}.tick,.axis{font-size:11px}"
-    "table{border-collapse:collapse}td,th{border-bottom:1px solid #ddd;padding:.3em .7em;text-align:left}"
-    ".key{margin-right:1.2em;border-left:12px solid;padding-left:6px}"
+    "svg{width:100%}.line{fill:none;stroke-width:2}.faint{opacity:.3;stroke-width:1}.rule{stroke:#ddd}"
+    ".tick,.axis{font-size:11px}.key{margin-right:1.2em;border-left:12px solid;padding-left:6px}"
 ) + "".join(
     f"path.s{i}{{stroke:{colour}}}circle.s{i}{{fill:{colour}}}.key.s{i}{{border-color:{colour}}}"
     for i, colour in enumerate(_COLOURS)

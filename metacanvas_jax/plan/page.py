@@ -1,22 +1,18 @@
 """Reports as one HTML page that needs nothing beside itself."""
 
 import html as escape
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from metacanvas_jax.hardware import GIB
 from metacanvas_jax.plan import parts
 from metacanvas_jax.plan.report import ASSUMPTIONS, Report
+from metacanvas_jax.report.document import document, table
 
 STYLE = """
-:root { color-scheme: light dark; --line: #8884; --good: #2a8f4c; --bad: #c0392b; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: .6rem 0 1.2rem; }
-th, td { padding: .2rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child { text-align: left; }
+:root { --good: #2a8f4c; --bad: #c0392b; }
 .bar { display: flex; height: 1.4rem; border: 1px solid var(--line); margin: .3rem 0; }
 .bar span { overflow: hidden; white-space: nowrap; font-size: 11px; padding-left: 3px; color: #fff; }
 .pass { color: var(--good); } .fail { color: var(--bad); }
-small { opacity: .75; }
 """
 COLOURS = ("#355c9a", "#7a4f9d", "#b0567f", "#c9773a", "#8a8f2a", "#3d8f6b", "#4d7d8f", "#777777", "#995555", "#556b2f")
 
@@ -25,10 +21,7 @@ def html(reports: Sequence[Report]) -> str:
     """The page."""
     body = "".join(_section(report) for report in reports)
     notes = "".join(f"<li>{escape.escape(note)}</li>" for note in ASSUMPTIONS)
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>metacanvas plan</title><style>{STYLE}</style>'
-        f"<h1>metacanvas plan</h1>{body}<h2>How it was reckoned</h2><ul>{notes}</ul></html>\n"
-    )
+    return document("metacanvas plan", f"{body}<h2>How it was estimated</h2><ul>{notes}</ul>", STYLE)
 
 
 def _section(report: Report) -> str:
@@ -69,7 +62,7 @@ def _section(report: Report) -> str:
             _bar([(part.name, part.seconds, f"{part.seconds:.3f} s") for part in report.parts], report.seconds),
             f"<p><small>MFU = {report.model_flops / 1e15:.3f} PFLOP / ({report.devices} × "
             f"{report.peak_flops / 1e12:.0f} TFLOP/s × {report.seconds:.3f} s)</small></p>",
-            _table(heads, rows),
+            table(heads, rows),
         ]
         if report.runs_vae:
             rest = report.without(parts.VAE)
@@ -79,7 +72,7 @@ def _section(report: Report) -> str:
             out.append(f"<p>The canvas adds {seconds:.2%} of the seconds and {work:.2%} of the FLOPs.</p>")
         rows = [(k.name, k.part, str(k.count), f"{k.flops / 1e12:.3f}", f"{k.seconds:.4f}") for k in report.kernels]
         heads = ("kernel", "part", "count", "TFLOP", "seconds")
-        out += ["<h3>Kernels, per device</h3>", _table(heads, rows)] if rows else []
+        out += ["<h3>Kernels, per device</h3>", table(heads, rows)] if rows else []
         rows = [
             (
                 c.kind,
@@ -91,15 +84,9 @@ def _section(report: Report) -> str:
             for c in report.collectives
         ]
         heads = ("collective", "devices", "overlap", "count", "GB", "seconds", "exposed s")
-        out += ["<h3>Collectives, per device</h3>", _table(heads, rows), "<h3>Most expensive things to fix</h3><ol>"]
+        out += ["<h3>Collectives, per device</h3>", table(heads, rows), "<h3>Most expensive things to fix</h3><ol>"]
         out += [f"<li>{escape.escape(line)}</li>" for line in report.worst] + ["</ol>"]
     return "".join(out)
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape.escape(text)}</th>" for text in heads)
-    body = "".join("<tr>" + "".join(f"<td>{escape.escape(x)}</td>" for x in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def _bar(pieces: Sequence[tuple[str, float, str]], whole: float) -> str:
