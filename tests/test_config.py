@@ -107,6 +107,9 @@ def refused(file, change, message):
         (MINI, {"canvas.dims": 4}, "canvas.dims is 4, expected one of 1, 2, 3"),
         (MINI, {"time.kind": "normal"}, "time.kind is 'normal', expected one of 'uniform', 'logit_normal'"),
         (MINI, {"optimizer.schedule": "step"}, "optimizer.schedule is 'step', expected one of 'constant'"),
+        (MINI, {"mllm.kind": "clip"}, "mllm.kind is 'clip', expected one of '"),
+        (T2I, {"text.kind": "clip"}, "text.kind is 'clip', expected one of '"),
+        (MINI, {"sampler.schedule": "steep"}, "sampler: schedule is 'steep', expected one of 'linear'"),
         (MINI, {"mesh.across_slices": "tensor"}, "mesh.across_slices is 'tensor', expected one of 'data', 'fsdp'"),
         (MINI, {"mesh.whole": ("dit",)}, "mesh.whole[0] is 'dit', expected one of 'mllm', 'vae', 'text'"),
         (
@@ -213,7 +216,7 @@ def test_values_that_contradict_each_other_are_refused(file, change, message):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        (EDIT, {"sampler.shift": 3.0}, "sampler.shift has no effect: this schedule derives it"),
+        (EDIT, {"sampler.shift": 3.0}, "sampler.shift has no effect: this schedule derives its"),
         (MINI, {"canvas.keyframes": 3}, "canvas.keyframes has no effect: this DiT makes images only"),
         (MINI, {"canvas.dims": 1, "canvas.rope": False}, "canvas.dims has no effect: canvas.rope is False"),
         (TEXT, {"mllm.context_cache": "somewhere"}, "mllm.context_cache has no effect: no canvas, queries or context"),

@@ -58,8 +58,8 @@ def _by_a_painter(experiment: Experiment) -> Iterator[Row]:
     if context is not None and context.hidden is not None:
         yield "context_connector.expansion", context.expansion != 4, "context_connector.hidden is the size"
     shifted = sampler.shift not in (SamplerSection.shift, 1.0)
-    fixed = shifted and dataclasses.replace(sampler, shift=1.0).make(tokens=64) == sampler.make(tokens=64)
-    yield "sampler.shift", fixed, "this schedule derives it from the tokens"
+    derived = dataclasses.replace(sampler, shift=1.0).make(256) == dataclasses.replace(sampler, shift=2.0).make(256)
+    yield "sampler.shift", shifted and derived, "this schedule derives its shift from the number of tokens"
     time = experiment.time
     for name in ("mean", "std"):
         set_ = getattr(time, name) != getattr(type(time), name)

@@ -38,12 +38,9 @@ def experiment(config: ConfigDict) -> Experiment:
     for section in ("dit", "vae"):
         if values.get(section) is not None:
             values[section] = _chosen(values[section], section)
-    if isinstance(mllm := values.get("mllm"), Mapping):
-        hints = typing.get_type_hints(_network(mllm.get("kind", MllmSection.kind), "mllm").config)
-        values["mllm"] = {**mllm, **{x: _value(hints[x], mllm[x], f"mllm.{x}") for x in hints if x in mllm}}
-    if isinstance(text := values.get("text"), Mapping) and "encoder" in text:
-        config_type = _network(text.get("kind", TextSection.kind), "text").config
-        values["text"] = {**text, "encoder": _value(config_type, text["encoder"], "text.encoder")}
+    for section, default in (("mllm", MllmSection.kind), ("text", TextSection.kind)):
+        if isinstance(values.get(section), Mapping):
+            values[section] = _sized(values[section], section, default)
     if isinstance(values.get("mesh"), Mapping):
         values["mesh"] = _mesh(values["mesh"])
     if values.get("dit") is not None:
@@ -71,6 +68,14 @@ def _derive(values: dict[str, Any]) -> None:
 def _chosen(values: Mapping[str, Any], section: Family) -> Any:
     rest = {key: value for key, value in values.items() if key != "kind"}
     return _dataclass(_network(values.get("kind"), section).config, rest, f"{section}.")
+
+
+def _sized(values: Mapping[str, Any], section: Family, default: str) -> dict[str, Any]:
+    """A section that holds the config of a network of the registry beside fields of its own."""
+    cls = _network(values.get("kind", default), section).config
+    hints = typing.get_type_hints(cls) if section == "mllm" else {"encoder": cls}
+    sizes = {key: _value(hint, values[key], f"{section}.{key}") for key, hint in hints.items() if key in values}
+    return {**values, **sizes}
 
 
 def _network(kind: Any, family: Family) -> Network:

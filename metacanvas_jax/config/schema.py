@@ -26,8 +26,8 @@ class MllmSection:
     ``buckets`` are the lengths that prompts are padded to. ``system`` is the system prompt. An image, or a pair of
     video frames, becomes at most ``image_tokens`` tokens (None: its pixels decide). The MLLM sees ``video_fps`` frames
     of each second of a video. ``context_cache`` is a folder that keeps the states of prompts, so that the MLLM reads
-    each prompt once (empty: it reads the prompts in every step). ``kind`` names the network in the registry, whose
-    config has ``language`` and ``vision``.
+    each prompt once (empty: it reads the prompts in every step). ``kind`` names the network in the registry;
+    ``language`` and ``vision`` (None: it reads text only) are the configs of its two halves.
     """
 
     language: Any
@@ -47,9 +47,9 @@ class MllmSection:
 class TextSection:
     """The DiT's own text encoder, for a DiT that keeps it, and the text that it reads.
 
-    The DiT reads ``length`` states. ``instruction`` puts the published instruction of the DiT before the prompt. With
-    ``reads_prompt`` False the text encoder always reads the empty prompt: only the canvas then tells the DiT what to
-    draw (paper, Fig. 4).
+    ``kind`` is the name of the network in the registry, ``encoder`` its config. The DiT reads ``length`` states.
+    ``instruction`` puts the published instruction of the DiT before the prompt. With ``reads_prompt`` False the text
+    encoder always reads the empty prompt: only the canvas then tells the DiT what to draw (paper, Fig. 4).
     """
 
     encoder: Any
