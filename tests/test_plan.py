@@ -370,7 +370,7 @@ def test_search_ranks_by_time_per_sample_and_says_why_others_lose():
     found = ranked([slow, outcome(0.1, passed=False), best])
     assert [o.report for o in found[:2]] == [best.report, slow.report]
     assert found[0].reason == ""
-    assert found[1].reason == "100% slower: collectives that nothing covers cost 125.0 ms per sample more"
+    assert found[1].reason == "100% slower: exposed collectives cost 125.0 ms per sample more"
     assert found[2].reason == "p does not fit"
     assert "best" in search_table(found).splitlines()[1]
 

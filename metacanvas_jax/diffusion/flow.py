@@ -15,15 +15,15 @@ from jaxtyping import Array, Bool, Float, Key
 Latents = Float[Array, "b t h w c"]
 Time = Float[Array, "b"] | Float[Array, "b t"]
 Velocity = Callable[[Latents, Time], Latents]
-"""A velocity network with its condition bound: (latents [b t h w c], noise level [b] or [b t]) -> [b t h w c]."""
+"""A velocity network with a fixed condition: (latents [b t h w c], noise level [b] or [b t]) -> [b t h w c]."""
 
 
 @dataclass(frozen=True)
 class TimeConfig:
     """How training draws noise levels.
 
-    ``uniform`` draws from [0, 1] and ignores ``mean`` and ``std``; ``logit_normal`` draws ``sigmoid(mean + std * n)``
-    with ``n`` normal. A ``shift`` above 1 then moves levels towards noise, as larger pictures need.
+    ``uniform`` draws from [0, 1] and ignores ``mean`` and ``std``. ``logit_normal`` draws ``sigmoid(mean + std * n)``
+    with standard normal ``n``. A ``shift`` above 1 then moves the levels towards noise, which larger pictures need.
     """
 
     kind: Literal["uniform", "logit_normal"] = "logit_normal"
@@ -72,8 +72,8 @@ def flow_loss(
 ) -> Float[Array, ""]:
     """Mean squared error of the predicted velocity against ``noise - latents``, in float32.
 
-    Where ``mask`` is False nothing counts (frames given as a condition have no meaningful target); the mean is over
-    what counts, and 0 when nothing does.
+    Positions where ``mask`` is False are left out of the mean: frames given as a condition have no meaningful target.
+    The loss is 0 if all positions are left out.
     """
     predicted = velocity(interpolate(latents, noise, time), time)
     target = noise.astype(jnp.float32) - latents.astype(jnp.float32)

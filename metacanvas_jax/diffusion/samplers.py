@@ -1,8 +1,8 @@
 """Samplers: from noise to data along the predicted velocity, as plain functions under ``lax.scan``.
 
-Every method here is linear in what the network said so far: the next latents are a weighted sum of the present latents
-and of the last data estimates ``x - sigma * v``. The weights depend on the schedule alone, so they are computed on the
-host in float64, and the scanned step is one weighted sum in float32.
+Every method here is linear in the outputs of the network: the next latents are a weighted sum of the current latents
+and of the last data estimates ``x - sigma * v``. The weights depend on the schedule only. They are computed on the host
+in float64; a step is one weighted sum in float32.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,10 @@ Weights = Float[np.ndarray, "steps k"]
 def sample(
     velocity: Velocity, noise: Latents, schedule: Schedule, method: Method = "euler", *, stop: int | None = None
 ) -> Latents:
-    """Integrates from noise to data; ``velocity(latents, time [b])`` is the network with its condition bound.
+    """Integrates from noise to data; ``velocity(latents, time [b])`` is the network with a fixed condition.
 
-    Latents are float32 throughout, whatever the network computes in. With ``stop=i`` it ends early and returns what the
-    network would see at step ``i``. Raises ValueError for an unknown method or a ``stop`` outside 0..steps.
+    Latents are float32 for every dtype of the network. With ``stop=i`` sampling ends early and returns the latents that
+    the network would get at step ``i``. Raises ValueError for an unknown method or a ``stop`` outside 0..steps.
     """
     return _run(velocity, noise, schedule, method, stop, keep=False)[0]
 
@@ -35,7 +35,7 @@ def sample(
 def sample_trajectory(
     velocity: Velocity, noise: Latents, schedule: Schedule, method: Method = "euler"
 ) -> Float[Array, "stages b t h w c"]:
-    """As ``sample``, but every stage: entry ``i`` is what the network sees at step ``i``, the last is the result."""
+    """As ``sample``, but returns all latents: entry ``i`` is the network's input at step ``i``, the last the result."""
     _, seen = _run(velocity, noise, schedule, method, None, keep=True)
     return jnp.concatenate([noise.astype(jnp.float32)[None], seen])
 
@@ -65,7 +65,7 @@ def _run(velocity: Velocity, noise: Latents, schedule: Schedule, method: Method,
 
 
 def _log_snr(sigmas: Float[np.ndarray, " s"]) -> Float[np.ndarray, " s"]:
-    """log(alpha / sigma) of the straight path; infinite at both ends, where all formulas below have their limits."""
+    """log(alpha / sigma) of the straight path. It is infinite at both ends, where the formulas below take limits."""
     with np.errstate(divide="ignore"):
         return np.log(1 - sigmas) - np.log(sigmas)
 
@@ -95,9 +95,9 @@ def dpmpp_2m_weights(sigmas: Float[np.ndarray, " s"]) -> Weights:
 def unipc_weights(sigmas: Float[np.ndarray, " s"]) -> Weights:
     """Weights of UniPC, order 2, B(h) = expm1(-h), data prediction, lower order at both ends.
 
-    The first five weigh (latents, last corrected latents, data, previous data, data before that) into the corrected
-    latents; the other three weigh (corrected latents, data, previous data) into the next latents (arXiv 2302.04867;
-    diffusers ``UniPCMultistepScheduler`` with flow prediction, solver bh2).
+    The corrected latents are a sum with the first five weights, of (latents, last corrected latents, data, previous
+    data, data before that). The next latents are a sum with the other three, of (corrected latents, data, previous
+    data). Sources: arXiv 2302.04867; diffusers ``UniPCMultistepScheduler`` with flow prediction, solver bh2.
     """
     steps, lam = len(sigmas) - 1, _log_snr(sigmas)
     order = [min(2, i + 1, steps - i) for i in range(steps)]

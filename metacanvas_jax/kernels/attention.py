@@ -1,11 +1,11 @@
-"""The one softmax attention of the project; what computes it is chosen when a program is lowered for its platform.
+"""The softmax attention of all networks. The implementation is chosen when a program is lowered for its platform.
 
 ==========  =====================================================================================================
 tpu         the Pallas kernels of ``flash_fixed_max.py``
-cuda        cuDNN by name where it takes the call (16 bits; no mask, padding, causal, causal with padding), else chunks
+cuda        cuDNN for 16-bit inputs with no mask, padding, a causal mask, or causal with padding; else chunks
 cpu         one head after the other, in chunks of queries (``attention_cpu.py``)
-other       chunks of queries of all heads, their scores computed again in the backward pass
-any         short sequences: XLA's own fusion of the plain formula
+other       chunks of queries of all heads; the backward pass recomputes their scores
+any         short sequences: the plain formula, fused by XLA
 ==========  =====================================================================================================
 """
 
@@ -48,10 +48,10 @@ def attention(
 ) -> Float[Array, "b n h e"]:
     """Softmax attention with grouped heads: head ``j`` of q uses key/value head ``j // (h / g)``.
 
-    Scores and softmax are float32, the output has the dtype of q. ``scale`` defaults to ``e ** -0.5``. A query that
-    sees no key at all (padding) gets a finite value without meaning. On a mesh each device runs this on its own samples
-    and heads; ``exchange`` says that q, k and v are of one sequence that the context axis may split (see
-    ``parallel/context.py``). ``implementation`` is one of ``IMPLEMENTATIONS``; "auto" is the table above.
+    Scores and softmax are float32; the output has the dtype of q. ``scale`` defaults to ``e ** -0.5``. A query without
+    any visible key (padding) gets a finite value without meaning. On a mesh each device computes its own samples and
+    heads. ``exchange`` says that q, k and v belong to one sequence, which the context axis may split (see
+    ``parallel/context.py``). ``implementation`` is one of ``IMPLEMENTATIONS``; "auto" chooses by the table above.
 
     Raises:
         UserError: an unknown implementation, or "xla" where the scores would not fit (memory grows with ``n * m``).
@@ -96,7 +96,7 @@ def plain_attention(
     mask: MaskSpec,
     scale: float | None = None,
 ) -> Float[Array, "b n h e"]:
-    """All scores at once, as XLA fuses them.
+    """The plain formula with all scores in memory at once, fused by XLA.
 
     Raises:
         UserError: the scores take more than ``LARGEST_SCORES`` bytes.
@@ -115,7 +115,7 @@ def plain_attention(
 
 
 def _on_cuda(q: jax.Array, k: jax.Array, mask: MaskSpec) -> Callable:
-    """What computes this call on a CUDA device; cuDNN is traced only where it runs (tracing asks for its version)."""
+    """The implementation for a CUDA device. cuDNN is traced only where it runs, because tracing queries its version."""
     if not (_cudnn_runs() and q.dtype.itemsize == 2 and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0):
         return chunked_attention
     if mask.query_segments is not None or mask.causal != _plain_causal(q, k, mask):
@@ -146,11 +146,11 @@ def cudnn_attention(
 ) -> Float[Array, "b n h e"]:
     """cuDNN's fused attention, forward and backward.
 
-    Padding becomes a number of keys, after ``keys_first``. Padding together with causal, segments and a causal mask
-    with an offset become a dense mask. ``library`` is the ``implementation`` that ``jax.nn`` is asked for.
+    Padding is passed as a number of keys, after ``keys_first``. Three masks are passed as a dense array: padding with
+    causal, segments, and causal with an offset. ``library`` is the ``implementation`` argument for ``jax.nn``.
 
     Raises:
-        UserError: that mask would take more than ``LARGEST_SCORES`` bytes.
+        UserError: a dense mask would take more than ``LARGEST_SCORES`` bytes.
     """
     causal, dense, lengths = _plain_causal(q, k, mask), None, None
     if mask.query_segments is not None or mask.causal != causal or (causal and mask.keys is not None):
@@ -175,7 +175,7 @@ def causal_padded_attention(
     scale: float | None = None,
     library: str = "cudnn",
 ) -> Float[Array, "b n h e"]:
-    """Causal attention over padding: cuDNN if all of it stands on the right, which is seen at run time, else chunks."""
+    """Causal attention with padding. At run time cuDNN is used if all padding is on the right, else chunks."""
     keys = jnp.broadcast_to(mask.keys, k.shape[:2])
     lengths = jnp.sum(keys, axis=1, dtype=jnp.int32)
     on_the_right = jnp.all(keys == (jnp.arange(k.shape[1], dtype=jnp.int32)[None] < lengths[:, None]))
@@ -192,9 +192,9 @@ def causal_padded_attention(
 def keys_first(
     k: Float[Array, "b m g e"], v: Float[Array, "b m g e"], keys: Bool[Array, "#b m"]
 ) -> tuple[Float[Array, "b m g e"], Float[Array, "b m g e"], Int[Array, " b"]]:
-    """Keys and values with padding moved behind the rest, and how many come before it (at least one).
+    """Keys and values sorted so that padding comes last, and the number of the others (at least one).
 
-    Without a causal mask their order is free, so a number says all that ``keys`` does.
+    Without a causal mask the order of keys does not matter, so the number can replace the mask ``keys``.
     """
     keys = jnp.broadcast_to(keys, k.shape[:2])
     order = jnp.argsort(~keys, axis=1, stable=True)
@@ -204,7 +204,7 @@ def keys_first(
 
 
 def at_least_one(lengths: Int[Array, " b"]) -> Int[Array, " b"]:
-    """A sample without any key sees one all the same: softmax over nothing would not be finite."""
+    """A sample without keys is given one: a softmax over no keys would not be finite."""
     return jnp.maximum(lengths, 1)
 
 
@@ -225,9 +225,9 @@ def chunked_attention(
     scale: float | None = None,
     chunk: int = CHUNK,
 ) -> Float[Array, "b n h e"]:
-    """The same function, ``chunk`` queries at a time and their scores computed again in the backward pass.
+    """Softmax attention over ``chunk`` queries at a time; the backward pass recomputes the scores.
 
-    Memory does not grow with ``n * m``, forward or backward.
+    Memory does not grow with ``n * m``, neither forward nor backward.
     """
     n, e = q.shape[1], q.shape[3]
     m, g = k.shape[1:3]

@@ -1,8 +1,8 @@
 """Softmax attention on a CPU, forward and backward: one head after the other, its queries in chunks.
 
-The scores of one chunk and head stay in the cache, what a head's keys and values are to every chunk is read from there
-as well, and the backward pass computes the scores again from the saved log-sum-exp, as in Dao, "FlashAttention-2"
-(arXiv 2307.08691), instead of through the derivative of each step of the softmax.
+The scores of one chunk, and the keys and values of a head, stay in the CPU's cache. The backward pass recomputes the
+scores from the saved log-sum-exp, as in Dao, "FlashAttention-2" (arXiv 2307.08691). It does not differentiate the steps
+of the softmax one by one.
 """
 
 import functools
@@ -17,12 +17,12 @@ from jaxtyping import Array, Bool, Float
 from metacanvas_jax.kernels.flash_common import HIDDEN, TINY
 from metacanvas_jax.kernels.masks import MaskSpec, dense_mask
 
-LOWEST = HIDDEN / 10  # the least maximum of a query: one that sees no key has weights exp(HIDDEN - LOWEST), zero
-ROWS = 768  # queries of one chunk at most, those of all heads of a group counted
+LOWEST = HIDDEN / 10  # lower limit of a row's maximum: a query that sees no key gets weights exp(HIDDEN - LOWEST) = 0
+ROWS = 768  # the most queries of one chunk, summed over the heads of a group
 
 
 class Problem(NamedTuple):
-    """What is known when a program is traced: queries of a chunk, and ``MaskSpec``'s own."""
+    """The static values of a call: queries per chunk, scale, and the static fields of ``MaskSpec``."""
 
     chunk: int
     scale: float
@@ -41,7 +41,7 @@ def head_by_head_attention(
 ) -> Float[Array, "b n h e"]:
     """Softmax attention with grouped heads; differentiable in q, k and v; zeros for a query that sees no key.
 
-    Scores, softmax and sums are float32. ``chunk`` is a number of queries; memory does not grow with ``n * m``.
+    Scores, softmax and sums are float32. ``chunk`` is a number of queries. Memory does not grow with ``n * m``.
     """
     if chunk is None:
         count = -(-q.shape[1] * q.shape[2] // (ROWS * k.shape[2]))
@@ -67,7 +67,7 @@ def _heads(x: Float[Array, "b g c rows e"], chunk: int, n: int) -> Float[Array, 
 
 
 def _samples(mask: MaskSpec, batch: int, chunk: int) -> tuple[jax.Array | None, ...]:
-    """Keys, query segments and key segments of the mask, a row ``[1 m]`` (queries ``[c chunk]``) for every sample."""
+    """Keys, query segments and key segments of the mask, as a row ``[1 m]`` (``[c chunk]`` for queries) per sample."""
 
     def all_of(x: jax.Array | None) -> jax.Array | None:
         return None if x is None else jnp.broadcast_to(x, (batch, x.shape[1]))[:, None]
@@ -80,7 +80,7 @@ def _samples(mask: MaskSpec, batch: int, chunk: int) -> tuple[jax.Array | None, 
 def _visible(
     problem: Problem, own: tuple[jax.Array | None, ...], number: jax.Array, m: int
 ) -> Bool[Array, "chunk m"] | None:
-    """What the queries of chunk ``number`` of one sample see; None if it is everything."""
+    """The keys that the queries of chunk ``number`` of one sample see; None if they see all."""
     keys, segments, key_segments = own
     if segments is not None:
         segments = jax.lax.dynamic_index_in_dim(segments, number)
@@ -145,7 +145,7 @@ def _backward(problem: Problem, saved: tuple, d_out: Float[Array, "b n h e"]):
 
             def of_chunk(sums: tuple, part: tuple):
                 number, q, d, lse, share = part
-                # Keys stand first: two of the three gradients are then products without a transposed operand.
+                # With keys as the first axis, two of the three gradients are products without a transposed operand.
                 scores = product(keys, q.T)
                 visible = _visible(problem, own, number, m)
                 if visible is not None:

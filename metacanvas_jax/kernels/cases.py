@@ -1,4 +1,4 @@
-"""Kernel calls that the search and the benchmark compile: a function to jit and its abstract inputs."""
+"""Kernel calls for the search and the benchmark to compile: each is a function to jit and its abstract inputs."""
 
 import importlib
 from collections.abc import Callable
@@ -23,9 +23,9 @@ def flash(
     tiles: dict[str, int] | None = None,
     scale: float | None = None,
 ) -> Case:
-    """Self-attention of bfloat16 inputs, or its gradient; ``tiles`` belong to the pass that is asked for.
+    """Self-attention of bfloat16 inputs, or its gradient. ``tiles`` are those of the chosen pass.
 
-    Inputs lie as a projection writes them, ``[1 n (h e)]``.
+    Inputs are ``[1 n (h e)]``, as a projection writes them.
     """
     options = {} if tiles is None else {"backward" if backward else "forward": Tiles(**tiles)}
 
@@ -41,7 +41,7 @@ def flash(
 
 
 def splash(sharding: Any, *, tokens: int, heads: int = 2, backward: bool = False, tiles: list[int]) -> Case:
-    """The splash attention that comes with JAX, on a length that its blocks (q, kv, kv in a step) divide."""
+    """JAX's splash attention, on a length that is a multiple of its blocks (q, kv, kv in a step)."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -87,7 +87,7 @@ def _library(sharding: Any, run: Any, segments: Any, tokens: int, heads: int, ba
     ids = jax.ShapeDtypeStruct((tokens,), jnp.int32, sharding=sharding)
 
     def forward(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
-        return run(q, k, v, segment_ids=segments(ids, ids))  # the padding that these lengths need is a segment
+        return run(q, k, v, segment_ids=segments(ids, ids))  # padding to a multiple of the blocks is a segment
 
     def gradient(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, dout: jax.Array) -> tuple:
         return jax.vjp(lambda *x: forward(*x, ids), q, k, v)[1](dout)
@@ -98,7 +98,7 @@ def _library(sharding: Any, run: Any, segments: Any, tokens: int, heads: int, ba
 def linear(
     sharding: Any, *, kernel: bool, backward: bool, frames: int = 31, tokens: int = 880, heads: int = 96
 ) -> tuple:
-    """Linear attention of the connector's block, all frames of a video at once, by the kernels or by XLA."""
+    """Linear attention of the canvas connector's block over all frames of a video, by the kernels or by XLA."""
     from metacanvas_jax.kernels.linear_attention import plain_linear_attention
     from metacanvas_jax.kernels.linear_attention_tpu import linear_attention
 

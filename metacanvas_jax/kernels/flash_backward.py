@@ -1,9 +1,9 @@
 """The backward kernel of flash attention: gradients of q, k and v in one pass over all pairs.
 
-Keys stand still while queries pass, so the gradients of keys and values are sums on the chip. The gradient of the
-queries is a sum on the chip as well: a float32 array of ``chunk`` queries that stays there while all keys pass, so that
-no copy per block of keys is ever written. Where it holds fewer queries than there are, the pass is repeated per chunk
-and the gradients of keys and values of the chunks are summed.
+The inner loop goes over blocks of queries, so the gradients of a block of keys and values are summed on the chip. The
+gradient of ``chunk`` queries is a float32 sum on the chip as well. It stays there for all blocks of keys, so that no
+partial sums are written to HBM. If a chunk is shorter than the sequence, the pass is repeated for each chunk, and the
+gradients of keys and values are summed over the chunks.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What both kernels of flash attention share: the problem, its blocks, its mask, the loop over tiles."""
+"""Code of both kernels of flash attention: the static problem, its blocks, its mask, the loop over tiles."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,11 +17,11 @@ TINY = 1e-37
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What one call computes, all static.
+    """The static description of one call.
 
-    ``factor`` turns products into base-2 logits; ``scale`` belongs to natural ones. ``query_ids`` and ``key_ids`` say
-    which segment ids there are. ``chunk`` is the number of queries whose gradient the backward kernel keeps on the
-    chip, ``vmem`` the bytes a kernel may use.
+    A product times ``scale`` is a natural logit; times ``factor`` it is a base-2 logit. ``query_ids`` and ``key_ids``
+    say whether these segment ids are given. ``chunk`` is the number of queries whose gradient the backward kernel keeps
+    on the chip. ``vmem`` is the number of bytes that a kernel may use.
     """
 
     n: int
@@ -47,7 +47,7 @@ class Problem:
 
 
 def product(x: jax.Array, y: jax.Array, over: tuple[int, int]) -> jax.Array:
-    """Sums over one axis of each, in float32; float32 inputs are multiplied exactly."""
+    """Contracts axis ``over[0]`` of x with axis ``over[1]`` of y in float32, at full precision for float32 inputs."""
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     dims = ((over[:1], over[1:]), ((), ()))
     return jax.lax.dot_general(x, y, dims, precision=precision, preferred_element_type=jnp.float32)
@@ -75,7 +75,7 @@ def specs(problem: Problem, tiles: Tiles, place: Callable) -> tuple[pl.BlockSpec
 
 
 def last_seen(problem: Problem, tiles: Tiles, i: Any) -> Any:
-    """The last block of keys that block ``i`` of queries sees anything of (block 0 if it sees none)."""
+    """The last block of keys in which block ``i`` of queries sees a key (block 0 if it sees none)."""
     last = problem.blocks(tiles)[1] - 1
     if not problem.causal:
         return last
@@ -83,16 +83,16 @@ def last_seen(problem: Problem, tiles: Tiles, i: Any) -> Any:
 
 
 def first_seeing(problem: Problem, tiles: Tiles, j: Any) -> Any:
-    """The first block of queries that sees anything of block ``j`` of keys (the last block if none does)."""
+    """The first block of queries that sees a key of block ``j`` of keys (the last block if none does)."""
     if not problem.causal:
         return 0
     return jnp.clip((j * tiles.block_k - problem.offset) // tiles.block_q, 0, problem.blocks(tiles)[0] - 1)
 
 
 def dispatch(problem: Problem, tiles: Tiles, i: Any, j: Any, edge: Any, work: Callable[[bool], None]) -> None:
-    """``work(masked)`` on block ``(i, j)``: masked if it straddles a border, not at all if nothing in it is seen.
+    """Calls ``work(masked)`` on block ``(i, j)``: with a mask if it crosses a border, not at all if nothing is visible.
 
-    ``edge`` says whether the block reaches behind an array; True masks every block.
+    ``edge`` says whether the block extends beyond an array; True masks every block.
     """
     straddles = edge
     seen = True
@@ -110,7 +110,7 @@ def dispatch(problem: Problem, tiles: Tiles, i: Any, j: Any, edge: Any, work: Ca
 
 
 def visible(problem: Problem, tiles: Tiles, i: Any, j: Any, a: int, c: int, query_ids: Any, key_ids: Any) -> jax.Array:
-    """Which pairs of tile ``(a, c)`` of block ``(i, j)`` count, ``[tile_k tile_q]``.
+    """The visible pairs of tile ``(a, c)`` of block ``(i, j)``, ``[tile_k tile_q]``.
 
     ``query_ids`` is ``[1 block_q]`` or None; ``key_ids`` is ``[block_k LANES]`` as made by ``column``, or None.
     """
@@ -132,7 +132,7 @@ def column(ids: jax.Array) -> jax.Array:
 
 
 def rows(ref: Any, start: int, size: int, valid: Any) -> jax.Array:
-    """Rows of a block; those from ``valid`` on (whatever lies behind the array) as zeros, unless it is None."""
+    """Rows of a block. Unless ``valid`` is None, rows from number ``valid`` on (beyond the array) are zeros."""
     x = ref[start : start + size]
     if valid is None:
         return x
@@ -141,10 +141,10 @@ def rows(ref: Any, start: int, size: int, valid: Any) -> jax.Array:
 
 
 def in_flight(tiles: Tiles, first: Callable[[int, int], Any], second: Callable[[int, int, Any], None]) -> None:
-    """``first`` on every tile of a block, ``second`` ``depth`` tiles behind it.
+    """Calls ``first`` on every tile of a block, and ``second`` on a tile after ``depth`` further calls of ``first``.
 
-    The compiler keeps the order of matrix products, so this order is what lets the exponentials of one tile overlap
-    the products of others.
+    The compiler keeps the order of matrix products. This order lets the exponentials of one tile overlap the products
+    of other tiles.
     """
     waiting = []
     for a in range(0, tiles.block_q, tiles.tile_q):

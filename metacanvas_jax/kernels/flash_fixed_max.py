@@ -1,13 +1,13 @@
 """Flash attention on TPU, forward and backward, without a running maximum where the logits allow it.
 
-Where ``|q| |k| scale`` is small enough for every pair (networks that normalise q and k), ``2 ** logit`` neither
-overflows nor vanishes, so the maximum is fixed at zero: nothing is compared, nothing is rescaled. The bound is computed
-from q and k for every head; a head without one takes the online softmax inside the same kernel.
+If ``|q| |k| scale`` is small for every pair, as in networks that normalise q and k, ``2 ** logit`` neither overflows
+nor underflows. The maximum is then fixed at zero, without comparisons and without rescaling. The bound is computed from
+q and k for every head. A head that exceeds the limit uses the online softmax inside the same kernel.
 
-Scores are held as ``[keys queries]``: what belongs to a query (sums, log-sum-exp) is then a row that broadcasts for
-free, and the score tile is the stationary operand of every product that follows, which fills a matrix unit of 256 x 256
-where a head of 128 would leave half of it idle. Design, bound and measurements: docs/kernels.md. Learnt from Dao,
-"FlashAttention-2" (arXiv 2307.08691), and from the splash attention of JAX and Tokamax.
+Scores are stored as ``[keys queries]``. The sums and the log-sum-exp of queries are then rows, whose broadcast is free.
+The score tile is the stationary operand of every later product and fills a matrix unit of 256 x 256; a head of 128
+would leave half of it idle. Design, bound and measurements: docs/kernels.md. Sources: Dao, "FlashAttention-2"
+(arXiv 2307.08691), and the splash attention of JAX and Tokamax.
 """
 
 import functools
@@ -40,7 +40,7 @@ from metacanvas_jax.kernels.row_products import row_products
 from metacanvas_jax.kernels.tiles import LANES, Tiles
 
 LIMIT = 80.0  # of base-2 logits: sums stay below 2 ** 97 for 100,000 keys, single weights above 2 ** -80
-LOWEST = -1e29  # where the running maximum starts: a query that sees no key has weights 2 ** (HIDDEN - LOWEST) = 0
+LOWEST = -1e29  # start of the running maximum: a query that sees no key gets weights 2 ** (HIDDEN - LOWEST) = 0
 SUBLANES = 8
 NOBODY = -(2**31)  # segment of padding keys
 
@@ -61,9 +61,9 @@ def flash_attention(
 ) -> Float[Array, "b n h e"]:
     """Softmax attention with grouped heads; differentiable in q, k and v; zeros for a query that sees no key.
 
-    Products and sums are float32 whatever the inputs. Unless given, tiles are those of ``tiles.json`` for
-    ``generation`` (by default that of the device the program is meant for), ``bounded`` is ``fixed_max_holds``, and
-    ``chunk`` (queries whose gradient stays on the chip in the backward pass) is as large as the chip allows.
+    Products and sums are float32 for every dtype of the inputs. By default tiles are those of ``tiles.json`` for
+    ``generation`` (that of the target device), ``bounded`` is the result of ``fixed_max_holds``, and ``chunk`` (the
+    number of queries whose gradient stays on the chip in the backward pass) is as large as the chip allows.
     """
     n, h, e = q.shape[1:]
     m, g = k.shape[1:3]
@@ -113,9 +113,9 @@ def fixed_max_holds(
     factor: float,
     interpret: bool | pltpu.InterpretParams = False,
 ) -> Int[Array, "b h"]:
-    """1 for each head whose base-2 logits are at most ``LIMIT`` by Cauchy-Schwarz: largest ``|q| |k| factor``.
+    """1 for each head whose bound on base-2 logits (Cauchy-Schwarz, ``max |q| max |k| factor``) is at most ``LIMIT``.
 
-    ``heads`` are those of q and of k.
+    ``heads`` are the numbers of heads of q and of k.
     """
 
     def largest(x: jax.Array, count: int) -> jax.Array:
@@ -202,7 +202,7 @@ def _forward_kernel(problem: Problem, bounded, q, k, v, *refs) -> None:
         top[...] = jnp.full_like(top, jnp.where(fixed, 0.0, LOWEST))
 
     def attend(online: bool, masked: bool) -> None:
-        # Nothing but the end of the keys makes this problem mask a block: tiles behind it need not be computed.
+        # In this problem only the end of the keys needs a mask, so tiles behind it are not computed.
         only_tail = masked and not online and tail and not problem.causal and key_ids is None
         ids = column(key_ids[...]) if masked and key_ids is not None else None
         valid = problem.m - j * tiles.block_k if masked and tail else None
@@ -240,7 +240,7 @@ def _forward_kernel(problem: Problem, bounded, q, k, v, *refs) -> None:
 
     edge = (j == end) if tail else False
     pl.when(fixed)(lambda: dispatch(problem, tiles, i, j, edge, functools.partial(attend, False)))
-    # The other branch is the rarer one: one region of code that always masks, to be compiled sooner.
+    # The online softmax is the rare case. It always masks: one region of code compiles faster than two.
     pl.when(jnp.logical_not(fixed))(lambda: dispatch(problem, tiles, i, j, True, functools.partial(attend, True)))
 
     @pl.when(j == end)
@@ -251,5 +251,5 @@ def _forward_kernel(problem: Problem, bounded, q, k, v, *refs) -> None:
 
 
 def _fold(x: jax.Array) -> jax.Array:
-    """Sums of every eighth row: adds registers, moves nothing between sublanes."""
+    """Sums every eighth row: this adds registers and moves no data between sublanes."""
     return jnp.sum(x.reshape(-1, SUBLANES, x.shape[-1]), axis=0)

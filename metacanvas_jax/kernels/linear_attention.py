@@ -1,7 +1,7 @@
-"""The one linear attention of the project: ReLU feature map, sums in float32.
+"""The linear attention of all networks: ReLU feature map, sums in float32.
 
-``implementation`` is one of ``IMPLEMENTATIONS``; "auto" is the Pallas kernel on TPU ("tpu") and on NVIDIA GPUs
-("triton"), XLA elsewhere.
+``implementation`` is one of ``IMPLEMENTATIONS``. "auto" chooses a Pallas kernel on TPU ("tpu") and on NVIDIA GPUs
+("triton"), and XLA elsewhere.
 """
 
 import jax
@@ -27,10 +27,10 @@ def relu_linear_attention(
 ) -> Float[Array, "b n h f"]:
     """``sum_m v_m (relu k_m . relu q_n) / (sum_m relu k_m . relu q_n + 1e-15)``, of the dtype of q.
 
-    There is no ``e ** -0.5`` and no mask. Sums are float32; a query that meets only zeros gets zeros. Heads that a
-    kernel does not take (see its ``takes``) go to XLA; on a mesh each device computes its own samples and heads (see
-    ``parallel/context.py``). Source: the processor of linear attention in diffusers' ``attention_processor.py`` (which
-    appends ones to v instead of summing k separately).
+    There is no ``e ** -0.5`` and no mask. Sums are float32. A query whose products are all zero gets zeros. XLA
+    computes heads that a kernel does not support (see its ``takes``). On a mesh each device computes its own samples
+    and heads (see ``parallel/context.py``). Source: the processor of linear attention in diffusers'
+    ``attention_processor.py`` (which appends ones to v instead of summing k separately).
 
     Raises:
         UserError: an unknown implementation.
@@ -54,7 +54,7 @@ def relu_linear_attention(
 def plain_linear_attention(
     q: Float[Array, "b n h e"], k: Float[Array, "b m h e"], v: Float[Array, "b m h f"]
 ) -> Float[Array, "b n h f"]:
-    """The same by XLA."""
+    """``relu_linear_attention``, computed by XLA."""
     dtype = q.dtype
     q, k = jax.nn.relu(q).astype(jnp.float32), jax.nn.relu(k).astype(jnp.float32)
     memory = jnp.einsum("bmhe,bmhf->bhef", k, v.astype(jnp.float32))

@@ -1,10 +1,10 @@
 """ReLU linear attention on NVIDIA GPUs (Pallas Triton): every array is read once and written once.
 
-One program computes one head of one sample (or frame). The head's memory, a square of its width, stays in registers:
-it is gathered from keys and values, then read with the queries. The forward pass keeps it for the backward pass, which
-so can read q and dout first, k and v then, each once. Products take 16-bit operands as they are and sum in float32. An
-operand that is a float32 intermediate is split into two 16-bit halves, so that nothing is rounded but the results;
-float32 inputs take float32 products.
+One program computes one head of one sample (or frame). The memory of a head is the ``[e e]`` sum of ``relu(k)^T v``. It
+stays in registers: it is summed over keys and values, then multiplied with the queries. The forward pass saves it, so
+that the backward pass can read first q and dout, then k and v, each once. Products take 16-bit operands unchanged and
+sum in float32. A float32 intermediate is split into two 16-bit halves, so that only the results are rounded. Float32
+inputs use float32 products.
 """
 
 import functools
@@ -20,12 +20,12 @@ EPS = 1e-15
 BLOCK = 64  # tokens that are loaded at once
 WARPS = 4
 STAGES = 3  # blocks that are being copied while one is computed
-WIDTHS = (16, 32)  # of a head: powers of two (Triton's shapes) whose sums fit the registers, from a product's least on
+WIDTHS = (16, 32)  # of a head: powers of two, as Triton requires, at least 16 for a product, small enough for registers
 F32 = jnp.float32
 
 
 def takes(q: jax.Array, v: jax.Array) -> bool:
-    """Whether the kernels compute this call: keys and values of one width out of ``WIDTHS``."""
+    """Whether the kernels support this call: keys and values of the same width, one of ``WIDTHS``."""
     return q.shape[-1] == v.shape[-1] and q.shape[-1] in WIDTHS
 
 
@@ -37,7 +37,7 @@ def linear_attention(
     block: int = BLOCK,
     interpret: bool = False,
 ) -> Float[Array, "b n h e"]:
-    """See ``linear_attention.relu_linear_attention``; ``block``, a power of two, is the tokens of one load."""
+    """See ``linear_attention.relu_linear_attention``. ``block``, a power of two, is the tokens of one load."""
     return _forward(q, k, v, block, interpret, keep=False)[0]
 
 
@@ -63,7 +63,7 @@ def _times(a: jax.Array, b: jax.Array, trans_a: bool = False, trans_b: bool = Fa
 
 
 def _block(step: jax.Array, block: int, count: int) -> tuple:
-    """Rows of a block, and which of its entries are tokens."""
+    """Rows of a block, and a mask of those that are tokens."""
     rows = pl.ds(step * block, block)
     return rows, (step * block + jnp.arange(block) < count)[:, None]
 
@@ -166,7 +166,7 @@ def _sums(e: int) -> list[pl.BlockSpec]:
 
 
 def _call(kernel: Callable, inputs: list, in_specs: list, results: list, out_specs: list, interpret: bool) -> tuple:
-    """``kernel`` for every head (next to each other in memory, so they run side by side) of every sample."""
+    """Runs ``kernel`` for every head of every sample. Heads come first in the grid, as neighbours in memory."""
     b, _, h, _ = inputs[0].shape
     out_shape = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results]
     return tuple(

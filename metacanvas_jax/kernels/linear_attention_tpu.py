@@ -1,9 +1,9 @@
 """ReLU linear attention on TPU: every array is read once and written once, forward and backward.
 
-Heads are narrow (32 channels), registers 128 wide: a group of 128 channels holds several heads side by side. Their
-memories are the diagonal blocks of one ``[128 128]`` product; the other blocks are set to zero, so that a product with
-the whole square acts on each head by itself. A grid step holds all tokens of a sample (or frame) where they fit, and
-phases follow one another on the same blocks: the memory is gathered from keys and values, then read with the queries.
+The memory of a head is the sum of ``relu(k)^T v``. Heads are narrow (32 channels) and registers 128 wide, so a group of
+128 channels holds several heads. Their memories are the diagonal blocks of one ``[128 128]`` product. The other blocks
+are set to zero, so that a product with this matrix acts on each head separately. A grid step holds all tokens of a
+sample (or frame) if they fit. Phases follow on the same blocks: sum the memory, then multiply it with the queries.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ Interpret = bool | pltpu.InterpretParams
 
 
 def takes(q: jax.Array, v: jax.Array) -> bool:
-    """Whether the kernels compute this call: keys and values of one width, a whole number of heads per 128 channels."""
+    """Whether the kernels support this call: keys and values of one width, a whole number of heads per 128 channels."""
     return q.shape[-1] == v.shape[-1] and LANES % q.shape[-1] == 0
 
 
@@ -79,7 +79,7 @@ class Layout:
         return -(-self.m // self.block_m)
 
     def load(self, ref: Any, group: int, block: int, count: int, at: tuple) -> jax.Array:
-        """One group of channels of a block; what lies behind the ``count`` tokens or the channels as zeros.
+        """One group of channels of a block, with zeros behind the ``count`` tokens and behind the last channel.
 
         ``at`` is (block of channels, block of tokens).
         """
@@ -93,11 +93,11 @@ class Layout:
         return x
 
     def queries(self, ref: Any, group: int, at: tuple) -> jax.Array:
-        """Of q or what has its shape, in float32."""
+        """A group of q, or of an array of its shape, in float32."""
         return self.load(ref, group, self.block_n, self.n, at).astype(F32)
 
     def keys(self, ref: Any, group: int, at: tuple) -> jax.Array:
-        """Of k or v, in their own dtype."""
+        """A group of k or v, without a cast."""
         return self.load(ref, group, self.block_m, self.m, at)
 
     def same_head(self) -> jax.Array:
@@ -108,7 +108,7 @@ class Layout:
 
 
 def layout_of(q: jax.Array, k: jax.Array, block: int | None, arrays: int) -> Layout:
-    """Blocks of ``arrays`` arrays, buffered twice, take at most half of what the chip offers."""
+    """The layout in which blocks of ``arrays`` arrays, double-buffered, take at most half of the usable VMEM."""
     (n, h, e), m = q.shape[1:], k.shape[1]
     lanes = min(MOST_LANES, -(-h * e // LANES) * LANES)
     generation = tiling.generation_of()
@@ -131,9 +131,9 @@ def _call(
 ) -> list[jax.Array]:
     """Runs ``kernel`` over samples, channels, phases and blocks.
 
-    ``inputs`` and ``outputs`` say of each array whether it is cut like "q" or "k" and in which phases it is used; in
-    the others its block stays the one it was, so that nothing is copied. ``squares`` counts the pairs of ``[128 128]``
-    and ``[1 128]`` float32 sums per group.
+    ``inputs`` and ``outputs`` give for each array whether it is cut like "q" or "k", and the phases that use it. In the
+    other phases its block does not change, so that nothing is copied. ``squares`` is the number of pairs of
+    ``[128 128]`` and ``[1 128]`` float32 sums per group.
     """
 
     def spec(kind: str, used: tuple[int, ...]) -> pl.BlockSpec:
@@ -169,7 +169,7 @@ def _call(
             vmem_limit_bytes=tiling.usable(tiling.generation_of()),
         ),
         cost_estimate=pl.CostEstimate(
-            # As published: a head's memory costs its width per channel, each of 2 (5 backward) times.
+            # FLOPs of the published formula: 2 products (5 backward), each 2 * width per channel of a token.
             flops=(4 if phases == 2 else 10) * arrays[0].size * layout.width,
             bytes_accessed=moved,
             transcendentals=0,
@@ -198,7 +198,7 @@ def _gather(layout: Layout, at: tuple, k: Any, v: Any, memory: Any, weight: Any)
 
 
 def _read(layout: Layout, queries: jax.Array, memory: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What queries find, and the inverse of their weights' sum, which every channel of a head has."""
+    """The outputs of queries, and the inverse of the sum of their weights, repeated over the channels of a head."""
     norm = product(queries * weight, layout.same_head(), (1, 0)) + EPS
     return product(queries, memory, (1, 0)) / norm, 1.0 / norm
 

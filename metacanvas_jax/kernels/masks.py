@@ -1,4 +1,4 @@
-"""Who may look at whom, said by structure and never as a dense array over a long sequence."""
+"""Attention masks as a structure (causal, padding, segments), so that long sequences need no dense mask."""
 
 import jax.numpy as jnp
 from flax import struct
@@ -7,10 +7,10 @@ from jaxtyping import Array, Bool, Int
 
 @struct.dataclass
 class MaskSpec:
-    """Who may look at whom, said by structure and never as a ``[n m]`` array of the caller's.
+    """Which keys a query sees. The caller never makes a ``[n m]`` array.
 
-    ``causal``: query ``i`` sees keys ``j <= i + offset``; ``offset`` is the number of keys of a prefix that stand
-    before the queries' own. ``keys`` is False on padding. With segments a query sees the keys of its own segment only.
+    With ``causal``, query ``i`` sees the keys ``j <= i + offset``; ``offset`` is the number of keys of a prefix, which
+    come before those of the queries. ``keys`` is False on padding. With segments a query sees only keys of its segment.
     """
 
     causal: bool = struct.field(pytree_node=False, default=False)
@@ -21,9 +21,9 @@ class MaskSpec:
 
 
 def dense_mask(mask: MaskSpec, n: int, m: int, start: int | Int[Array, ""] = 0) -> Bool[Array, "b 1 n m"] | None:
-    """The mask as ``[b 1 n m]`` (b is 1 if it is the same for all samples), or None if everyone sees everyone.
+    """The mask as ``[b 1 n m]`` (b is 1 if all samples share it), or None if every query sees every key.
 
-    The ``n`` queries are those from number ``start`` on.
+    The ``n`` queries begin with number ``start``.
     """
     parts = []
     if mask.causal:

@@ -1,4 +1,4 @@
-"""What happens to q and k between their projections and attention: RMS norm, rotary embedding, scale."""
+"""The operations on q and k between their projections and attention: RMS norm, rotary embedding, scale."""
 
 import math
 
@@ -13,7 +13,7 @@ from metacanvas_jax.nn.rope import rotate
 from metacanvas_jax.parallel.activations import current_mesh, spec_of
 
 LN2 = math.log(2.0)
-"""The ``scale`` to give ``attention`` for what ``prepare`` returns: its logits are powers of two already."""
+"""The ``scale`` for ``attention`` on the outputs of ``prepare``: their products are already exponents of two."""
 
 
 def prepare(
@@ -28,10 +28,10 @@ def prepare(
 ) -> tuple[Float[Array, "b n h e"], Float[Array, "b n h e"]]:
     """Heads of q and k, normalised, rotated by the angles of ``cos`` and ``sin`` (``f = e / 2``), and q scaled.
 
-    Gains of one head (``g == e``) norm every head by itself, gains of all channels (``g == d``) all heads together. q
-    is multiplied by ``log2(e) / sqrt(e)``, so that ``2 ** (q . k)`` is what softmax needs: attend with ``scale=LN2``.
-    On TPU one kernel does it, unless devices hold only some of the heads of a norm across heads; ``kernel`` overrides
-    the choice.
+    If the gains have the width of a head (``g == e``), every head is normalised alone. If they have the width of all
+    heads (``g == d``), the heads are normalised together. q is multiplied by ``log2(e) / sqrt(e)``, so that
+    ``2 ** (q . k)`` is the weight before the division of softmax; call ``attention`` with ``scale=LN2``. On TPU one
+    kernel computes this, unless a norm across heads is split over devices. ``kernel`` overrides the choice.
     """
     width = 2 * cos.shape[-1]
     per_head = q_gain.shape[0] == width

@@ -1,6 +1,6 @@
 """Norm, rotation and scale of q and k in one pass on TPU: each is read once and written once, forward and backward.
 
-A grid step holds some tokens of all heads, so that a norm across heads sees its whole row and the table of rotations
+A grid step holds some tokens of all heads. A norm across heads therefore has its whole row, and the table of rotations
 is read once for all heads of both arrays.
 """
 
@@ -25,7 +25,7 @@ F32 = jnp.float32
 
 @dataclasses.dataclass(frozen=True)
 class Prologue:
-    """All static. ``per_head`` norms each head of 128 channels by itself, otherwise all channels together."""
+    """Static options. With ``per_head`` each head of 128 channels is normalised alone, else all channels together."""
 
     per_head: bool
     eps: float
@@ -34,7 +34,7 @@ class Prologue:
 
 
 def _tables(cos: Any, sin: Any) -> tuple[jax.Array, jax.Array]:
-    """``[n e]`` of ``[n e/2]``: ``rotate(x) = x * first + roll(x, e/2) * second``."""
+    """Tables ``[n e]`` from ``[n e/2]``, such that ``rotate(x) = x * first + roll(x, e/2) * second``."""
     c, s = cos[...], sin[...]
     return jnp.concatenate([c, c], axis=-1), jnp.concatenate([-s, s], axis=-1)
 
@@ -49,9 +49,9 @@ def prologue(
     cos: Float[Array, "s n f"],
     sin: Float[Array, "s n f"],
 ) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"]]:
-    """q and k normalised, rotated by the angles of one sample or of all (float32), and q times ``scale``.
+    """q and k, normalised and rotated by float32 angles (per sample or shared); q is multiplied by ``scale``.
 
-    Everything is float32 up to one rounding at the end. Gains are one per channel. Angles get no gradient.
+    All steps are float32, with one rounding at the end. There is one gain per channel. Angles get no gradient.
     """
     return _forward(problem, q, k, q_gain, k_gain, cos, sin)
 
@@ -76,7 +76,7 @@ prologue.defvjp(_forward_rule, _backward_rule)
 
 
 def _normed(problem: Prologue, x: Any) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Heads of a block in float32, and the inverse root mean square that belongs to each."""
+    """The heads of a block in float32, and the inverse root mean square of each."""
     heads = [x[:, at : at + LANES].astype(F32) for at in range(0, x.shape[1], LANES)]
     squares = [jnp.sum(head * head, axis=1, keepdims=True) for head in heads]
     if problem.per_head:
@@ -92,7 +92,7 @@ def _roll(problem: Prologue, x: jax.Array) -> jax.Array:
 
 def _specs(problem: Prologue, q: jax.Array, cos: jax.Array) -> tuple[tuple[int, int], int, Any, Any, Any]:
     samples, n, d = q.shape
-    # Two arrays in, two out, two more gradients, all twice, and a float32 copy of each in flight.
+    # Six arrays (two inputs, two outputs, two gradients), double-buffered, and float32 copies in flight.
     room = tiling.usable(tiling.generation_of())
     rows = int((room - 2 * MIB) // (d * (12 * q.dtype.itemsize + 16))) // ROWS * ROWS
     rows = max(ROWS, min(MOST_ROWS, rows, -(-n // ROWS) * ROWS))

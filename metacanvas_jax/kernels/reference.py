@@ -1,4 +1,4 @@
-"""What the kernels compute, written down pair by pair in float64 numpy; tests and benchmarks compare with it."""
+"""The kernels' results in float64 numpy, from all pairs of queries and keys; tests and benchmarks compare with it."""
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def attention_gradients(
 
 
 def largest_logit(q: np.ndarray, k: np.ndarray, scale: float) -> float:
-    """The largest size of a logit, seen or not."""
+    """The largest absolute value of a logit, masked ones included."""
     k = np.repeat(np.asarray(k, np.float64), q.shape[2] // k.shape[2], axis=2)
     return float(np.max(np.abs(np.einsum("bnhe,bmhe->bhnm", np.asarray(q, np.float64), k)))) * abs(scale)
 

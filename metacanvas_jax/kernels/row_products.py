@@ -1,6 +1,6 @@
-"""Products of the rows of two arrays, head by head: squared lengths, and what softmax's gradient subtracts.
+"""Row-wise dot products of two arrays per head: squared lengths, and the ``delta`` of the gradient of softmax.
 
-XLA sums over channels through float32 copies of both arrays in another layout; here each is read once as it lies.
+XLA would sum over channels through float32 copies of both arrays in another layout. This kernel reads each array once.
 """
 
 import jax

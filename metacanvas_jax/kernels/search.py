@@ -1,11 +1,11 @@
-"""Picks the tiles of the attention kernels by the compiler's static schedule, and writes ``tiles.json``.
+"""Chooses the tiles of the attention kernels by the compiler's static schedule, and writes ``tiles.json``.
 
     python -m metacanvas_jax.kernels.search                                   # all generations, both directions
     python -m metacanvas_jax.kernels.search --generation v6e --direction backward --candidate 512,1024,256,256,2
 
-Every candidate is compiled (tens of seconds each on two cores) for attention over 27,280 tokens. What does not compile
-or would not fit the chip is left out; of the rest the one with the fewest cycles per pair of query and key wins, then
-the one that moves fewer registers to memory. An entry that is there already competes with what it reached.
+Every candidate is compiled for attention over 27,280 tokens, which takes tens of seconds on two cores. A candidate that
+does not compile or does not fit the chip is left out. The winner has the fewest cycles per pair of query and key, and
+among equals the fewest spilled registers. The present entry of ``tiles.json`` competes with its stored result.
 """
 
 import argparse
@@ -42,7 +42,7 @@ CANDIDATES = {
 
 
 def entry(direction: str, generation: str, tiles: Tiles, width: int = 128) -> dict[str, Any]:
-    """What one set of tiles reaches: cycles per ``PAIRS``, share of the matrix units, spills; or an error."""
+    """The result of one set of tiles: cycles per ``PAIRS``, share of the matrix units, spills; or an error."""
     if direction == "forward":
         need = tiling.forward_vmem(tiles, width)
     else:
@@ -70,7 +70,7 @@ def entry(direction: str, generation: str, tiles: Tiles, width: int = 128) -> di
 
 
 def best(entries: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-    """Fewest cycles, then fewest spills, of those that compiled."""
+    """The entry with the fewest cycles, then the fewest spills, among those that compiled."""
     usable = [x for x in entries if "cycles" in x]
     return min(usable, key=lambda x: (x["cycles"], x["spills"]), default=None)
 

@@ -1,8 +1,8 @@
 """Cycles of a Pallas TPU kernel read from the compiler's own schedule, without a TPU.
 
-A TPU core issues one bundle of instructions per cycle, in order, so the bundles of a straight region of code are its
-cycles, short of waits for memory. libtpu prints them after register allocation; ``regions`` reads them. The printing
-is asked for by a flag that libtpu reads once, so every measurement is a process of its own:
+A TPU core issues one bundle of instructions per cycle, in order. The number of bundles of a straight region of code is
+therefore its number of cycles, without waits for memory. libtpu prints bundles after register allocation; ``regions``
+reads them. A flag that libtpu reads only once turns the printing on, so every measurement needs a new process:
 ``measure`` starts ``python -m metacanvas_jax.kernels.static_schedule`` on a case of ``cases.py``.
 """
 
@@ -30,12 +30,12 @@ QUIET = {
     "TPU_LOG_DIR": "disabled",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-"""What libtpu is told on a machine without a TPU; set before it is loaded."""
+"""Environment variables for libtpu on a machine without a TPU. They must be set before it is loaded."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """A stretch of bundles between two labels: share of every unit's slots in use, and registers moved to memory."""
+    """The bundles between two labels: the share of every unit's slots in use, and the number of spilled registers."""
 
     kernel: str
     cycles: int
@@ -45,9 +45,9 @@ class Region:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One compiled case: regions of its kernels, peak memory, bytes moved; or why it did not compile.
+    """One compiled case: regions of its kernels, peak memory, bytes moved; or the error of the compiler.
 
-    Bytes are those that XLA counts: operands and results of every fusion, and what kernels declare.
+    Bytes are counted by XLA: operands and results of every fusion, and the bytes that kernels declare.
     """
 
     regions: tuple[Region, ...] = ()
@@ -58,13 +58,13 @@ class Measured:
     def main(self, kernel: str) -> Region:
         """The body of the main loop of the kernels whose name contains ``kernel``.
 
-        Of their regions of code it is the one that keeps the matrix units busiest.
+        It is the region with the highest use of the matrix units.
         """
         return max((r for r in self.regions if kernel in r.kernel), key=lambda region: region.units["MXU"])
 
 
 def device(generation: str) -> Any:
-    """A TPU of this generation to compile for; needs libtpu, not a TPU."""
+    """A TPU of this generation as a target of compilation. It needs libtpu, but no TPU."""
     from jax.experimental import topologies
 
     for name, value in QUIET.items():
@@ -76,16 +76,16 @@ def device(generation: str) -> Any:
 
 @contextlib.contextmanager
 def compiling_for(generation: str):
-    """While open, traced code is meant for one such TPU; gives the sharding to put on abstract inputs."""
+    """A context in which code is traced for one TPU of a generation; its value is the sharding for abstract inputs."""
     mesh = jax.sharding.Mesh([device(generation)], ("one",))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         yield jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 def measure(case: str, generation: str, **options: Any) -> Measured:
-    """Compiles ``case`` ("module:function") in a process of its own and reads the schedule of its kernels.
+    """Compiles ``case`` ("module:function") in a new process and reads the schedule of its kernels.
 
-    The function is called as ``function(sharding, **options)`` and gives a function to jit and its abstract inputs.
+    The case is called as ``function(sharding, **options)``. It returns a function to jit and its abstract inputs.
     """
     with tempfile.TemporaryDirectory(prefix="schedule_") as folder:
         flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
@@ -99,14 +99,14 @@ def measure(case: str, generation: str, **options: Any) -> Measured:
 
 
 def reason(trace: str) -> str:
-    """The line of a traceback that names the error; compilers write more below it."""
+    """The line of a traceback that names the error, without the compiler's output below it."""
     lines = trace.strip().splitlines()
     named = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
     return (named or lines or ["no reason given"])[-1]
 
 
 def compile_case(case: str, generation: str, options: dict[str, Any]) -> dict[str, int]:
-    """Compiles a case here; what the compiler says of its memory and traffic."""
+    """Compiles a case in this process; returns its peak memory and the bytes that it moves."""
     module, _, function = case.partition(":")
     with compiling_for(generation) as sharding:
         f, inputs = getattr(importlib.import_module(module), function)(sharding, **options)
@@ -116,7 +116,7 @@ def compile_case(case: str, generation: str, options: dict[str, Any]) -> dict[st
 
 
 def regions(folder: str, at_least: int = 100) -> tuple[Region, ...]:
-    """Regions of ``at_least`` bundles of every kernel dumped to ``folder``."""
+    """The regions with ``at_least`` this many bundles, of every kernel dumped to ``folder``."""
     found = []
     for path in sorted(glob.glob(f"{folder}/*-packed-bundles-post-ra.txt")):
         if "schedule-analysis" in path:

@@ -15,8 +15,8 @@ from metacanvas_jax.hardware import CHIPS, MIB, TPUS, chip_of
 
 FILE = pathlib.Path(__file__).with_name("tiles.json")
 LANES = 128
-# What starting and ending a block costs, in rows or columns of scores (about 1 % of a block of 1024 by the schedule,
-# and the time to begin a grid step, which the schedule does not know).
+# The overhead of one block, given as a number of extra rows or columns of scores that would take the same time. By the
+# schedule it is about 1 % of a block of 1024. The rest is the start of a grid step, which the schedule does not show.
 BORDER = 48
 
 # The share of a core's vector memory that a kernel may ask for; the rest is the compiler's.
@@ -25,13 +25,13 @@ USABLE = 0.875
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """How one pass over queries and keys is cut.
+    """Block and tile sizes of one pass over queries and keys.
 
-    A grid step works on ``block_q`` queries and ``block_k`` keys, cut again into tiles of ``tile_q x tile_k`` scores of
-    which ``depth`` wait for their second product while the next ones are computed (see docs/kernels.md). Blocks need
-    not divide a sequence: the last one is masked.
+    A grid step works on ``block_q`` queries and ``block_k`` keys. They are cut into tiles of ``tile_q x tile_k``
+    scores. While the next tiles are computed, ``depth`` tiles wait for their second product (see docs/kernels.md). A
+    block size need not divide the sequence: the last block is masked.
 
-    Raises ValueError for a block that its tiles do not divide, a tile that is no multiple of 128 or a depth below 0.
+    Raises ValueError if a tile does not divide its block or is no multiple of 128, or if depth is below 0.
     """
 
     block_q: int
@@ -48,7 +48,7 @@ class Tiles:
             raise ValueError(f"{self}: depth is at least 0")
 
     def fit(self, n: int, m: int) -> "Tiles":
-        """The same for ``n`` queries and ``m`` keys: blocks shrink to what leaves little of the last one empty."""
+        """These tiles with blocks shortened for ``n`` queries and ``m`` keys, so that the last block is well filled."""
         block_q, tile_q = _shrink(self.block_q, self.tile_q, n)
         block_k, tile_k = _shrink(self.block_k, self.tile_k, m)
         return Tiles(block_q, block_k, tile_q, tile_k, self.depth)
@@ -73,14 +73,14 @@ def _halve(block: int, tile: int) -> tuple[int, int]:
 
 
 def forward_vmem(tiles: Tiles, width: int, itemsize: int = 2) -> int:
-    """Bytes of VMEM that the forward kernel needs: blocks twice (pipelined), accumulators, tiles in flight."""
+    """Bytes of VMEM that the forward kernel needs: blocks (double-buffered), accumulators, tiles in flight."""
     width = -(-width // LANES) * LANES
     blocks = 2 * itemsize * width * (2 * tiles.block_q + 2 * tiles.block_k)
     return blocks + 4 * tiles.block_q * (width + 32) + _in_flight(tiles, 1) + 2 * MIB
 
 
 def backward_vmem(tiles: Tiles, width: int, queries: int, itemsize: int = 2) -> int:
-    """Bytes of VMEM that the backward kernel needs when the gradient of ``queries`` queries stays on the chip."""
+    """Bytes of VMEM that the backward kernel needs if it keeps the gradient of ``queries`` queries on the chip."""
     width = -(-width // LANES) * LANES
     blocks = 2 * itemsize * width * (3 * tiles.block_q + 2 * tiles.block_k) + 2 * 4 * width * 2 * tiles.block_k
     resident = 4 * width * (queries + 2 * tiles.block_k)
@@ -97,7 +97,7 @@ def usable(generation: str) -> int:
 
 
 def chunk_queries(tiles: Tiles, width: int, n: int, generation: str, itemsize: int = 2) -> int:
-    """How many queries (whole blocks) the backward kernel can keep the float32 gradient of; all of them if they fit."""
+    """The number of queries (whole blocks) whose float32 gradient fits on the chip in the backward kernel."""
     blocks = -(-n // tiles.block_q)
     room = usable(generation) - backward_vmem(tiles, width, 0, itemsize)
     most = max(1, int(room // (4 * -(-width // LANES) * LANES * tiles.block_q)))
@@ -106,9 +106,10 @@ def chunk_queries(tiles: Tiles, width: int, n: int, generation: str, itemsize: i
 
 
 def generation_of(kind: str | None = None) -> str:
-    """The TPU generation of a device kind, or of the mesh or device that code is being traced for.
+    """The TPU generation of a device kind; by default of the device for which code is being traced.
 
-    A TPU that is not known counts as the newest known; no TPU at all (interpret mode, lowering without a mesh) as v5p.
+    An unknown TPU is treated as the newest known generation. Without a TPU (interpret mode, lowering without a mesh)
+    the result is v5p.
     """
     kind = device_kind() if kind is None else kind
     chip = chip_of(kind)
@@ -118,7 +119,7 @@ def generation_of(kind: str | None = None) -> str:
 
 
 def device_kind() -> str:
-    """Kind of the devices that the program being traced is meant for."""
+    """Kind of the devices for which the program is being traced."""
     mesh = jax.sharding.get_abstract_mesh()
     device = getattr(mesh, "abstract_device", None)
     if device is not None:
@@ -140,7 +141,7 @@ def table(path: pathlib.Path = FILE) -> dict[str, dict[str, dict[int, Tiles]]]:
 
 
 def tiles_for(direction: str, generation: str, width: int) -> Tiles:
-    """The entry of the smallest listed head width that is at least ``width``, or of the largest made to fit."""
+    """The entry of the smallest listed head width that is at least ``width``, else the largest one's, made to fit."""
     entries = table()[direction][generation]
     fitting = [listed for listed in entries if listed >= width]
     tiles = entries[min(fitting) if fitting else max(entries)]

@@ -32,7 +32,7 @@ def _convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding
 
 
 def _convolve_by_tap(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding) -> jax.Array:
-    """The sum, over the kernel's frames, of the convolution of all frames that it falls on."""
+    """A convolution over time as a sum of two-dimensional convolutions, one for each frame of the kernel."""
     step, count = strides[0], (x.shape[1] - kernel.shape[0]) // strides[0] + 1
     if count < 1:
         return _convolve(x, kernel, strides, padding)
@@ -41,7 +41,7 @@ def _convolve_by_tap(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], 
         frames = jax.lax.dynamic_slice_in_dim(x, number, step * (count - 1) + 1, axis=1)[:, ::step]
         return _convolve(rearrange(frames, "b t h w i -> (b t) h w i"), kernel, strides[1:], padding[1:])
 
-    # In a loop, so that no two of them are in memory at a time.
+    # A loop, so that only one term of the sum is in memory at a time.
     made = jax.eval_shape(tap, 0, kernel[0])
     taps = (jnp.arange(kernel.shape[0]), kernel)
     total, _ = jax.lax.scan(lambda total, one: (total + tap(*one), None), jnp.zeros(made.shape, made.dtype), taps)
@@ -49,13 +49,13 @@ def _convolve_by_tap(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], 
 
 
 def convolve_doubled(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]) -> Float[Array, "b H W o"]:
-    """The 3x3 convolution of an image of twice the rows and columns in which every pixel is repeated.
+    """Nearest-neighbour upsampling by 2, then a 3x3 convolution, without making the upsampled image.
 
-    That image is never made: an output pixel sees 2x2 pixels of ``x``, so that the rows and columns of the kernel that
-    fall on the same pixel are added up first. There are four such kernels, by whether the output's row and column are
-    even or odd, and 4/9 of the products. The kernel is added up in its own dtype, the products have that of ``x``.
+    An output pixel depends on 2x2 pixels of ``x``. Kernel entries that meet the same pixel are therefore added first.
+    This gives four 2x2 kernels, one for each parity of the output's row and column, and 4/9 of the products. Kernel
+    entries are added in the kernel's dtype. The products have the dtype of ``x``.
     """
-    # An even output row sees the input row above its own once and its own twice, an odd one its own twice and the next.
+    # Output row 2i reads input row i - 1 once and row i twice. Output row 2i + 1 reads row i twice and row i + 1 once.
     above, own, below = kernel
     rows = jnp.stack([above, own + below]), jnp.stack([above + own, below])
     out = []
@@ -70,8 +70,8 @@ def convolve_doubled(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]
 class Conv(nn.Module):
     """Convolution over the middle axes of ``[b ... c]``; kernel ``[*size, in, out]``.
 
-    ``strides`` are 1 and ``padding`` keeps the size unless they are given. ``doubled`` convolves an image that is first
-    made twice as high and wide by repeating its pixels.
+    By default ``strides`` are 1 and ``padding`` keeps the size. With ``doubled`` the image is first upsampled by 2, by
+    repeating its pixels.
     """
 
     features: int

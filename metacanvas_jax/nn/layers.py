@@ -1,7 +1,8 @@
 """Dense layers and norms: plain functions, and thin Linen modules that own their parameters.
 
-Every parameter carries logical axis names (see ``parallel/rules.py``); ``param_dtype`` is float32 at initialisation and
-the train state decides later what is kept in bfloat16. ``dtype`` is the dtype computed in, and it is never implicit.
+Every parameter carries logical axis names (see ``parallel/rules.py``). Parameters are float32 at initialisation; the
+train state decides later which of them are kept in bfloat16. ``dtype`` is the dtype of the computation and has no
+default.
 """
 
 import functools
@@ -33,8 +34,8 @@ def linear(
 def contract(x: Float[Array, "*x"], kernel: Float[Array, "*w"], axes: int = 1) -> Float[Array, "*y"]:
     """The product of ``x`` and ``kernel`` over the last ``axes`` of ``x`` and the first of ``kernel``.
 
-    Its derivative keeps the kernel only where the input has a gradient, and the input only where the kernel has one:
-    a frozen layer that a gradient passes leaves nothing of its own behind.
+    The forward pass saves the kernel only if the input needs a gradient, and the input only if the kernel needs one. A
+    frozen layer therefore saves no activations.
     """
     return _contract(x, kernel, axes)
 
@@ -46,7 +47,7 @@ def _contract(x: jax.Array, kernel: jax.Array, axes: int) -> jax.Array:
 
 def _contract_forward(x: CustomVJPPrimal, kernel: CustomVJPPrimal, axes: int):
     saved = (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
-    return _contract(x.value, kernel.value, axes), saved  # in sight of what ``remat="dots"`` looks for
+    return _contract(x.value, kernel.value, axes), saved  # a dot_general here, which the policy remat="dots" saves
 
 
 def _contract_backward(axes: int, saved, dy: jax.Array | SymbolicZero):
@@ -73,9 +74,9 @@ def _gradients(x: jax.Array | None, kernel: jax.Array | None, dy: jax.Array, axe
 
 
 def _flat_gradients(x: jax.Array | None, kernel: jax.Array | None, dy: jax.Array, axes: int):
-    # XLA:CPU transposes its operands for the gradient of a product with several leading axes, a quarter of a small
-    # model's step. Elsewhere the axes stay apart, because merging them would cut across their shardings. Without the
-    # barrier it computes what the two products read inside each of them, a fifth of a small step.
+    # For the gradient of a product with several leading axes XLA:CPU transposes its operands: a quarter of a small
+    # model's step. Other platforms keep the axes apart, because merged axes cannot keep their shardings. The barrier
+    # stops XLA:CPU from computing the common inputs inside each of the two products: a fifth of a small model's step.
     x, dy = jax.lax.optimization_barrier((x, dy))
     dx = dkernel = None
     if kernel is not None:
@@ -117,13 +118,13 @@ def _sums(dy: jax.Array) -> jax.Array:
 
 
 def _column_sums(dy: jax.Array) -> jax.Array:
-    # XLA:CPU adds rows up ten times faster as a product with ones.
+    # On XLA:CPU a product with ones sums rows ten times faster than a reduction.
     rows = dy.reshape(-1, dy.shape[-1])
     return (jnp.ones((1, rows.shape[0]), dy.dtype) @ rows)[0]
 
 
 def rms_norm(x: Float[Array, "*n d"], scale: Float[Array, " d"] | None, eps: float) -> Float[Array, "*n d"]:
-    """Root-mean-square norm in float32; the gain is multiplied after the cast back, as transformers does."""
+    """Root-mean-square norm in float32, cast back, then multiplied by the gain, in the order of transformers."""
     y = x.astype(jnp.float32)
     y = (y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)).astype(x.dtype)
     return y if scale is None else y * along_last(scale.astype(x.dtype), y)
@@ -157,7 +158,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
-        """Computes in ``dtype`` whatever the dtypes of input and parameters."""
+        """Casts input and parameters to ``dtype`` and computes in it."""
         kernel = self.param(
             "kernel", nn.with_logical_partitioning(self.kernel_init, self.axes), (x.shape[-1], self.features)
         )
@@ -183,7 +184,7 @@ class RMSNorm(nn.Module):
 
 
 class Gain(nn.Module):
-    """The gain ``[width]`` of an RMS norm that is applied elsewhere; its parameter is that of ``RMSNorm``."""
+    """The gain ``[width]`` of an RMS norm that other code applies. The parameter is named as in ``RMSNorm``."""
 
     width: int
     axis: str | None

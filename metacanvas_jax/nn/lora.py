@@ -1,8 +1,7 @@
 """Low-rank adaptation: a second, small path beside a linear layer (Hu et al., arXiv 2106.09685).
 
-The layer itself stays as it is; the caller adds the delta where the adapter is active, so that gating an adapter to
-some of the tokens is a matter of which tokens are passed in. Parameters lie beside the layer they adapt, as
-``<layer>_lora``.
+The linear layer does not change. The caller adds the adapter's output, and can restrict an adapter to some tokens by
+passing only these. The parameters of an adapter are siblings of its layer, named ``<layer>_lora``.
 """
 
 import dataclasses
@@ -17,7 +16,7 @@ down_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # the 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Adapters of one network. ``targets`` are the names of the layers that get one, ``alpha / rank`` scales the delta.
+    """Adapters of one network. ``targets`` names the layers that get one; ``alpha / rank`` scales its output.
 
     Raises ValueError for a rank below 1, a dropout outside ``[0, 1)`` or no targets.
     """
@@ -44,7 +43,7 @@ def low_rank(
 
 
 class Lora(nn.Module):
-    """The delta of one linear layer; zero at initialisation. ``axes`` are those of the layer's kernel."""
+    """The adapter of one linear layer, with output zero at initialisation. ``axes`` are those of the layer's kernel."""
 
     config: LoraConfig
     features: int
@@ -53,7 +52,7 @@ class Lora(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n i"], *, deterministic: bool = True) -> Float[Array, "*n o"]:
-        """Drops inputs (as PEFT does) with the rng ``dropout`` unless ``deterministic``; computes in ``dtype``."""
+        """Computes in ``dtype``. Unless ``deterministic``, dropout (rng ``dropout``) acts on the input, as in PEFT."""
         rank = self.config.rank
         a = self.param("a", nn.with_logical_partitioning(down_init, (self.axes[0], "rank")), (x.shape[-1], rank))
         b = self.param("b", nn.with_logical_partitioning(zeros_init, ("rank", self.axes[1])), (rank, self.features))

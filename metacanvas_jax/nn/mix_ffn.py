@@ -17,15 +17,15 @@ def depthwise_conv(
 ) -> Float[Array, "b y x c"]:
     """Convolves every channel with its own odd-sized kernel, zero padded, as in torch (no flip).
 
-    Written as shifted multiply-adds, which every backend fuses into one pass over memory. A grouped convolution with
-    one channel per group is tens of times slower on XLA:CPU, and its gradient more so.
+    It is a sum of shifted products, which every backend fuses into one pass over memory. On XLA:CPU a grouped
+    convolution with one channel per group is tens of times slower, and its gradient is slower still.
     """
     y = _depthwise(x, kernel)
     return y if bias is None else y + bias[None, None, None]
 
 
 def _taps(x: Float[Array, "b y x c"], rows: int, columns: int) -> list[Float[Array, "b y x c"]]:
-    """The input as every cell of the kernel sees it, row by row."""
+    """One shifted copy of the input for each cell of the kernel, row by row."""
     _, height, width, _ = x.shape
     padded = jnp.pad(x, ((0, 0), (rows // 2, rows // 2), (columns // 2, columns // 2), (0, 0)))
     return [padded[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
@@ -42,14 +42,16 @@ def _at_once(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]) -> Float
 
 
 def _kept(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]) -> Float[Array, "b y x c"]:
-    # XLA:CPU computes a sum anew in everything that reads it, here in up to five places. The result of a branch it
-    # keeps: this one is always taken, by a condition that the compiler does not see through.
+    # XLA:CPU would fuse this sum into each of its consumers, up to five, and compute it once in each. It stores the
+    # result of a conditional, so the sum is put into a branch that is always taken. The compiler cannot simplify the
+    # condition.
     first = jax.lax.bitcast_convert_type(kernel.astype(jnp.float32)[0, 0, 0], jnp.int32)
     always = jnp.minimum(jnp.abs(first), 0) <= 0
     return jax.lax.cond(always, _at_once, lambda x, _: jnp.zeros_like(x), x, kernel)
 
 
-# Differentiated by hand: the transpose of a slice is a padded copy, and nine of those are summed in as many passes.
+# The derivative is written by hand. Automatic differentiation would turn every slice into a padded copy and sum nine of
+# these copies in nine passes over memory.
 _depthwise = jax.custom_vjp(_weighted)
 
 
@@ -83,8 +85,8 @@ def _kernel_gradient_by_row(x: Float[Array, "b y x c"], dy: Float[Array, "b y x 
 
 def _backward(saved, dy: Float[Array, "b y x c"]):
     x, kernel = saved
-    # XLA:CPU runs one reduction after the other, so that row by row their common inputs stay in cache, and adds rows up
-    # faster as a product with ones.
+    # XLA:CPU runs reductions one after the other. Row by row, the inputs that they share stay in the cache. A product
+    # with ones sums rows faster than a reduction.
     by_row, at_once = (partial(f, size=kernel.shape[:2]) for f in (_kernel_gradient_by_row, _kernel_gradient))
     dkernel = jax.lax.platform_dependent(x, dy, cpu=by_row, default=at_once)
     return _weighted(dy, kernel[::-1, ::-1]), dkernel.reshape(kernel.shape).astype(kernel.dtype)
@@ -96,8 +98,8 @@ _depthwise.defvjp(_forward, _backward)
 class MixFFN(nn.Module):
     """1x1 to ``2 * hidden``, SiLU, depthwise 3x3, value * SiLU(gate), 1x1 back; no norm and no residual inside.
 
-    Source: diffusers ``GLUMBConv``; the expanded SiLU acts on all channels, the value half stands first, the last
-    projection has no bias.
+    Source: diffusers ``GLUMBConv``. The first SiLU acts on all ``2 * hidden`` channels. The first half of them is the
+    value, the second the gate. The last projection has no bias.
     """
 
     features: int

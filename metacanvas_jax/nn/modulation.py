@@ -18,7 +18,8 @@ def sinusoid(time: Float[Array, "*n"], width: int = SINUSOID_WIDTH) -> Float[Arr
     ``models/embeddings.py::get_timestep_embedding`` with ``flip_sin_to_cos`` and no frequency shift.
     """
     half = width // 2
-    # float32 exponents as in the reference, whose exponential is nearer to the rounded one than numpy's float32 is.
+    # The exponents are float32 as in the reference. Their exponential is computed in float64 and rounded, because this
+    # is nearer to the reference's result than numpy's float32 exponential.
     exponents = -np.log(np.float32(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
     frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     frequencies = jnp.expand_dims(jnp.asarray(frequencies), range(time.ndim))
@@ -34,13 +35,13 @@ def per_sample(x: Float[Array, "b *m d"], ndim: int) -> Float[Array, "b *n d"]:
 def modulate(
     x: Float[Array, "b *n d"], shift: Float[Array, "b *m d"], scale: Float[Array, "b *m d"]
 ) -> Float[Array, "b *n d"]:
-    """``x * (1 + scale) + shift`` in float32, cast back; shift and scale are per sample or have the rank of ``x``."""
+    """``x * (1 + scale) + shift`` in float32, cast back. Shift and scale are per sample or have the rank of ``x``."""
     shift, scale = (per_sample(z.astype(jnp.float32), x.ndim) for z in (shift, scale))
     return (x.astype(jnp.float32) * (1.0 + scale) + shift).astype(x.dtype)
 
 
 def gated(x: Float[Array, "b *n d"], y: Float[Array, "b *n d"], gate: Float[Array, "b *m d"]) -> Float[Array, "b *n d"]:
-    """The residual ``x + gate * y``, the product in float32; the gate is per sample or has the rank of ``x``."""
+    """The residual ``x + gate * y``, with the product in float32. The gate is per sample or has the rank of ``x``."""
     return x + (per_sample(gate.astype(jnp.float32), x.ndim) * y.astype(jnp.float32)).astype(x.dtype)
 
 
@@ -68,7 +69,7 @@ class AdaLNSingle(nn.Module):
 
     @nn.compact
     def __call__(self, time: Float[Array, " b"]) -> tuple[Float[Array, "b d"], Float[Array, "b chunks d"]]:
-        """The embedding itself, which the output norm uses, and the chunks that blocks add to their tables."""
+        """The time embedding, for the output norm, and the vectors that blocks add to their modulation tables."""
         embedded = TimeEmbed(self.width, self.dtype, name="embed")(time)
         chunks = Dense(self.chunks * self.width, ("embed", None), self.dtype, name="project")(jax.nn.silu(embedded))
         return embedded, chunks.reshape(-1, self.chunks, self.width)

@@ -16,7 +16,7 @@ def linear_weights(old: int, new: int) -> np.ndarray:
 
 
 def linear_resize(x: Float[Array, "b *grid d"], grid: tuple[int, ...]) -> Float[Array, "b *new d"]:
-    """Interpolates along every axis between the first and the last; an axis of equal size is left untouched."""
+    """Interpolates along every axis between the first and the last. An axis that keeps its size is not changed."""
     if len(grid) != x.ndim - 2:
         raise ValueError(f"Cannot resize a grid of {x.ndim - 2} axes to {grid}: give one size per axis.")
     for axis, new in enumerate(grid, start=1):

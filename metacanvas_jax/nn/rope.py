@@ -1,7 +1,7 @@
-"""Rotary position embedding, half-split everywhere.
+"""Rotary position embedding in the half-split layout, which every network uses.
 
-Channel ``i`` of a head rotates with channel ``i + e/2``. In networks that were published with interleaved pairs
-the output channels of the q and k projections are permuted at import, which leaves attention unchanged.
+Channel ``i`` of a head is paired with channel ``i + e/2``. Some published networks pair neighbouring channels instead.
+For these the output channels of the q and k projections are permuted at import, which does not change attention.
 """
 
 import math
@@ -22,8 +22,8 @@ def grid_rotation(
 ) -> tuple[Float[Array, "1 n f"], Float[Array, "1 n f"]]:
     """Cosines and sines ``[1 n e/2]`` for the cells of a grid, row-major, one list of positions per axis.
 
-    Axis ``i`` turns ``widths[i] / 2`` consecutive pairs with frequencies of its own. Angles are float64 on the host,
-    as in diffusers, and only the per-axis tables become constants of the program.
+    Axis ``i`` rotates ``widths[i] / 2`` consecutive pairs, with its own frequencies. Angles are computed in float64 on
+    the host, as in diffusers. Only the tables of the single axes become constants of the program.
     """
     shape = tuple(len(axis) for axis in positions)
     angles = [np.outer(axis, inverse_frequencies(width, theta)) for axis, width in zip(positions, widths, strict=True)]

@@ -1,19 +1,19 @@
-"""Repeated blocks: one traced block, scanned over stacked parameters, recomputed in the backward pass on request.
+"""Repeated blocks: one block is traced and scanned over stacked parameters.
 
-What a network keeps for its backward pass is one field of its config, ``remat``:
+The field ``remat`` of a network's config decides what the forward pass saves for the backward pass:
 
 =================  ===============================================================================================
 none               every intermediate result
-dots               the products with weights and what "attention" keeps; the rest is recomputed, which costs memory
-                   bandwidth but few FLOPs
-attention          block inputs, results of attention and their softmax sums: the forward attention is not repeated
-full               block inputs only; the forward pass is repeated
-offload_attention  as ``attention``, with those results in the host's memory
-offload            as ``full``, with the block inputs in the host's memory: the least HBM of all
+dots               the products with weights, and what "attention" saves; recomputing the rest costs memory bandwidth
+                   but few FLOPs
+attention          block inputs, results of attention and their softmax sums; attention is not recomputed
+full               block inputs only; the whole forward pass is recomputed
+offload_attention  as ``attention``, with the results of attention in the host's memory
+offload            as ``full``, with the block inputs in the host's memory; this needs the least HBM
 =================  ===============================================================================================
 
-Offloading moves 2 bytes per token and channel over the host link in each direction and block; it pays where that takes
-less time than the block itself, as with long videos.
+Offloading moves 2 bytes per token and channel over the host link, per block and direction. It is useful where this
+takes less time than the block itself, as for long videos.
 """
 
 from typing import Any, Literal, get_args
@@ -23,7 +23,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import PyTree
 
-# Names under which values are found by the policies. The kernels give the first two, inside their derivative rules.
+# The names of values that the policies save. The attention kernels set the first two, inside their derivative rules.
 ATTENTION = ("attention_out", "attention_lse")
 BLOCK_INPUT = "block_input"
 
@@ -53,12 +53,12 @@ REMAT_CHOICES: tuple[Remat, ...] = get_args(Remat)
 
 
 def entering(carry: PyTree) -> PyTree:
-    """What a block gets from the one before, marked as what ``remat="offload"`` keeps on the host."""
+    """Marks the input of a block, so that ``remat="offload"`` can keep it in the host's memory."""
     return jax.tree.map(lambda x: checkpoint_name(x, BLOCK_INPUT), carry)
 
 
 def recomputed(block: type[nn.Module], remat: str) -> type[nn.Module]:
-    """``block`` with one of ``REMAT_CHOICES``."""
+    """``block``, rematerialised by one of ``REMAT_CHOICES``."""
     return block if remat == "none" else nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[remat])
 
 
@@ -67,11 +67,10 @@ def stack(
 ) -> type[nn.Module]:
     """``length`` layers of ``block`` whose parameters are stacked along a first axis named ``layers``.
 
-    ``block`` maps ``(carry, *inputs)`` to ``(carry, output)``, and outputs are stacked. Of its ``inputs`` the first
-    ``scanned`` are stacked too, so that each layer gets its own; the rest are the same for all. ``remat`` is one of
-    ``REMAT_CHOICES``. ``unroll`` layers stand in the program one after the other: more to compile, less to keep in
-    stacks, which is worth a tenth of the step of a small model on a CPU. Construct the result with the block's own
-    fields and a name.
+    ``block`` maps ``(carry, *inputs)`` to ``(carry, output)``, and outputs are stacked. ``inputs`` is the number of
+    inputs. The first ``scanned`` of them are stacked along the layers; all layers share the others. ``remat`` is one of
+    ``REMAT_CHOICES``. ``unroll`` layers are written out in each iteration of the loop. This takes longer to compile and
+    saves a tenth of the step of a small model on a CPU. Construct the result with the block's own fields and a name.
     """
     return nn.scan(
         recomputed(block, remat),

@@ -1,4 +1,4 @@
-"""Ahead-of-time compilation for a named slice, remembered on disk by the hash of what goes to the compiler."""
+"""Ahead-of-time compilation for a named slice, cached on disk under a hash of the compiler's input."""
 
 import dataclasses
 import gzip
@@ -31,10 +31,10 @@ class DoesNotFit(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler made: its text and its own account of memory, bytes per device.
+    """A compiled program: its text, and the compiler's account of memory in bytes per device.
 
-    ``peak`` are arguments and live temporaries at the worst moment, without the gaps between buffers (which add up to a
-    tenth); ``seconds`` is how long compiling took, 0 when it was remembered.
+    ``peak`` is the largest sum of arguments and live temporaries, without the gaps between buffers (which add up to a
+    tenth). ``seconds`` is the time of the compilation, 0 if it was cached.
     """
 
     text: str
@@ -48,7 +48,7 @@ class Compiled:
 
 
 def cache_folder() -> Path:
-    """Where compilations are remembered: ``$METACANVAS_PLAN_CACHE``, or the user's cache folder."""
+    """The folder of cached compilations: ``$METACANVAS_PLAN_CACHE``, or the user's cache folder."""
     given = os.environ.get("METACANVAS_PLAN_CACHE")
     if given:
         return Path(given)
@@ -56,11 +56,11 @@ def cache_folder() -> Path:
 
 
 def compile_program(program: Program, where: Slice, *, options: dict[str, str] | None = None) -> Compiled:
-    """Compiles a program for a slice, or finds that it was compiled before.
+    """Compiles a program for a slice, or loads the compilation from the cache.
 
     Raises:
-        DoesNotFit: it needs more memory than a chip has.
-        UserError: the compiler knows no such option.
+        DoesNotFit: the program needs more memory than a chip has.
+        UserError: the compiler does not know an option.
     """
     options = flags_for(where.chip.name) if options is None else options
     lowered = program.lowered
@@ -99,7 +99,7 @@ def _result(program: Program, where: Slice, record: dict[str, Any]) -> Compiled:
 
 
 def does_not_fit(message: str, name: str, where: Slice) -> DoesNotFit:
-    """One clear line of the compiler's message, which comes in two shapes, and its largest buffers."""
+    """One line from the compiler's message, which has two formats, and the largest buffers."""
     available = where.chip.hbm
     needed = 0.0
     if match := USED.search(message) or EXCEEDS.search(message):
@@ -121,10 +121,10 @@ def does_not_fit(message: str, name: str, where: Slice) -> DoesNotFit:
 
 
 def compilation_key(lowered: Any, where: Slice, options: dict[str, str]) -> str:
-    """What a compilation is remembered by: the text, its scopes, the slice, the options and the compiler's version.
+    """The cache key of a compilation: a hash of text, scopes, slice, options and the compiler's version.
 
-    Scopes name the parts of a report and are no part of the plain text. Names without a slash are functions on the way
-    to an operation and are left out: who asks does not matter.
+    A report needs the scopes, and the plain text does not contain them. Names without a slash are calling functions.
+    They are left out, so that the key does not depend on the caller.
     """
     names = set(re.findall(r'loc\("([^"]+)"\(', lowered.as_text(debug_info=True)))
     scopes = sorted(name for name in names if "/" in name)
@@ -138,7 +138,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(gzip.decompress(path.read_bytes()))
     except (OSError, EOFError, json.JSONDecodeError):
-        return None  # torn or foreign: compiled again and overwritten
+        return None  # incomplete or not ours: the program is compiled again and the file overwritten
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:

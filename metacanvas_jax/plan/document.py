@@ -1,4 +1,4 @@
-"""docs/performance.md: reports that were kept as JSON, as one page."""
+"""Writes docs/performance.md from reports that are stored as JSON."""
 
 import json
 import os
@@ -18,7 +18,7 @@ HEADS = (
 
 
 def keep(folder: Path, name: str, reports: Sequence[Report]) -> None:
-    """Writes ``folder/name.json``, whole or not at all."""
+    """Writes ``folder/name.json`` atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{name}.tmp"
     draft.write_text(as_json(list(reports)))
@@ -26,13 +26,13 @@ def keep(folder: Path, name: str, reports: Sequence[Report]) -> None:
 
 
 def kept(folder: Path, name: str) -> list[Report]:
-    """The reports of ``folder/name.json``; none without that file."""
+    """The reports of ``folder/name.json``; an empty list without that file."""
     path = folder / f"{name}.json"
     return [Report.from_dict(tree) for tree in json.loads(path.read_text())] if path.exists() else []
 
 
 def name_of(job: Job | Measured) -> str:
-    """``t2i_scratch.v5e_4x4.pixels``: the file of a job's reports."""
+    """The name of the file of a job's reports, such as ``t2i_scratch.v5e_4x4.pixels``."""
     config = Path(job.config).stem if isinstance(job, Job) else job.name.partition(" ")[0]
     pixels = ".pixels" if isinstance(job, Job) and job.on.pixels else ""
     topology = job.on.topology if isinstance(job, Job) else job.topology
@@ -40,15 +40,15 @@ def name_of(job: Job | Measured) -> str:
 
 
 def page(folder: Path, jobs: Sequence[Job], published: Sequence[Measured]) -> str:
-    """The page of what is kept in a folder, in the order of the jobs."""
+    """The page of the reports in a folder, in the order of the jobs."""
     reports = [report for job in jobs for report in kept(folder, name_of(job))]
     truths = [(truth, report) for truth in published for report in kept(folder, name_of(truth))]
     lines = [
-        "# Performance, as far as it can be known without a TPU",
+        "# Estimated performance on TPU",
         "",
-        "Written by `make plan-all` (`benchmarks/plan_all.py`): full-size configs are compiled ahead of time for their",
-        "TPU slices and reckoned from the compiled program. `metacanvas plan --config C --topology T` prints the same",
-        "for one config. What was not compiled is not here.",
+        "`make plan-all` (`benchmarks/plan_all.py`) writes this page. Full-size configs are compiled ahead of time for",
+        "their TPU slices, and their cost is estimated from the compiled program. No TPU is used.",
+        "`metacanvas plan --config C --topology T` prints the same for one config.",
         "",
         *(f"- {note}." for note in ASSUMPTIONS),
         "",

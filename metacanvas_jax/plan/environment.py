@@ -9,15 +9,15 @@ VARIABLES = {
     "TPU_WORKER_HOSTNAMES": "localhost",  # silences another
     "TPU_LOG_DIR": "disabled",  # no log files in /tmp
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two compilations may run at once
-    # Kernels carry the places they are written at and called from. With the first alone, and without the checkout's own
-    # path, a compilation is known whoever asks for it and from where (plan/compile.py). No place at all would take the
-    # scopes away too, by which parts are told.
+    # Kernels contain source locations: the kernel's own line and those of its callers. Only the first is kept, without
+    # the path of the checkout, so that the cache of plan/compile.py does not depend on the caller or on the folder.
+    # Without any location the scopes would be lost too, and a report could not assign operations to parts.
     "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "1",
     "JAX_HLO_SOURCE_FILE_CANONICALIZATION_REGEX": ".*/(?=metacanvas_jax/)",
 }
 
 
 def prepare_environment() -> None:
-    """Sets what is not set; without effect on jax if jax has been imported already."""
+    """Sets the variables that are not set yet. It has no effect on JAX if JAX has been imported already."""
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)

@@ -1,8 +1,8 @@
-"""FLOPs of a program as it was written, before any compiler: counted in its trace, by scope.
+"""FLOPs of a program as written, before compilation: counted in its trace, by scope.
 
-What the partitioner computes twice, or the compiler recomputes by itself, is missing here, so that the ratio of the
-compiled program's FLOPs to these shows it. The trace counts matrix products and convolutions (a multiplication and an
-addition are 2 FLOPs) and what Pallas kernels declare. Tests hold it against formulas of the published networks.
+Work that the partitioner duplicates, or that the compiler recomputes, is not counted. The ratio of the compiled
+program's FLOPs to these shows it. Matrix products and convolutions are counted (a multiplication and an addition are 2
+FLOPs), and the FLOPs that Pallas kernels declare. Tests compare the counts with formulas of the published networks.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from metacanvas_jax.plan.hlo import valid_positions
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """FLOPs of one traced operation over all devices and repetitions; ``kernel`` names a Pallas kernel."""
+    """FLOPs of one traced operation, summed over devices and repetitions. ``kernel`` is the name of a Pallas kernel."""
 
     scope: str
     flops: float
@@ -23,24 +23,24 @@ class Count:
 
     @property
     def is_backward(self) -> bool:
-        """Part of the gradient proper (and not of a forward pass that is computed again for it)."""
+        """Whether it belongs to the backward pass, and not to a recomputed forward pass."""
         return "transpose(" in self.scope and "rematted_computation" not in self.scope
 
     @property
     def is_recomputed(self) -> bool:
-        """A forward pass once more, to save memory."""
+        """Whether it belongs to a forward pass that is recomputed to save memory."""
         return "rematted_computation" in self.scope
 
 
 def count(jaxpr: Any, platform: str = "tpu") -> list[Count]:
-    """Every product of a closed jaxpr; where it depends on the platform, as it would be on ``platform``."""
+    """Every product of a closed jaxpr, with the branches that are chosen on ``platform``."""
     return list(_walk(jaxpr.jaxpr, "", 1.0, platform))
 
 
 def model_flops(counts: list[Count]) -> float:
-    """FLOPs that a step needs: forward once, backward only for what asks for a gradient, nothing computed again.
+    """FLOPs that a step needs: one forward pass, the backward pass where gradients are needed, no recomputation.
 
-    A kernel counts by its forward pass, three times where it is differentiated, whatever its backward pass recomputes.
+    A kernel that is differentiated counts three times its forward pass, even if its backward pass recomputes more.
     """
     total = 0.0
     for item in counts:
@@ -82,7 +82,7 @@ def _branch(params: dict, scope: str, times: float, platform: str) -> Iterator[C
     if platforms is not None:
         chosen = next(i for i, names in enumerate(platforms) if names is None or platform in names)
         yield from _walk(branches[chosen], scope, times, platform)
-    else:  # which one runs is not known: the dearest
+    else:  # which branch runs is unknown: the most expensive one is counted
         yield from max(
             (list(_walk(branch, scope, times, platform)) for branch in branches),
             key=lambda counts: sum(item.flops for item in counts),

@@ -1,6 +1,6 @@
-"""Optimised TPU programs as data: what ``compiled.as_text()`` says, and what follows from it about one operation.
+"""Parses the text of an optimised TPU program (``compiled.as_text()``), and computes costs of single operations.
 
-The text is scheduled: operations of a computation stand in the order they run in.
+The text is scheduled: the operations of a computation are in the order of their execution.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ ASSIGNMENT = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$", re.S)
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """One operation. ``type`` is its result's, ``attributes`` everything behind its operands, ``scope`` its op_name."""
+    """One operation. ``type`` is its result's, ``attributes`` the text behind its operands, ``scope`` its op_name."""
 
     name: str
     kind: str
@@ -40,13 +40,13 @@ class Op:
 
     @property
     def scope(self) -> str:
-        """Where in the Python program it comes from."""
+        """The scope of the Python program that it comes from."""
         match = re.search(r'op_name="([^"]*)"', self.attributes)
         return match.group(1) if match else ""
 
     @property
     def cycles(self) -> int:
-        """The compiler's estimate; 0 where it has none."""
+        """The compiler's estimate of cycles; 0 without one."""
         match = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
         return int(match.group(1)) if match else 0
 
@@ -74,7 +74,7 @@ class Module:
     entry: str
 
     def callee(self, op: Op) -> Computation:
-        """What a fusion or a call runs."""
+        """The computation of a fusion or a call."""
         return self.computations[op.named("calls") or op.named("to_apply") or ""]
 
 
@@ -152,25 +152,25 @@ def total_bytes(type_text: str) -> float:
 
 
 def first_bytes(type_text: str) -> float:
-    """Bytes of the first array of a type: what an asynchronous copy moves."""
+    """Bytes of the first array of a type: those that an asynchronous copy moves."""
     return next((size for size, _ in _arrays(type_text)), 0.0)
 
 
 def hbm_bytes(type_text: str) -> float:
-    """Bytes of the arrays of a type that lie in HBM: not in on-chip memory, not on the host."""
+    """Bytes of the arrays of a type that are in HBM: not in on-chip memory and not on the host."""
     return sum(size for size, layout in _arrays(type_text) if not ELSEWHERE.search(layout))
 
 
 def host_bytes(type_text: str) -> float:
-    """Bytes of the arrays of a type that lie in the host's memory."""
+    """Bytes of the arrays of a type that are in the host's memory."""
     return sum(size for size, layout in _arrays(type_text) if ON_HOST.search(layout))
 
 
 def trip_count(module: Module, loop: Op) -> int:
-    """How often a ``while`` runs its body; 1 if that cannot be told.
+    """The number of iterations of a ``while``; 1 if it cannot be found.
 
-    TPU programs carry no known_trip_count: the bound is the constant of the condition's comparison, the step is what
-    the body adds to the counter (loops that were unrolled by the compiler count by more than 1).
+    TPU programs have no known_trip_count. The bound is the constant in the condition's comparison. The step is the
+    amount that the body adds to the counter (more than 1 if the compiler has unrolled the loop).
     """
     condition = module.computations[loop.named("condition") or ""]
     body = module.computations[loop.named("body") or ""]
@@ -208,7 +208,7 @@ def _increment(body: Computation, name: str) -> int:
 
 
 def product_flops(module: Module, computation: Computation) -> float:
-    """FLOPs of the matrix products and convolutions of a computation and of what its fusions call, once each."""
+    """FLOPs of the matrix products and convolutions of a computation, including those inside its fusions."""
     total = 0.0
     for op in computation.values():
         if op.kind == "convolution":
@@ -224,9 +224,9 @@ def product_flops(module: Module, computation: Computation) -> float:
 
 
 def _convolution_flops(computation: Computation, op: Op) -> float:
-    """Multiplications that meet real values: those with padding and with the gaps of dilation do not count.
+    """FLOPs without the multiplications by padding and by the gaps of dilation.
 
-    The compiler writes matrix products as convolutions whose padding and dilation select what is multiplied.
+    The compiler writes matrix products as convolutions, whose padding and dilation select the factors.
     """
     labels = re.search(r"dim_labels=([\w?]+)_([\w?]+)->([\w?]+)", op.attributes)
     if labels is None:
@@ -261,7 +261,7 @@ def _convolution_flops(computation: Computation, op: Op) -> float:
 def valid_positions(
     *, inputs: int, kernel: int, outputs: int, stride: int, before: int, input_dilation: int, kernel_dilation: int
 ) -> int:
-    """Pairs of an output and a kernel place along one axis that meet a real input: no padding, no dilation gap."""
+    """The number of pairs (output, kernel position) along one axis that read an input: no padding, no dilation gap."""
     at = np.arange(outputs)[:, None] * stride + np.arange(kernel)[None] * kernel_dilation - before
     inside = (at >= 0) & (at <= (inputs - 1) * input_dilation) & (at % input_dilation == 0)
     return int(inside.sum())
@@ -270,8 +270,8 @@ def valid_positions(
 def traffic(module: Module, computation: Computation, op: Op) -> float:
     """HBM bytes that an operation reads and writes.
 
-    A fused operand that is only sliced counts as the slice, one that is only updated in place as the update. What a
-    fusion hands through for a collective in flight is that collective's: its bytes are those on the wire.
+    A fused operand that is only sliced counts as the slice. One that is only updated in place counts as the update.
+    Operands that a fusion passes to a running collective do not count; the collective counts its bytes on the wire.
     """
     written = hbm_bytes(op.type)
     if op.kind in ("dynamic-slice", "slice", "gather"):
@@ -305,7 +305,7 @@ def traffic(module: Module, computation: Computation, op: Op) -> float:
 
 
 def _read(module: Module, fused: Computation, parameter: str, whole: float) -> float:
-    """Bytes of a fusion's parameter that are read: all, unless every user, in fusions inside as well, slices it."""
+    """Bytes of a fusion's parameter that are read: all, unless every user slices it (nested fusions included)."""
     total = 0.0
     for user in (x for x in fused.values() if parameter in x.operands):
         if user.kind == "dynamic-slice" and parameter not in user.operands[1:]:
@@ -321,7 +321,7 @@ def _read(module: Module, fused: Computation, parameter: str, whole: float) -> f
 
 
 def _in_flight(fused: Computation) -> set[str]:
-    """The collectives of a fusion, and what it only hands to them and on."""
+    """The collectives of a fusion, and the values that it only passes to them or through."""
     found = {x.name for x in fused.values() if x.kind.removesuffix("-start") in COLLECTIVES}
     if found:
         found |= {x.name for x in fused.values() if x.kind == "custom-call" and found & set(x.operands)}
@@ -333,14 +333,14 @@ def _in_flight(fused: Computation) -> set[str]:
 
 
 def operand_bytes(computation: Computation, op: Op) -> float:
-    """HBM bytes of the operands."""
+    """HBM bytes of the operands of an operation."""
     return sum(hbm_bytes(computation[name].type) for name in op.operands if name in computation)
 
 
 def device_groups(op: Op) -> np.ndarray:
-    """The devices (numbers in the mesh's order) that take part together: ``[groups, members]``.
+    """The groups of devices of a collective, as numbers in the order of the mesh: ``[groups, members]``.
 
-    Raises ValueError for a way of writing groups that is not known.
+    Raises ValueError for an unknown notation of groups.
     """
     text = op.attributes
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
@@ -362,7 +362,7 @@ def device_groups(op: Op) -> np.ndarray:
 
 
 def _mesh_groups(names: list[str], lengths: list[int], parts: list[tuple[str, int, int]]) -> np.ndarray:
-    # A part of an axis, 'x':(4)2, is the factor of length 2 behind the first 4.
+    # 'x':(4)2 is a factor of axis x: of length 2, after a factor of length 4.
     shape: list[int] = []
     place: dict[tuple[str, int], int] = {}
     for name, length in zip(names, lengths, strict=True):

@@ -1,15 +1,16 @@
-"""What a compiled step costs on one device: every operation with its repetitions, FLOPs, bytes, part and seconds.
+"""The estimated cost of a compiled step on one device: repetitions, FLOPs, bytes and seconds of every operation.
 
-Loops are multiplied out (the compiler's own ``cost_analysis`` counts their bodies once). Seconds are reckoned thus:
+The body of a loop counts once per iteration (the compiler's own ``cost_analysis`` counts it once). Seconds are
+estimated as follows:
 
-- *products* (fusions with a matrix product or convolution): the compiler's cycles over the clock, held between what
-  peak FLOP/s and bandwidth allow at best and 60 % of peak plus the memory traffic: outside of large products the
-  cycles over-state several times;
-- *memory* (everything else): HBM bytes at 85 % of the bandwidth;
-- *kernels* (Pallas): their declared FLOPs at the share of peak that the static schedule of the kernel reaches
-  (``kernel_shares``), or their declared bytes, whichever takes longer;
-- *collectives*: bytes on the wire of one device over two links of the torus, or over the data-centre network where
-  slices take part; of one that runs beside other operations only what these do not cover.
+- *products* (fusions with a matrix product or convolution): the compiler's cycles divided by the clock. The lower limit
+  is the time at peak FLOP/s or at full bandwidth. The upper limit is the time at 60 % of peak plus that of the memory
+  traffic, because the cycles of small products are several times too large.
+- *memory* (everything else): HBM bytes at 85 % of the bandwidth.
+- *kernels* (Pallas): the longer of two times. One is that of the declared FLOPs at the share of peak which the kernel's
+  static schedule reaches (``kernel_share``). The other is that of the declared bytes.
+- *collectives*: bytes on the wire of one device over two links of the torus, or over the data-centre network between
+  slices. Only the time that is not hidden behind other operations counts.
 
 Nothing here was measured on a TPU.
 """
@@ -34,11 +35,11 @@ HOST_BANDWIDTH = 16e9  # bytes per second and device between HBM and the memory 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One operation over a whole step: all ``count`` runs of it together, on one device.
+    """One operation over a whole step: the sum of its ``count`` runs on one device.
 
-    ``seconds`` is what it takes, ``exposed`` the part that nothing else covers (all of it but for asynchronous
-    collectives and copies). ``group`` and ``overlap`` ("alone", "beside") belong to collectives, ``bytes`` are then
-    those on the wire.
+    ``seconds`` is its time. ``exposed`` is the time not hidden behind other operations; it is shorter for asynchronous
+    collectives and copies only. For collectives ``bytes`` are those on the wire, ``group`` is the number of devices,
+    and ``overlap`` is "alone" or "beside" (other operations).
     """
 
     name: str
@@ -56,7 +57,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What seconds are reckoned with: the chip, devices per slice, and the share of peak FLOP/s of each kernel."""
+    """The data for estimating seconds: the chip, devices per slice, and the share of peak FLOP/s of each kernel."""
 
     chip: Chip
     per_slice: int
@@ -64,14 +65,14 @@ class Machine:
 
 
 def items(module: Module, machine: Machine) -> list[Item]:
-    """All operations of a step that cost something."""
+    """All operations of a step with a cost above zero."""
     walk = _Walk(module, machine)
     walk.run(module.entry, 1)
     return walk.items
 
 
 class _Walk:
-    """Goes through computations in the order they run, multiplying loops out."""
+    """Visits computations in the order of their execution and multiplies the bodies of loops by their iterations."""
 
     def __init__(self, module: Module, machine: Machine):
         self.module, self.machine = module, machine
@@ -82,13 +83,13 @@ class _Walk:
         computation = self.module.computations[name]
         elapsed = 0.0
         started: dict[str, tuple[float, Op]] = {}
-        fused: dict[str, list] = {}  # by channel: a collective, its computation, is it a scatter, seconds beside others
+        fused: dict[str, list] = {}  # by channel: collective, its computation, is it a scatter, seconds beside others
         for op in computation.values():
             if op.kind == "while":
                 trips = hlo.trip_count(self.module, op)
                 elapsed += trips * self.run(op.named("body") or "", times * trips)
             elif op.kind == "conditional":
-                elapsed += self._dearest(op.branches(), times)
+                elapsed += self._most_expensive(op.branches(), times)
             elif op.kind == "call":
                 elapsed += self.run(op.named("to_apply") or "", times)
             elif op.kind.endswith("-start"):
@@ -111,8 +112,8 @@ class _Walk:
             elapsed += self._collective(op, inner, times, covered=covered, overlap=overlap, is_scatter=is_scatter)
         return elapsed
 
-    def _dearest(self, branches: list[str], times: int) -> float:
-        # Which branch runs is not known: the dearest one is reckoned, and only it is kept.
+    def _most_expensive(self, branches: list[str], times: int) -> float:
+        # Which branch runs is unknown: only the most expensive one is counted.
         best, kept = -1.0, []
         before = self.items
         for branch in branches:
@@ -163,7 +164,7 @@ class _Walk:
         base = start.kind.removesuffix("-start")
         if base in COLLECTIVES:
             return self._collective(start, computation, times, covered=covered, overlap="beside")
-        if base in ("call", "async"):  # offloaded to a core of its own
+        if base in ("call", "async"):  # offloaded to a separate core
             inner = self.module.computations.get(start.named("to_apply") or start.named("calls") or "", {})
             seconds = 0.0
             for op in inner.values():
@@ -179,7 +180,7 @@ class _Walk:
         return self._add(dataclasses.replace(item, exposed=exposed, overlap="beside"))
 
     def _fused_collectives(self, op: Op, fused: dict[str, list], seconds: float) -> None:
-        """A collective that was fused shows in a start fusion, in the fusions it runs beside and in a done fusion."""
+        """A fused collective appears in a start fusion, in the fusions that run beside it, and in a done fusion."""
         name = op.named("calls") or ""
         inner = self.module.computations[name]
         for x in inner.values():
@@ -229,7 +230,7 @@ def _operands(computation: Computation, op: Op) -> Computation:
 
 
 def total(costs: Iterable[Item], value: Callable[[Item], float], key: Callable[[Item], str]) -> dict[str, float]:
-    """Sums of a value by a key, largest first."""
+    """The sums of ``value`` for each ``key``, largest first."""
     sums: collections.Counter[str] = collections.Counter()
     for item in costs:
         sums[key(item)] += value(item)

@@ -1,4 +1,4 @@
-"""Training steps whose times others measured, to compare estimates with. Compiling them needs shapes only."""
+"""Training steps with published times, to compare estimates with. Compiling them needs only shapes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from metacanvas_jax.types import Given, States
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A job whose step time others published, what is assumed about it, and why an estimate differs."""
+    """A job with a published step time, the assumptions about it, and the reason why the estimate differs."""
 
     name: str
     seconds: float
@@ -35,7 +35,7 @@ class Measured:
 
 
 def dit_program(name: str, network: nn.Module, inputs: dict[str, Any], mesh: Mesh) -> Program:
-    """A train step of a DiT alone."""
+    """The train step of a DiT without MLLM, text encoder and autoencoder."""
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-5))
     batch = {key: jax.ShapeDtypeStruct(shape, dtype) for key, (shape, dtype) in inputs.items()}
 

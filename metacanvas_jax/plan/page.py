@@ -1,4 +1,4 @@
-"""Reports as one HTML page that needs nothing beside itself."""
+"""Reports as one self-contained HTML page."""
 
 import html as escape
 from collections.abc import Sequence

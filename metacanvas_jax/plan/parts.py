@@ -1,4 +1,4 @@
-"""To which part of MetaCanvas an operation belongs, told by the names of modules in its scope."""
+"""The parts of MetaCanvas in a report. The names of modules in the scope of an operation decide its part."""
 
 import re
 
@@ -8,7 +8,7 @@ VAE = "VAE"
 VAES = "|".join(network.module.__name__ for network in registry.family("vae").values())
 CANVAS_WRITE, CANVAS_CONNECTOR = "canvas write", "canvas connector"
 CANVAS_PARTS = (CANVAS_WRITE, CANVAS_CONNECTOR)
-"""What a step has with a canvas and has not without."""
+"""The parts that a step has only with a canvas."""
 
 PARTS = (
     ("optimizer", re.compile(r"\b(optimizer|ema)\b")),
@@ -25,9 +25,9 @@ OTHER = "other"
 
 
 def part_of(scope: str, sort: str) -> str:
-    """The part; the DiT is taken apart into attention, matmul and other by ``sort`` ("product", "kernel", ...).
+    """The part of an operation. ``sort`` ("product", "kernel", ...) splits the DiT into attention, matmul and other.
 
-    What lies in no module is the loss, the noise and the batch: "other".
+    Operations outside of all modules (loss, noise, batch) are "other".
     """
     name = next((name for name, pattern in PARTS if pattern.search(scope)), OTHER)
     if name != "DiT":
@@ -38,5 +38,5 @@ def part_of(scope: str, sort: str) -> str:
 
 
 def is_recomputed(scope: str, name: str = "") -> bool:
-    """A forward pass computed again for the gradient, by our own policy or by the compiler (``.remat``)."""
+    """Whether it is a recomputed forward pass, by the config's ``remat`` or by the compiler (``.remat``)."""
     return "rematted_computation" in scope or ".remat" in name

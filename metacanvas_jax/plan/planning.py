@@ -1,4 +1,4 @@
-"""``metacanvas plan``: which programs of a config are looked at on which slice, and where the reports go."""
+"""``metacanvas plan``: chooses the slice and the programs of a config, and prints and stores their reports."""
 
 import math
 import os
@@ -30,13 +30,13 @@ def plan(
     out: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Report]:
-    """Compiles the train step of a bucket (of most pixels, a named one, or "all") and prints its table.
+    """Compiles the train step of a bucket (that with most pixels, a named one, or "all") and prints its report.
 
-    The slice ``topology`` is the first that the config names unless given, with the mesh that is for it.
-    ``mesh`` ("fsdp=32,tensor=4") replaces the config's. The step reads stored latents, or with ``pixels`` encodes
-    what it reads, which takes the compiler many times as long. With a ``budget`` so many meshes and ways to
-    rematerialise are compiled and compared instead. With ``sampling`` the drawing of a batch is planned as well.
-    ``out`` gets ``plan.json`` and ``plan.html``.
+    By default the slice is the first of the config's ``hardware``, with the mesh given there. ``mesh``
+    ("fsdp=32,tensor=4") replaces the config's mesh. The step reads stored latents. With ``pixels`` it encodes pixels,
+    which takes many times as long to compile. With a ``budget``, this many candidates (mesh and rematerialisation) are
+    compiled and compared instead. ``sampling`` also plans the drawing of a batch. ``plan.json`` and ``plan.html`` are
+    written to the folder ``out``.
 
     Raises:
         UserError: an unknown slice or bucket, a mesh that does not fit it, a batch that does not divide.
@@ -73,7 +73,7 @@ def plan(
 
 
 def choose(buckets: tuple[Bucket, ...], task: str | None) -> list[Bucket]:
-    """The buckets asked for; None is the one with most pixels, given ones too. Raises UserError for another name."""
+    """The buckets of a task; None is the one with most pixels, "all" is every bucket. Raises UserError for others."""
     if task is None:
         return [max(buckets, key=size)]
     if task == "all":
@@ -85,13 +85,13 @@ def choose(buckets: tuple[Bucket, ...], task: str | None) -> list[Bucket]:
 
 
 def size(bucket: Bucket) -> int:
-    """Pixels that a step of a bucket reads: what its work grows with."""
+    """Pixels that a step of a bucket reads (target, source and references), as a measure of its cost."""
     frames = bucket.frames * (2 if TASKS[bucket.task].vae == "source" else 1) + bucket.references
     return (bucket.batch or 0) * frames * math.prod(bucket.size)
 
 
 def parse_mesh(text: str) -> MeshConfig:
-    """``data=1,fsdp=32,tensor=4`` to a mesh; axes that are not named are 1. Raises UserError for anything else."""
+    """The mesh of ``data=1,fsdp=32,tensor=4``; axes without a size are 1. Raises UserError for other text."""
     sizes = dict.fromkeys(AXES, 1)
     for part in text.split(","):
         axis, _, size = part.partition("=")
@@ -102,7 +102,7 @@ def parse_mesh(text: str) -> MeshConfig:
 
 
 def write(folder: Path, reports: list[Report]) -> None:
-    """``plan.json`` and ``plan.html``, each whole or not at all."""
+    """Writes ``plan.json`` and ``plan.html`` into a folder, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("plan.json", as_json(reports)), ("plan.html", page.html(reports))):
         draft = folder / f".{name}.tmp"

@@ -1,4 +1,4 @@
-"""What ``metacanvas plan`` says about one program on one slice: built from the costs, printed as a table or as JSON."""
+"""The report of ``metacanvas plan`` on one program and one slice, made from the costs; as a table or as JSON."""
 
 import collections
 import dataclasses
@@ -16,13 +16,15 @@ from metacanvas_jax.plan.programs import Program
 from metacanvas_jax.plan.topology import Slice
 
 ASSUMPTIONS = (
-    "nothing was measured: products by the compiler's cycles, other operations by HBM bytes at 85 % of the bandwidth, "
-    "kernels by their static schedule, collectives by bytes over two links of the torus",
-    "MFU = model FLOPs / (devices x peak FLOP/s x step seconds); model FLOPs are forward plus the backward passes that "
-    "training needs (frozen networks once, attention three times its forward), without anything computed again",
-    "training reads latents and media for the MLLM, as `metacanvas prepare --latents` stores them, or encodes pixels "
-    'in the step where that is said; "without VAE" leaves the autoencoder\'s FLOPs and seconds out',
-    "activations are the peak minus what is held; gaps between buffers add up to a tenth, and what compiles fits",
+    "Times are estimates, not measurements: products by the compiler's cycles, other operations by HBM bytes at 85 % "
+    "of the bandwidth, kernels by their static schedule, collectives by bytes over two links of the torus",
+    "MFU = model FLOPs / (devices x peak FLOP/s x step seconds). Model FLOPs are those of the forward pass and of the "
+    "backward passes that training needs (frozen networks once, attention three times its forward). Recomputation does "
+    "not count",
+    "Training reads stored latents and media for the MLLM (`metacanvas prepare --latents`), or encodes pixels in the "
+    'step where the name says "from pixels". "Without VAE" leaves out the FLOPs and seconds of the autoencoder',
+    "Activations are the peak minus parameters, optimizer and batch. Gaps between buffers add up to a tenth. A program "
+    "that compiles fits",
 )
 
 
@@ -30,8 +32,8 @@ ASSUMPTIONS = (
 class Part:
     """One part of a step: FLOPs over all devices, seconds on one device.
 
-    ``flops`` are those of the compiled program, ``traced_flops`` of the program as written, ``model_flops`` what the
-    model needs, without anything computed again.
+    ``flops`` are those of the compiled program, ``traced_flops`` those of the program as written. ``model_flops`` are
+    those that the model needs, without recomputation.
     """
 
     name: str
@@ -41,11 +43,11 @@ class Part:
     products: float
     kernels: float
     memory: float
-    collectives: float  # what nothing covers
+    collectives: float  # only the time that is not hidden behind other operations
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """The sum over products, kernels, memory and collectives."""
         return self.products + self.kernels + self.memory + self.collectives
 
 
@@ -75,7 +77,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Everything about one program; ``memory`` are bytes per device by category, ``seconds`` those of one step."""
+    """The report of one program. ``memory`` is in bytes per device by category; ``seconds`` are those of one step."""
 
     config: str
     program: str
@@ -99,21 +101,21 @@ class Report:
 
     @property
     def seconds(self) -> float:
-        """Of one step, estimated."""
+        """The estimated time of one step."""
         return sum(part.seconds for part in self.parts)
 
     @property
     def model_flops(self) -> float:
-        """Of one step, without anything computed again."""
+        """FLOPs of one step, without recomputation."""
         return sum(part.model_flops for part in self.parts)
 
     @property
     def mfu(self) -> float:
-        """Share of the slice's peak that the model's FLOPs take."""
+        """Model FLOPs utilisation: the share of the slice's peak FLOP/s."""
         return self.model_flops / (self.devices * self.peak_flops * self.seconds) if self.seconds else 0.0
 
     def without(self, *names: str) -> "Report":
-        """The same step without some parts: what it were if those had been computed ahead."""
+        """The same step without some parts, as if their results had been computed ahead of training."""
         return dataclasses.replace(self, parts=tuple(part for part in self.parts if part.name not in names))
 
     @property
@@ -128,7 +130,7 @@ class Report:
         return sum(part.flops for part in self.parts) / traced if traced else 0.0
 
     def canvas_share(self, what: str = "seconds") -> float:
-        """What the canvas adds to the step, of the step without it: by "seconds" or "flops" of its parts."""
+        """The cost of the canvas relative to the step without it, in "seconds" or "flops"."""
         of_canvas = sum(getattr(part, what) for part in self.parts if part.name in parts.CANVAS_PARTS)
         rest = sum(getattr(part, what) for part in self.parts) - of_canvas
         return of_canvas / rest if rest else 0.0
@@ -149,7 +151,7 @@ class Report:
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> "Report":
-        """The reverse of ``to_dict``; what an older report lacks is left empty."""
+        """The inverse of ``to_dict``; fields that an older report does not have stay empty."""
         fields = {field.name: tree[field.name] for field in dataclasses.fields(cls) if field.name in tree}
         fields["parts"] = tuple(Part(**part) for part in fields["parts"])
         fields["kernels"] = tuple(Kernel(**row) for row in fields.get("kernels", ()))
@@ -244,19 +246,19 @@ def _collectives(costs: list[Item]) -> tuple[Collective, ...]:
 
 
 def worst(costs: list[Item], peak: float, count: int = 5) -> list[str]:
-    """The things that cost most and need not: seconds beyond the products at peak FLOP/s, by cause and part."""
+    """The largest avoidable costs: seconds beyond the products at peak FLOP/s, by cause and part."""
     lost: collections.Counter[str] = collections.Counter()
     for item in costs:
         part = parts.part_of(item.scope, item.sort)
         if item.sort == "collective":
-            how = "covered only in part" if item.overlap == "beside" else "beside nothing"
+            how = "partly overlapped" if item.overlap == "beside" else "not overlapped"
             lost[f"{part}: {item.kind} over {item.group} devices, {how}"] += item.exposed
         elif item.sort == "memory":
             lost[f"{part}: reading and writing HBM outside of products"] += item.exposed
         else:
             again = parts.is_recomputed(item.scope, item.name)
             if again:
-                lost[f"{part}: computed again in the backward pass"] += item.seconds
+                lost[f"{part}: recomputed in the backward pass"] += item.seconds
             else:
                 what = "kernels" if item.sort == "kernel" else "products"
                 lost[f"{part}: {what} below peak FLOP/s"] += item.seconds - item.flops / peak

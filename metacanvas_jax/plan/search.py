@@ -1,7 +1,8 @@
-"""``metacanvas plan --search``: meshes and rematerialisation for a slice, within a budget of compilations.
+"""``metacanvas plan --search``: searches the mesh and the rematerialisation for a slice, with a budget of compilations.
 
-What cannot win without compiling is told by arithmetic: a batch that does not divide, heads that do not divide, a state
-that alone is larger than a chip's memory. The rest is compiled, the most promising first, and every loser is told why.
+Some candidates are refused without compiling: a batch or heads that do not divide among the devices, or a train state
+larger than a chip's memory. The others are compiled, the most promising first. Every candidate but the best gets a
+reason.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ TILE = 16  # rows of bfloat16
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A mesh, how the DiT is rematerialised, and the samples of a step."""
+    """A mesh, the ``remat`` of the DiT, and the samples of a step."""
 
     mesh: MeshConfig
     remat: str
@@ -39,7 +40,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A candidate, its report (None when it was not compiled) and why it is not the best (empty for the best)."""
+    """A candidate, its report (None if it was not compiled), and the reason why it is not the best (empty if it is)."""
 
     candidate: Candidate
     report: Report | None
@@ -47,7 +48,7 @@ class Outcome:
 
     @property
     def per_sample(self) -> float:
-        """Seconds per sample of the whole slice; infinite without a step that fits."""
+        """Seconds per sample on the whole slice; infinite if the step does not fit."""
         fits = self.report is not None and self.report.passed
         return self.report.seconds / self.report.samples if fits else float("inf")
 
@@ -55,10 +56,11 @@ class Outcome:
 def candidates(
     devices: int, batches: tuple[int, ...], width: int, remats: tuple[str, ...] = REMAT_CHOICES
 ) -> list[Candidate]:
-    """Every mesh of powers of two, the plain ones (samples and parameters split, nothing else) first.
+    """All meshes of powers of two; those that split only samples and parameters come first.
 
-    Among those the ones whose gradients the compiler reduce-scatters instead of all-reducing: where the DiT's ``width``
-    is cut into whole tiles, and not over all of 16 or more devices (seen with libtpu 0.0.42).
+    Among these, meshes for which the compiler reduce-scatters gradients come before those with an all-reduce. With
+    libtpu 0.0.42 it reduce-scatters if the DiT's ``width`` is cut into whole tiles, and not over all of 16 or more
+    devices.
     """
     powers = [2**i for i in range(devices.bit_length()) if devices % 2**i == 0]
     found = []
@@ -88,7 +90,7 @@ def search(
     batches: tuple[int, ...] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Outcome]:
-    """Outcomes, the best first; at most ``budget`` programs are compiled."""
+    """The outcomes of all candidates, the best first. At most ``budget`` programs are compiled."""
     outcomes: list[Outcome] = []
     compiled = 0
     for candidate in candidates(where.size, batches or (bucket.batch,), experiment.dit.width):
@@ -106,7 +108,7 @@ def search(
 
 
 def ranked(outcomes: list[Outcome]) -> list[Outcome]:
-    """The same, fastest per sample first, each loser with its reason."""
+    """The outcomes sorted by seconds per sample, each with the reason why it is not the best."""
     outcomes = sorted(outcomes, key=lambda outcome: outcome.per_sample)
     best = outcomes[0].report if outcomes and outcomes[0].per_sample < float("inf") else None
     return [
@@ -116,7 +118,7 @@ def ranked(outcomes: list[Outcome]) -> list[Outcome]:
 
 
 def why_not(report: Report, best: Report | None) -> str:
-    """What costs a step more than the best one, per sample; empty for the best itself."""
+    """The cost that exceeds that of the best step most, per sample; empty for the best."""
     if not report.passed:
         return report.verdict.removeprefix("FAIL: ")
     if best is None or report is best:
@@ -125,7 +127,7 @@ def why_not(report: Report, best: Report | None) -> str:
         "products": "products",
         "kernels": "attention kernels",
         "memory": "reading and writing HBM",
-        "collectives": "collectives that nothing covers",
+        "collectives": "exposed collectives",
     }
 
     def of(x: Report, column: str) -> float:
@@ -151,7 +153,7 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 def _ready(experiment: Experiment, where: Slice, bucket: Bucket, candidate: Candidate) -> tuple[str, Program | None]:
-    """(reason why not, None), or ("", the program) that is worth compiling."""
+    """(the reason of a refusal, None), or ("", the program to compile)."""
     changed = dataclasses.replace(experiment, dit=dataclasses.replace(experiment.dit, remat=candidate.remat))
     heads = experiment.dit.heads
     if heads % candidate.mesh.tensor:

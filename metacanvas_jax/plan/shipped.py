@@ -1,4 +1,4 @@
-"""The full-size configs on the slices that they name: what ``make plan-all`` and the slow tests compile."""
+"""The full-size configs on their recommended slices: the jobs that ``make plan-all`` and the slow tests compile."""
 
 import dataclasses
 import functools
@@ -20,25 +20,25 @@ NAMES = ("t2i_scratch", "t2i_lora", "image_editing", "video_stage1", "video_stag
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A config file on one of the slices that it names."""
+    """A config file on one of its recommended slices."""
 
     config: str
     on: Hardware
 
     @property
     def title(self) -> str:
-        """The config, and what is changed in it."""
+        """The config file and its overrides."""
         return " ".join((self.config, *self.on.overrides, *(("from pixels",) if self.on.pixels else ())))
 
     def experiment(self) -> Experiment:
-        """The experiment; its data are not looked at."""
+        """The experiment. Its data are not read."""
         setup = read.experiment(load_config(self.config, list(self.on.overrides)))
         return setup if self.on.pixels else programs.with_latents(setup)
 
 
 @functools.cache
 def jobs() -> tuple[Job, ...]:
-    """Every full-size config on each of its slices."""
+    """Every full-size config on each of its recommended slices whose report is kept."""
     files = [f"configs/{name}.py" for name in NAMES]
     rows = {file: read.experiment(load_config(file, [])).hardware for file in files}
     return tuple(Job(file, row) for file in files for row in rows[file] if row.kept)
@@ -56,7 +56,7 @@ def recommended(experiment: Experiment) -> str:
 
 
 def run_job(job: Job, say: Callable[[str], None] = lambda line: None, *, sampling: bool = False) -> Iterator[Report]:
-    """Reports of the training step on the most expensive bucket and, if asked for, of sampling, as they come."""
+    """Yields the report of the training step on the most expensive bucket, then, if asked for, that of sampling."""
     experiment = job.experiment()
     where = find_slice(job.on.topology)
     mesh = make_mesh(parse_mesh(job.on.mesh) if job.on.mesh else experiment.mesh, where.devices)

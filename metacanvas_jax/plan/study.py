@@ -1,4 +1,4 @@
-"""One program on one slice, from its shapes to its report; and the choice of what to look at."""
+"""Compiles one program for one slice and makes its report."""
 
 import functools
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from metacanvas_jax.plan.programs import Program
 from metacanvas_jax.plan.report import Report, failed_report, make_report
 from metacanvas_jax.plan.topology import Slice
 
-# Share of peak FLOP/s that the static schedules of the attention kernels reach, (forward, backward) with heads of 128:
-# the table of docs/kernels.md, less 1.5 % for last blocks that 27,280 tokens do not fill. v6e and tpu7x multiply 256
-# wide: heads of 128 fill half of the unit.
+# Share of peak FLOP/s that the attention kernels reach by their static schedules, (forward, backward), heads of 128.
+# The figures are those of docs/kernels.md, less 1.5 % because 27,280 tokens do not fill the last blocks. The matrix
+# units of v6e and tpu7x are 256 wide, so heads of 128 fill half of them.
 ATTENTION_SHARES = {
     "v4": (0.94, 0.94),
     "v5e": (0.97, 0.97),
@@ -23,7 +23,7 @@ ATTENTION_SHARES = {
 
 
 def study(config: str, program: Program, where: Slice, say: Callable[[str], None] = lambda line: None) -> Report:
-    """Traces, compiles and reckons a program. What does not fit is a report too, whose ``passed`` is False."""
+    """Traces and compiles a program and estimates its cost. If it does not fit, the report's ``passed`` is False."""
     say(f"{program.name} on {where.name}: compiling")
     try:
         compiled = compile_program(program, where)

@@ -1,6 +1,6 @@
-"""TPU slices by name, described by the compiler. No TPU is needed, but libtpu is.
+"""TPU slices by name, described by the compiler. This needs libtpu, but no TPU.
 
-Names are those of Google Cloud: GENERATION:SIZE. Which sizes can be bought is not checked.
+Names are those of Google Cloud: GENERATION:SIZE. It is not checked whether Google Cloud offers a size.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from metacanvas_jax.hardware import EXAMPLES, Chip, slice_name
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A named slice: ``name`` as it was given, its chip, its devices in ``slices`` equal parts."""
+    """A named slice: ``name`` as the user wrote it, its chip, and its devices, in ``slices`` equal groups."""
 
     name: str
     chip: Chip
@@ -28,10 +28,10 @@ class Slice:
 
 
 def find_slice(name: str) -> Slice:
-    """Devices of a named slice; no TPU is needed, but libtpu is.
+    """The devices of a named slice. This needs libtpu, but no TPU.
 
     Raises:
-        UserError: a name that is none, or that the compiler does not know, or libtpu is not installed.
+        UserError: the name is malformed or unknown to the compiler, or libtpu is not installed.
     """
     parts = slice_name(name)
     if importlib.util.find_spec("libtpu") is None:
