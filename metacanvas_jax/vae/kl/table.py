@@ -1,4 +1,4 @@
-"""Weights of FLUX's autoencoder (diffusers ``AutoencoderKL``, subfolder ``vae``)."""
+"""Weights of the image autoencoder: diffusers ``AutoencoderKL``, subfolder ``vae``."""
 
 from metacanvas_jax.vae.kl.network import KlConfig
 from metacanvas_jax.weights.table import CONV2D, POINTWISE, Entry, linear, norm

@@ -1,4 +1,4 @@
-"""FLUX's autoencoder in PyTorch: ``AutoencoderKL`` of diffusers."""
+"""The image autoencoder in PyTorch: ``AutoencoderKL`` of diffusers."""
 
 from diffusers import AutoencoderKL
 from torch import Tensor
