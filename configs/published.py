@@ -13,28 +13,24 @@ Variant:   PIPELINE or PIPELINE,MLLM: folders of diffusers and of transformers. 
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import base
 from metacanvas_jax import registry
 from metacanvas_jax.config import schema
-from metacanvas_jax.dit.flux.network import FluxConfig
-from metacanvas_jax.dit.sana.network import SanaConfig
-from metacanvas_jax.dit.wan.network import WanConfig
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
 from metacanvas_jax.tasks import Bucket
-from metacanvas_jax.vae.dc_ae.network import DcAeConfig
-from metacanvas_jax.vae.kl.network import KlConfig
 from metacanvas_jax.vae.wan.network import WanVaeConfig
 from metacanvas_jax.weights import published
 
 DTYPE = "bfloat16"
 STEPS = {"sana": 20, "flux": 28, "wan": 50}
 GUIDANCE = {"sana": 4.5, "flux": 1.0, "wan": 5.0}  # FLUX reads a guidance scale instead
-DIT_GUIDANCE = {"flux": 3.5}
+DIT_GUIDANCE = 3.5
 LENGTH = 1024  # of prompts, media included
 IMAGE_TOKENS = 144  # as in the paper
 
@@ -64,7 +60,7 @@ def get_config(folders: str = "") -> ConfigDict:
         config.text = base.section(text)
     if kind == "flux":
         dit = dataclasses.replace(dit, pooled="learned", mask_context=True)
-        config.dit_guidance = DIT_GUIDANCE[kind]
+        config.dit_guidance = DIT_GUIDANCE if dit.guidance else None
     elif kind == "wan":
         dit = dataclasses.replace(dit, mask_context=True)
     config.dit = base.section(dataclasses.replace(dit, dtype=DTYPE), kind=kind)
@@ -72,7 +68,8 @@ def get_config(folders: str = "") -> ConfigDict:
     config.buckets = base.buckets(bucket)
     config.mllm = base.section(reader(mllm))
     if mllm:
-        rows, columns = (side // vae.spatial // patch for side, patch in zip(bucket.size, patch_of(dit), strict=True))
+        patch = registry.module(dit).patch[1:]
+        rows, columns = (side // vae.spatial // latents for side, latents in zip(bucket.size, patch, strict=True))
         config.canvas = base.section(CanvasConfig(rows, columns, keyframes=1 if bucket.frames == 1 else 3))
         heads = {"vanilla_head_width": math.gcd(dit.width, 64), "head_width": math.gcd(dit.width, 32)}
         config.canvas_connector = base.canvas_connector(**heads)
@@ -100,14 +97,7 @@ def reader(folder: str) -> schema.MllmSection:
     )
 
 
-def patch_of(dit: SanaConfig | FluxConfig | WanConfig) -> tuple[int, int]:
-    """Latents of a token along rows and columns."""
-    if isinstance(dit, SanaConfig):
-        return (dit.patch, dit.patch)
-    return (2, 2) if isinstance(dit, FluxConfig) else dit.patch[1:]
-
-
-def shape(kind: str, dit: SanaConfig | FluxConfig | WanConfig, vae: DcAeConfig | KlConfig | WanVaeConfig) -> Bucket:
+def shape(kind: str, dit: Any, vae: Any) -> Bucket:
     """What the pipeline draws by default."""
     if kind == "wan":
         return Bucket("text_to_video", (704, 1280), frames=121, fps=24.0, length=LENGTH)

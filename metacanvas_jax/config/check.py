@@ -50,10 +50,6 @@ def _check_painter(experiment: Experiment) -> None:
         raise UserError("config: 'queries' reach the DiT through the 'context_connector', which is None")
     _check_widths(experiment)
     _check_guidance(experiment)
-    try:
-        experiment.sampler.make(tokens=64)
-    except ValueError as error:
-        raise UserError(f"config: sampler: {error}") from error
     for i, bucket in enumerate(experiment.shapes):
         check_bucket(experiment, bucket, f"config: buckets[{i}] ({bucket.task})")
         if experiment.sources and bucket.task not in {source.task for source in experiment.sources}:
@@ -107,7 +103,8 @@ def _frozen_paths(experiment: Experiment) -> Iterator[str]:
     if experiment.text is not None:
         parts["text"] = experiment.text.encoder
     for part, config in parts.items():
-        yield from (f"{part}/{entry.path}" for entry in registry.of(config).table(config))
+        table = registry.of(config).table
+        yield from (f"{part}/{entry.path}" for entry in (table(config) if table else ()))
 
 
 def check_bucket(experiment: Experiment, bucket: Bucket, where: str) -> None:

@@ -43,11 +43,8 @@ def _by_a_painter(experiment: Experiment) -> Iterator[Row]:
     unused = "no canvas, queries or context connector reads the MLLM"
     yield "mllm.context_cache", bool(mllm.context_cache) and not experiment.uses_mllm, unused
     writes = canvas is not None or experiment.queries is not None
-    yield (
-        "mllm.language.lora",
-        mllm.language.lora is not None and not writes,
-        "adapters act on canvas tokens or queries",
-    )
+    adapters = getattr(mllm.language, "lora", None) is not None and not writes
+    yield "mllm.language.lora", adapters, "adapters act on the tokens of a canvas or of queries, and there are none"
     if canvas is not None:
         images = canvas.keyframes > 1 and not transformer(experiment).videos
         yield "canvas.keyframes", images, "this DiT makes images only"

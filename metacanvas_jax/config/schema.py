@@ -93,7 +93,7 @@ class SamplerSection:
     ``schedule`` is a name of ``registry.SCHEDULES``, ``method`` a function of ``diffusion/samplers.py``.
     """
 
-    schedule: str = "linear"  # of ``registry.SCHEDULES``
+    schedule: str = "linear"
     method: Literal["euler", "dpmpp_2m", "unipc"] = "euler"
     steps: int = 24
     shift: float = 2.0
