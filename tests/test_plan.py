@@ -19,7 +19,7 @@ from metacanvas_jax.kernels.static_schedule import compiling_for
 from metacanvas_jax.nn.stack import REMAT_CHOICES
 from metacanvas_jax.parallel.flags import FLAGS, flags_for, libtpu_arguments
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
-from metacanvas_jax.plan import flops, hlo, hlo_cost, parts
+from metacanvas_jax.plan import flops, hlo, hlo_cost, parts, planning
 from metacanvas_jax.plan.compile import compilation_key, does_not_fit
 from metacanvas_jax.plan.hlo_cost import Machine
 from metacanvas_jax.plan.planning import parse_mesh
@@ -273,6 +273,17 @@ def test_a_slice_that_is_none_and_an_axis_that_does_not_divide():
     assert where.size == 4
     with pytest.raises(UserError, match=r"fsdp 3 x .* = 3 does not fit 4 devices"):
         make_mesh(MeshConfig(data=1, fsdp=3), where.devices)
+
+
+def test_without_a_topology_the_recommended_hardware_of_the_config_is_planned(monkeypatch, capsys):
+    def asked(name):
+        raise UserError(f"asked for {name}")
+
+    monkeypatch.setattr(planning, "find_slice", asked)
+    assert main(["plan", "--config", "configs/video_stage3.py"]) == 2
+    assert "asked for v5p:4x4x8" in capsys.readouterr().err
+    assert main(["plan", "--config", "configs/video_stage3.py:miniature"]) == 2
+    assert "names no hardware: give a slice with --topology" in capsys.readouterr().err
 
 
 MINIATURE = ("plan", "--config", "configs/miniature.py:canvas", "--topology", "v5e:2x2", "--mesh", "data=2,fsdp=2")
