@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from metacanvas_jax.config.networks import autoencoder, network
 from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.data.shapes import batch_shapes, latent_grid
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.paint.sampling import Recipe, Target, make_paint
@@ -57,7 +58,10 @@ class Program:
 
 def with_latents(experiment: Experiment) -> Experiment:
     """The experiment on sources that bring stored latents; a drawn world's pictures are encoded as before."""
-    sources = tuple(dataclasses.replace(source, kind="records", latents=True) for source in experiment.sources)
+    sources = tuple(
+        SourceSection("records", source.path or "records", source.task, source.weight, latents=True)
+        for source in experiment.sources
+    )
     return dataclasses.replace(experiment, sources=sources)
 
 
