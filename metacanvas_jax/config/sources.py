@@ -97,7 +97,7 @@ class SourceSection:
         for name, kind in (("split", "tfds"), ("cache", "webdataset")):
             if getattr(self, name) != getattr(SourceSection, name) and self.kind != kind:
                 raise ValueError(f"{name} has no effect on a source of kind {self.kind!r}, only on {kind!r}")
-        if self.columns and (self.kind in EMOJI or (drawn and not self.path)):
+        if self.columns and (drawn or self.kind in EMOJI):
             raise ValueError(f"columns have no effect on a source of kind {self.kind!r}: its samples are drawn")
         for part, _ in self.columns:
             if part not in PARTS:
