@@ -40,8 +40,10 @@ class Owner:
 
 
 @contextlib.contextmanager
-def locked(folder: str | os.PathLike, *, beat_s: float = BEAT_S, patience_s: float = PATIENCE_S) -> Iterator[None]:
-    """Holds the lock of a folder, which is made if it is missing.
+def locked(
+    folder: str | os.PathLike, *, name: str = NAME, beat_s: float = BEAT_S, patience_s: float = PATIENCE_S
+) -> Iterator[None]:
+    """Holds the lock of a folder, which is made if it is missing; ``name`` is that of the file.
 
     The lock of a process that died on this machine is taken over at once. A lock of another machine is watched for
     ``patience_s`` seconds and taken over if no heartbeat comes. The clocks of the two machines are not compared.
@@ -50,7 +52,7 @@ def locked(folder: str | os.PathLike, *, beat_s: float = BEAT_S, patience_s: flo
         UserError: another process works in the folder, or the folder cannot be written.
     """
     folder = files.folder(folder)
-    path, mine = folder / NAME, _this(secrets.token_hex(8))
+    path, mine = folder / name, _this(secrets.token_hex(8))
     _take(folder, path, mine, patience_s)
     ended = threading.Event()
     beating = threading.Thread(target=_beat, args=(path, mine, beat_s, ended), name="lock", daemon=True)

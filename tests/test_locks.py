@@ -99,3 +99,39 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"), locked(tmp_path / "file" / "run"):
         pytest.fail("no folder can be there")
+
+
+def test_two_trainings_of_one_folder_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    from metacanvas_jax.config.load import load_config
+    from metacanvas_jax.launch import training
+
+    for name in ("make_job", "check_workdir", "hooks_of"):
+        monkeypatch.setattr(training, name, lambda *_: {})
+    monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("the second training has begun"))
+    process = holder(tmp_path)
+    with pytest.raises(UserError, match=f"{tmp_path} is in use by process {process.pid}"):
+        training.train(load_config("configs/miniature.py:text", []), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+    process.kill()
+    process.communicate()
+
+
+def test_two_sweeps_of_one_folder_are_refused(tmp_path):
+    from metacanvas_jax.launch import sweeps
+
+    process = holder(tmp_path)
+    with pytest.raises(UserError, match="is in use by process"):
+        sweeps.run([sweeps.Point("a", "configs/nowhere.py", ())], tmp_path)
+    process.kill()
+    process.communicate()
+
+
+def test_two_writers_of_the_same_shards_are_refused(tmp_path):
+    from metacanvas_jax.config.sources import SourceSection
+    from metacanvas_jax.data.sources import prepare
+    from metacanvas_jax.worlds.scenes import SceneWorld
+
+    (tmp_path / ".data.0.lock").write_text(json.dumps(dataclasses.asdict(locks._this("t"))))
+    with pytest.raises(UserError, match="is in use by process"):
+        prepare(SourceSection("scenes", count=2), tmp_path / "data", world=SceneWorld())
+    assert not (tmp_path / "data").exists()

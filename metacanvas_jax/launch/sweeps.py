@@ -23,6 +23,7 @@ import numpy as np
 
 from metacanvas_jax import files
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.locks import locked
 from metacanvas_jax.report import charts
 from metacanvas_jax.report.document import document, table
 
@@ -85,14 +86,16 @@ def train_command(point: Point, workdir: Path, extra: Sequence[str] = ()) -> lis
 def run(points: Sequence[Point], workdir: Path, extra: Sequence[str] = ()) -> None:
     """Trains the points one after another, each in a process of its own; runs that were begun go on.
 
-    A point that fails does not stop the others; raises UserError with the names of all that failed.
+    A point that fails does not stop the others. Raises UserError with the names of all that failed, or when another
+    process runs a sweep in the folder.
     """
     failed = []
-    for number, point in enumerate(points, 1):
-        print(f"[{number}/{len(points)}] {point.name}", flush=True)
-        arguments = train_command(point, workdir, extra)[1:]
-        if subprocess.run([sys.executable, "-m", "metacanvas_jax.cli.main", *arguments], check=False).returncode:
-            failed.append(point.name)
+    with locked(workdir):
+        for number, point in enumerate(points, 1):
+            print(f"[{number}/{len(points)}] {point.name}", flush=True)
+            arguments = train_command(point, workdir, extra)[1:]
+            if subprocess.run([sys.executable, "-m", "metacanvas_jax.cli.main", *arguments], check=False).returncode:
+                failed.append(point.name)
     if failed:
         raise UserError(f"{len(failed)} of {len(points)} points failed: {', '.join(failed)}")
 

@@ -1,5 +1,6 @@
 """Trains a config in a folder, with previews and scores on the way."""
 
+import contextlib
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.sources import EMOJI
 from metacanvas_jax.evaluate.evaluators import EVALUATORS
 from metacanvas_jax.launch.prepare import prepare
+from metacanvas_jax.locks import locked
 from metacanvas_jax.paint import previews
 from metacanvas_jax.paint.painter import Painter
 from metacanvas_jax.parallel import distributed
@@ -28,7 +30,7 @@ def train(config: ConfigDict, workdir: Path, *, progress: bool = True, profile: 
     """Trains a config in a folder and continues what is there. A taught MLLM is then saved in ``workdir/weights``.
 
     The resolved config lies in ``workdir/config.json``, previews in ``workdir/previews``, a trace of the steps
-    ``profile`` in ``workdir/profile``.
+    ``profile`` in ``workdir/profile``. Raises UserError when another process trains in the folder.
     """
     setup = experiment(config)
     if setup.sources and all(source.kind in EMOJI or not source.path for source in setup.sources):
@@ -36,14 +38,15 @@ def train(config: ConfigDict, workdir: Path, *, progress: bool = True, profile: 
     job = make_job(setup)
     check_workdir(job, fit_config(setup), workdir)
     chief = jax.process_index() == 0
-    if chief:
-        write_config(config, workdir)
-    hooks = hooks_of(setup, workdir) if setup.objective == "paint" else {}
-    state, frozen = fit(job, fit_config(setup), workdir, **hooks, progress=progress, profile=profile)
-    if setup.objective == "understand":
-        params = distributed.whole(params_of(state, frozen))
+    with locked(workdir) if chief else contextlib.nullcontext():
         if chief:
-            saved.save(workdir / "weights", params, {"name": setup.name, "step": int(state.step)})
+            write_config(config, workdir)
+        hooks = hooks_of(setup, workdir) if setup.objective == "paint" else {}
+        state, frozen = fit(job, fit_config(setup), workdir, **hooks, progress=progress, profile=profile)
+        if setup.objective == "understand":
+            params = distributed.whole(params_of(state, frozen))
+            if chief:
+                saved.save(workdir / "weights", params, {"name": setup.name, "step": int(state.step)})
     return setup
 
 

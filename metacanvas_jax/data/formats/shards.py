@@ -26,6 +26,7 @@ from metacanvas_jax.data.formats.array_records import Stored, features
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.locks import locked
 
 RECIPE, MANIFEST, UNFINISHED = "recipe.json", "manifest.json", "unfinished.json"
 NAME, FORMAT = "samples", 2
@@ -77,10 +78,23 @@ def write(
     source's ``max_skips``. ``order`` gives the numbers of the records to write (all by default). After an interruption
     the same call goes on with the first shard that is missing.
 
-    Raises UserError when the folder, or the unfinished one, holds anything else, or too many records are bad.
+    Raises UserError when the folder, or the unfinished one, holds anything else, too many records are bad, or another
+    process writes the same shards.
     """
     folder = pathlib.Path(folder)
     recipe = json.loads(json.dumps(recipe))
+    with locked(folder.parent, name=f".{folder.name}.{config.process_index}.lock"):
+        return _write_missing(folder, recipe, source, config, order, compute)
+
+
+def _write_missing(
+    folder: pathlib.Path,
+    recipe: Mapping[str, Any],
+    source: Guarded,
+    config: WriteConfig,
+    order: Sequence[int] | None,
+    compute: Compute | None,
+) -> pathlib.Path | None:
     if folder.exists():
         return _same(folder, recipe)
     order = range(len(source)) if order is None else order
