@@ -8,11 +8,11 @@ from PIL import Image
 
 from metacanvas_jax.config.load import load_config
 from metacanvas_jax.config.sources import EMOJI, SourceSection
-from metacanvas_jax.data.samples import TASKS
 from metacanvas_jax.data.sources import open_source, prepare
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.launch.training import train
+from metacanvas_jax.tasks import TASKS
 
 pytestmark = pytest.mark.miniature
 pytest.importorskip("resvg_py", reason="needs the [miniature] extra")

@@ -15,7 +15,7 @@ EXAMPLE = """metacanvas prepare --config configs/miniature.py --config.data.path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    from metacanvas_jax.data.samples import TASKS
+    from metacanvas_jax.tasks import TASKS
 
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help="config file; alone: write everything it needs")
     source = parser.add_argument_group("a source, turned into array_record shards (layouts: docs/data.md)")
@@ -82,18 +82,20 @@ def _write_contexts(arguments: argparse.Namespace, setup: Any) -> None:
 
 def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
     from metacanvas_jax import precompute
-    from metacanvas_jax.data import sources
+    from metacanvas_jax.config.sources import Kind, SourceSection
     from metacanvas_jax.data.formats import shards
+    from metacanvas_jax.data.sources import prepare
+    from metacanvas_jax.data.transforms import Clip
     from metacanvas_jax.worlds.scenes import SceneWorld
 
-    if arguments.source not in get_args(sources.Kind):
-        raise UserError(f"--source {arguments.source}: expected one of {', '.join(get_args(sources.Kind))}")
+    if arguments.source not in get_args(Kind):
+        raise UserError(f"--source {arguments.source}: expected one of {', '.join(get_args(Kind))}")
     if arguments.out is None:
         raise UserError("--source needs --out, the folder to write")
     if arguments.latents and setup is None:
         raise UserError("--latents needs --config, which says what they are computed with")
     try:
-        section = sources.SourceSection(
+        section = SourceSection(
             kind=arguments.source,
             path=arguments.path,
             task=arguments.task,
@@ -102,7 +104,7 @@ def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
             max_skips=arguments.max_skips,
             count=arguments.count,
         )
-        clip = sources.Clip(options.size(arguments.size), arguments.frames, arguments.fps)
+        clip = Clip(options.size(arguments.size), arguments.frames, arguments.fps)
     except ValueError as error:
         raise UserError(str(error)) from error
     index, count = _process(arguments.process)
@@ -111,7 +113,7 @@ def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
     compute, identity = None, {}
     if arguments.latents:
         compute, identity = precompute.make_latents(setup, arguments.batch, arguments.latents_dtype)
-    written = sources.prepare(section, arguments.out, clip, config, world, compute=compute, computed=identity)
+    written = prepare(section, arguments.out, clip, config, world, compute=compute, computed=identity)
     if written is None:
         print(f"process {index} of {count} is done; shards of the others are missing, {arguments.out} is not complete")
     else:

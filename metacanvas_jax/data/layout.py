@@ -23,6 +23,7 @@ from metacanvas_jax.data.transforms import (
     frame_indices,
 )
 from metacanvas_jax.data.video import container_of, decode_video
+from metacanvas_jax.tasks import TASKS
 
 MEDIA = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "mp4", "webm", "mov", "mkv")
 """Extensions of the pictures and videos that are read."""
@@ -53,8 +54,8 @@ MOST_REFERENCES = 64  # of one sample
 
 _PART_NAMES = {name for part in ("target", "source", "references") for name in NAMES[part] if name not in MEDIA}
 
-SOURCED = ("image_editing", "video_editing")
-VIDEO = ("text_to_video", "image_to_video", "video_editing", "reference_to_video")
+SOURCED = tuple(name for name, task in TASKS.items() if task.vae == "source")
+VIDEO = tuple(name for name, task in TASKS.items() if task.makes == "video")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,21 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
-
-Task = Literal[
-    "text_to_image",
-    "image_editing",
-    "text_to_video",
-    "image_to_video",
-    "video_editing",
-    "reference_to_video",
-    "reconstruction",
-]
-TASKS: tuple[str, ...] = Task.__args__
 
 LATENTS = {"pixels": "latents", "source": "source_latents", "references": "reference_latents"}
 """What the autoencoder reads of a batch, and what it is called in ``arrays`` and in batches once it is encoded."""
