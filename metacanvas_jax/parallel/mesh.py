@@ -23,18 +23,19 @@ FrozenPart = Literal["mllm", "vae", "text"]
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; at most one may be -1 and takes what the others leave.
+    """Devices along each mesh axis. One axis may be -1: it takes all devices that the others leave.
 
-    ``data`` holds copies of the parameters, ``fsdp`` holds slices of them and gathers them when used (both split the
-    batch), ``context`` splits the sequence of latent tokens, ``tensor`` splits heads and feed-forward widths.
+    ``data`` and ``fsdp`` split the batch. Devices along ``data`` hold copies of the parameters; those along ``fsdp``
+    hold shards of them and gather a layer when it is used. ``context`` splits the sequence of latent tokens, ``tensor``
+    splits heads and the hidden widths of feed-forward layers.
 
-    Several TPU slices are joined by the data centre's network, which is slower than the links inside a slice by an
-    order of magnitude. Only the axis ``across_slices`` reaches over it, and its size is a multiple of the number of
-    slices: "data" exchanges gradients once per step there, "fsdp" parameters in every layer.
+    Several TPU slices are joined by the data-centre network, which is about ten times slower than the links inside a
+    slice. Only the axis ``across_slices`` uses that network; its size is a multiple of the number of slices. "data"
+    exchanges gradients there once per step, "fsdp" parameters in every layer.
 
-    ``whole`` names parts of the model ("mllm", "vae", "text") of which every device holds all that is not an adapter.
-    It is for frozen parts where memory is left: slices of them are gathered in every pass, and a canvas makes few
-    tokens of a large MLLM's gathers.
+    ``whole`` names frozen parts of the model ("mllm", "vae", "text") that every device holds without sharding, except
+    for their adapters. It costs memory and saves an all-gather of the part in every pass. That pays for a large MLLM,
+    whose passes over a canvas are short.
     """
 
     data: int = -1
@@ -51,13 +52,13 @@ class MeshConfig:
 
 
 PRESETS: dict[str, MeshConfig] = {
-    # Copies of everything: for what fits into one device.
+    # Every device holds all parameters: for models that fit into one device.
     "data": MeshConfig(),
-    # Parameters, gradients and optimizer in slices. The first choice while each device has a sample of its own.
+    # Parameters, gradients and optimizer state are sharded. The first choice if each device has at least one sample.
     "fsdp": MeshConfig(data=1, fsdp=-1),
-    # Besides, heads and feed-forwards over four neighbours: for fewer samples than devices, and shorter gathers.
+    # Four neighbours also share heads and feed-forward layers: for fewer samples than devices, and smaller all-gathers.
     "fsdp+tensor": MeshConfig(data=1, fsdp=-1, tensor=4),
-    # Besides, the tokens of a sample over four neighbours: for videos, whose activations are what is large.
+    # Four neighbours also share the tokens of a sample: for videos, whose activations need most of the memory.
     "fsdp+context": MeshConfig(data=1, fsdp=-1, context=4),
 }
 
