@@ -23,7 +23,7 @@ def size(text: str | None) -> tuple[int, int] | None:
         return None
     rows, cross, columns = text.lower().partition("x")
     if not (cross and rows.isdigit() and columns.isdigit() and int(rows) and int(columns)):
-        raise UserError(f"--size is {text!r}, expected ROWSxCOLUMNS such as 512x768")
+        raise UserError(f"--size {text}: expected ROWSxCOLUMNS, such as 512x768")
     return int(rows), int(columns)
 
 
