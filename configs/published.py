@@ -13,7 +13,6 @@ Variant:   PIPELINE or PIPELINE,MLLM: folders of diffusers and of transformers. 
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -22,15 +21,9 @@ from metacanvas_jax import registry
 from metacanvas_jax.config import schema
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.canvas import CanvasConfig
-from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
-from metacanvas_jax.tasks import Bucket
-from metacanvas_jax.vae.wan.network import WanVaeConfig
 from metacanvas_jax.weights import published
 
 DTYPE = "bfloat16"
-STEPS = {"sana": 20, "flux": 28, "wan": 50}
-GUIDANCE = {"sana": 4.5, "flux": 1.0, "wan": 5.0}  # FLUX reads a guidance scale instead
-DIT_GUIDANCE = 3.5
 LENGTH = 1024  # of prompts, media included
 IMAGE_TOKENS = 144  # as in the paper
 
@@ -42,29 +35,25 @@ def get_config(folders: str = "") -> ConfigDict:
         raise UserError("configs/published.py needs folders: configs/published.py:PIPELINE or :PIPELINE,MLLM")
     dit = registry.published_config(published.subfolder(pipeline, "transformer"), "dit")
     vae = registry.published_config(published.subfolder(pipeline, "vae"), "vae")
-    kind = registry.of(dit).name
+    record, paints = registry.of(dit), registry.of(dit).pipeline
     config = base.get_config()
     config.name = Path(pipeline).name
     config.dit_weights = config.vae_weights = pipeline
-    changes = {"chunk": 1} if isinstance(vae, WanVaeConfig) else {}
-    vae_kind = registry.of(vae).name
-    config.vae = base.section(dataclasses.replace(vae, dtype=DTYPE, **changes), kind=vae_kind)
+    config.vae = base.section(vae, kind=registry.of(vae).name, dtype=DTYPE, **registry.of(vae).settings)
 
-    own_text = kind == "sana" and (Path(pipeline) / "text_encoder").is_dir()
+    own_text = paints.text_encoder and (Path(pipeline) / "text_encoder").is_dir()
     if not mllm and not own_text:
         raise UserError(f"{pipeline}: its text encoders are not built here; name an MLLM after a comma")
     if own_text:
         encoder = registry.published_config(Path(pipeline) / "text_encoder", "text")
         tokenizer = str(published.subfolder(pipeline, "tokenizer"))
         text = schema.TextSection(dataclasses.replace(encoder, dtype=DTYPE), pipeline, tokenizer)
-        config.text = base.section(text)
-    if kind == "flux":
-        dit = dataclasses.replace(dit, pooled="learned", mask_context=True)
-        config.dit_guidance = DIT_GUIDANCE if dit.guidance else None
-    elif kind == "wan":
-        dit = dataclasses.replace(dit, mask_context=True)
-    config.dit = base.section(dataclasses.replace(dit, dtype=DTYPE), kind=kind)
-    bucket = shape(kind, dit, vae)
+        config.text = base.section(text, kind=registry.of(encoder).name)
+    if getattr(dit, "guidance", False):
+        config.dit_guidance = paints.dit_guidance
+    dit = dataclasses.replace(dit, dtype=DTYPE, **record.settings)
+    config.dit = base.section(dit, kind=record.name)
+    bucket = dataclasses.replace(paints.bucket(dit, vae.spatial), length=LENGTH)
     config.buckets = base.buckets(bucket)
     config.mllm = base.section(reader(mllm))
     if mllm:
@@ -76,10 +65,10 @@ def get_config(folders: str = "") -> ConfigDict:
         if not own_text:
             config.context_connector = base.context_connector()
     new = ["canvas", "canvas_connector", *([] if own_text else ["context_connector"])]
-    new += ["dit/pool"] if kind == "flux" else []
+    new += sorted({f"dit/{entry.path.partition('/')[0]}" for entry in record.added(dit)})
     config.train.rules = ((f"({'|'.join(new)})/.*", "train"), (".*", "freeze")) if mllm else ((".*", "freeze"),)
     schedule, method, shift = registry.published_sampling(pipeline)
-    sampler = schema.SamplerSection(schedule, method, STEPS[kind], shift, GUIDANCE[kind])
+    sampler = schema.SamplerSection(schedule, method, paints.steps, shift, paints.guidance)
     config.sampler = base.section(sampler)
     return config
 
@@ -87,19 +76,17 @@ def get_config(folders: str = "") -> ConfigDict:
 def reader(folder: str) -> schema.MllmSection:
     """The MLLM of a folder. Without a folder it is the smallest possible one, which no part reads."""
     if not folder:
-        nothing = LanguageConfig(vocab=1, width=2, layers=1, heads=1, kv_heads=1, mlp=1, rope_sections=(1, 0, 0))
-        return schema.MllmSection(nothing, None, buckets=(1,))
+        smallest = registry.family("mllm")[schema.MllmSection.kind].tiny["language"]
+        return schema.MllmSection(smallest, None, buckets=(1,))
     config = registry.published_config(folder, "mllm")
     language = dataclasses.replace(config.language, dtype=DTYPE)
     vision = dataclasses.replace(config.vision, dtype=DTYPE)
     return schema.MllmSection(
-        language, vision, weights=folder, tokenizer=folder, buckets=(LENGTH,), image_tokens=IMAGE_TOKENS
+        language,
+        vision,
+        weights=folder,
+        tokenizer=folder,
+        buckets=(LENGTH,),
+        image_tokens=IMAGE_TOKENS,
+        kind=registry.of(config).name,
     )
-
-
-def shape(kind: str, dit: Any, vae: Any) -> Bucket:
-    """What the pipeline draws by default."""
-    if kind == "wan":
-        return Bucket("text_to_video", (704, 1280), frames=121, fps=24.0, length=LENGTH)
-    side = dit.sample_size * dit.patch * vae.spatial if kind == "sana" else 1024
-    return Bucket("text_to_image", (side, side), length=LENGTH)

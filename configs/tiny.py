@@ -10,12 +10,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
+from metacanvas_jax import registry
 from metacanvas_jax.config import schema
 from metacanvas_jax.config.sources import DRAWN, EMOJI, SourceSection
-from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
-from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
 from metacanvas_jax.parallel.mesh import MeshConfig
-from metacanvas_jax.text.gemma2.network import Gemma2Config
 from metacanvas_jax.vae.patch_pca.network import PatchPcaConfig
 from metacanvas_jax.worlds.scenes import SceneWorld
 
@@ -23,40 +21,8 @@ CACHE = "runs/tiny"
 SIZE = 60  # pixels along a side
 FRAMES = 5
 LENGTH = 160
-WIDTH = 64
 OBJECTS = ("cat", "car", "tree", "house", "star", "heart", "mushroom", "duck")
-
-DITS = {
-    "sana": {
-        "latent_channels": 32,
-        "heads": 2,
-        "head_width": 32,
-        "cross_heads": 2,
-        "layers": 2,
-        "context_width": WIDTH,
-    },
-    "flux": {
-        "latent_channels": 16,
-        "layers_double": 1,
-        "layers_single": 1,
-        "heads": 2,
-        "head_width": 32,
-        "mlp_ratio": 2,
-        "context_width": WIDTH,
-        "pooled_width": 16,
-        "rope_axes": (8, 12, 12),
-    },
-    "wan": {
-        "latent_channels": 16,
-        "heads": 2,
-        "head_width": 32,
-        "mlp": 128,
-        "layers": 2,
-        "context_width": WIDTH,
-        "freq": 32,
-    },
-}
-PATCH = {"sana": 12, "flux": 6, "wan": 6}  # pixels per latent: all of them then have 5 x 5 patch tokens
+GRID = 5  # patch tokens along a side, of every DiT
 
 
 def shrink(config: ConfigDict, miniature: str) -> ConfigDict:
@@ -98,34 +64,36 @@ def networks(config: ConfigDict, kind: str) -> None:
     """Tiny networks in place of the published ones; adapters get rank 4."""
     whole = {"dtype": "float32", "remat": "none"}
     lora = config.mllm.language.lora
-    language = LanguageConfig(
-        vocab=1024, width=WIDTH, layers=2, heads=2, kv_heads=1, mlp=128, rope_sections=(4, 6, 6), rope_theta=1e4
-    )
-    vision = VisionConfig(
-        depth=1, width=32, heads=2, mlp=64, out_width=WIDTH, full_attention_layers=(0,), patch=6, window=24
-    )
     mllm = schema.MllmSection(
-        language, vision, tokenizer=f"{CACHE}/tokenizer", buckets=(LENGTH,), system=None, image_tokens=9
+        **registry.family("mllm")[config.mllm.kind].tiny,
+        tokenizer=f"{CACHE}/tokenizer",
+        buckets=(LENGTH,),
+        system=None,
+        image_tokens=9,
+        kind=config.mllm.kind,
     )
     config.mllm = base.section(mllm)
     if lora is not None:
         config.mllm.language.lora = dict(lora) | {"rank": 4, "alpha": 4.0}
     if config.get("text") is not None:
-        encoder = Gemma2Config(
-            vocab=1024, width=WIDTH, layers=2, heads=2, kv_heads=1, head_width=32, mlp=128, query_scalar=32.0
+        record = registry.family("text")[config.text.kind]
+        encoder = record.config(**record.tiny)
+        text = schema.TextSection(
+            encoder, tokenizer=f"{CACHE}/tokenizer", length=32, instruction=False, kind=record.name
         )
-        text = schema.TextSection(encoder, tokenizer=f"{CACHE}/tokenizer", length=32, instruction=False)
         config.text = base.section(text, reads_prompt=config.text.reads_prompt)
-    config.dit.update(DITS[kind] | whole)
+    dit = registry.family("dit")[kind]
+    config.dit.update(dict(dit.tiny) | whole)
     if config.dit.get("lora") is not None:
         config.dit.lora.update({"rank": 4, "alpha": 4.0})
     channels = config.dit.latent_channels
     if config.dit.get("extra_channels"):
         config.dit.extra_channels = channels + 1
-    config.vae = base.section(PatchPcaConfig(patch=PATCH[kind], channels=channels), kind="patch_pca")
-    config.vae_weights = f"{CACHE}/vae_{PATCH[kind]}"
+    patch = SIZE // (GRID * dit.module(dit.config(**dit.tiny)).patch[1])  # pixels per latent
+    config.vae = base.section(PatchPcaConfig(patch=patch, channels=channels), kind="patch_pca")
+    config.vae_weights = f"{CACHE}/vae_{patch}"
     if config.get("canvas") is not None:
-        config.canvas.update({"rows": 5, "columns": 5})
+        config.canvas.update({"rows": GRID, "columns": GRID})
         tiny = {"vanilla_head_width": 32, "vanilla_ratio": 2.0, "mlp_ratio": 1.5, "dtype": "float32"}
         config.canvas_connector.update(tiny)
     if config.get("context_connector") is not None:

@@ -68,6 +68,8 @@ def _bases(setup: Experiment, index: Mapping[str, Any]) -> list[tuple[str, str]]
     own = setup.vae is not None and not registry.of(setup.vae).published
     if transformer.get("base") or (vae.get("base") and not own):
         networks.append(setup.dit)
+    if setup.text is not None and setup.text.weights:
+        networks.append(setup.text.encoder)
     if own or setup.objective == "understand":  # fitted to, or taught with, drawings
         networks.append(setup.vae if own else None)
     return [DRAWINGS if network is None else registry.of(network).licence(network) for network in networks]

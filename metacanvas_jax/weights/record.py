@@ -8,6 +8,7 @@ from typing import Any, Literal
 import flax.linen as nn
 
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.types import Params
 from metacanvas_jax.weights import published
 from metacanvas_jax.weights.published import Fields
@@ -16,6 +17,22 @@ from metacanvas_jax.weights.table import Entry
 Family = Literal["dit", "vae", "mllm", "text"]
 Sampling = tuple[str, str, float]
 """A schedule by its name in the config, a method of ``diffusion/samplers.py``, and the shift."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """How the published pipeline of a DiT paints by default.
+
+    ``bucket(config, spatial)`` is the task and the shape, for an autoencoder with ``spatial`` pixels per latent.
+    ``guidance`` is the scale of classifier-free guidance, ``dit_guidance`` the one that a guidance-distilled DiT reads.
+    ``text_encoder`` says that the pipeline's own text encoder is built here.
+    """
+
+    steps: int
+    guidance: float
+    bucket: Callable[[Any, int], Bucket]
+    dit_guidance: float | None = None
+    text_encoder: bool = False
 
 
 def _no_entries(config: Any) -> list[Entry]:
@@ -31,17 +48,20 @@ class Network:
     ``module(config)`` is the network. ``arguments`` gives the smallest arguments with which ``init`` makes every
     parameter.
 
+    ``tiny`` are the fields of a network so small that a CPU trains it; those of a DiT read text states of width 64.
+
     The published form: ``published`` is the class of diffusers, or the model type of transformers, that ``config.json``
     names (empty: there is none). ``read`` and ``write`` translate that file, ``table`` lists its tensors, and
     ``ignore`` gives patterns of published tensors that are not used here. ``subfolder`` is where a pipeline of
     diffusers keeps it. ``free`` are fields of the config that no published file decides. ``sizes`` corrects the sizes
     that are compared with a published folder. ``added`` lists the tensors of layers that a config adds to the published
-    network.
+    network. ``settings`` are fields that `configs/published.py` sets on top of the published sizes.
 
     ``licence`` gives the name and the terms of what is published: of the whole pipeline for a DiT.
 
     Of a DiT: ``schedules`` by their names in the config; each takes ``(steps, shift, tokens)``, with the number of
-    latent patch tokens. ``samplings`` reads diffusers' schedulers, by class name. Of an MLLM: ``adapted`` lists the
+    latent patch tokens. ``samplings`` reads diffusers' schedulers, by class name. ``pipeline``
+    holds the defaults of the published pipeline. Of an MLLM: ``adapted`` lists the
     tensors beside which adapters may stand. Of an autoencoder that is fitted in closed form: ``fit(images,
     config)`` gives its parameters and its PSNR in decibels.
     """
@@ -51,6 +71,7 @@ class Network:
     config: type
     module: type[nn.Module]
     arguments: Callable[[Any], tuple[Any, ...]]
+    tiny: Mapping[str, Any]
     published: str = ""
     read: Callable[[Fields], Any] | None = None
     write: Callable[..., dict[str, Any]] | None = None
@@ -62,6 +83,8 @@ class Network:
     added: Callable[[Any], list[Entry]] = _no_entries
     schedules: Mapping[str, Callable[[int, float, int], Any]] = dataclasses.field(default_factory=dict)
     samplings: Mapping[str, Callable[[Fields], Sampling]] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pipeline: Pipeline | None = None
     licence: Callable[[Any], tuple[str, str]] | None = None
     adapted: Callable[[Any], Sequence[Entry]] | None = None
     fit: Callable[[Any, Any], tuple[Params, float]] | None = None

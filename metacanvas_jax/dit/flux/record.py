@@ -9,8 +9,9 @@ from metacanvas_jax.dit.flux import published
 from metacanvas_jax.dit.flux.network import Flux, FluxConfig
 from metacanvas_jax.dit.flux.schedule import flux_dynamic
 from metacanvas_jax.dit.flux.table import added, table
+from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.types import Given
-from metacanvas_jax.weights.record import Network
+from metacanvas_jax.weights.record import Network, Pipeline
 
 
 def _arguments(config: FluxConfig) -> tuple[Any, ...]:
@@ -27,6 +28,17 @@ RECORD = Network(
     config=FluxConfig,
     module=Flux,
     arguments=_arguments,
+    tiny={
+        "latent_channels": 16,
+        "layers_double": 1,
+        "layers_single": 1,
+        "heads": 2,
+        "head_width": 32,
+        "mlp_ratio": 2,
+        "context_width": 64,
+        "pooled_width": 16,
+        "rope_axes": (8, 12, 12),
+    },
     published="FluxTransformer2DModel",
     read=published.read,
     write=published.write,
@@ -37,4 +49,11 @@ RECORD = Network(
     schedules={"flux_dynamic": lambda steps, shift, tokens: flux_dynamic(steps, tokens)},
     samplings={"FlowMatchEulerDiscreteScheduler": published.sampling},
     licence=lambda config: ("FLUX.1-Kontext-dev", "FLUX.1 [dev] Non-Commercial License"),
+    settings={"pooled": "learned", "mask_context": True},
+    pipeline=Pipeline(
+        steps=28,
+        guidance=1.0,
+        bucket=lambda config, spatial: Bucket("text_to_image", (1024, 1024)),
+        dit_guidance=3.5,
+    ),
 )

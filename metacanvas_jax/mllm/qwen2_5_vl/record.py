@@ -1,11 +1,20 @@
 """What the registry knows of Qwen2.5-VL."""
 
 from metacanvas_jax.mllm.qwen2_5_vl import published
+from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL, example
 from metacanvas_jax.mllm.qwen2_5_vl.table import language_table, table
+from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
 from metacanvas_jax.weights.record import Network
 
 WIDTH_3B = 2048  # by which the two published sizes are told apart: they have different licences
+
+TINY_LANGUAGE = LanguageConfig(
+    vocab=1024, width=64, layers=2, heads=2, kv_heads=1, mlp=128, rope_sections=(4, 6, 6), rope_theta=1e4
+)
+TINY_VISION = VisionConfig(
+    depth=1, width=32, heads=2, mlp=64, out_width=64, full_attention_layers=(0,), patch=6, window=24
+)
 
 
 def _sizes(config: MllmConfig, sizes: dict) -> dict:
@@ -27,6 +36,7 @@ RECORD = Network(
     config=MllmConfig,
     module=Qwen25VL,
     arguments=example,
+    tiny={"language": TINY_LANGUAGE, "vision": TINY_VISION},
     published="qwen2_5_vl",
     read=published.read,
     write=published.write,

@@ -1,1 +1,1 @@
-"""SANA's autoencoder, DC-AE."""
+"""DC-AE, a deep compression autoencoder of images."""

@@ -12,6 +12,7 @@ RECORD = Network(
     config=KlConfig,
     module=Kl,
     arguments=smallest_arguments,
+    tiny={"channels": (8, 16), "blocks": 1, "latent_channels": 4, "groups": 4, "scale": 1.0, "shift": 0.0},
     published="AutoencoderKL",
     read=published.read,
     table=table,

@@ -10,6 +10,7 @@ RECORD = Network(
     config=PatchPcaConfig,
     module=PatchPca,
     arguments=smallest_arguments,
+    tiny={"patch": 6, "channels": 16},
     fit=fit,
     licence=lambda config: ("OpenMoji drawings", "CC BY-SA 4.0"),
 )
