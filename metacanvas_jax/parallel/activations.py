@@ -1,8 +1,8 @@
-"""Where activations lie: one function that networks call by the names of an array's axes.
+"""The sharding of activations: networks call ``constrain`` with the names of an array's axes.
 
-Networks name axes; which mesh and which rules are meant is said once, outside of them (``on_mesh`` in ``mesh.py``).
-Without a mesh, or on one device, nothing is constrained. XLA spreads shardings by itself, but it guesses: a
-feed-forward whose hidden layer is not named may be computed whole on every device.
+The mesh and the rules are set once, outside the networks (``on_mesh`` in ``mesh.py``). Without a mesh, or on one
+device, nothing is constrained. XLA propagates shardings by itself, but it guesses: a feed-forward whose hidden layer
+has no constraint may be computed completely on every device.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from metacanvas_jax.parallel.rules import RULES, Rules, resolve, rules_of
 
 @dataclasses.dataclass(frozen=True)
 class Note:
-    """One constraint as it was resolved while tracing; ``nbytes`` are those of the whole array."""
+    """One constraint, as it was resolved while tracing."""
 
     part: str
     names: tuple[str | None, ...]
@@ -42,7 +42,7 @@ _notes: contextvars.ContextVar[list[Note] | None] = contextvars.ContextVar("note
 
 @contextlib.contextmanager
 def using(rules: Rules) -> Iterator[None]:
-    """While open, names of axes mean these rules."""
+    """While open, the names of axes are resolved by these rules."""
     token = _rules.set(rules)
     try:
         yield
@@ -52,7 +52,7 @@ def using(rules: Rules) -> Iterator[None]:
 
 @contextlib.contextmanager
 def part(name: str) -> Iterator[None]:
-    """While open, what is traced belongs to this part of the model and follows its rules (``rules.PART_RULES``)."""
+    """While open, traced code belongs to this part of the model and follows its rules (``rules.PART_RULES``)."""
     token = _part.set(name)
     try:
         yield
@@ -62,7 +62,7 @@ def part(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def noting() -> Iterator[list[Note]]:
-    """While open, every constraint that is traced is added to the list this gives; a repeated one only once."""
+    """While open, every constraint that is traced is added to the returned list, once."""
     notes: list[Note] = []
     token = _notes.set(notes)
     try:
@@ -72,16 +72,16 @@ def noting() -> Iterator[list[Note]]:
 
 
 def current_mesh() -> AbstractMesh | None:
-    """The mesh constraints refer to; None without one, without rules, with a single device, or inside ``shard_map``."""
+    """The mesh of the constraints; None without a mesh or rules, on a single device, or inside ``shard_map``."""
     mesh = jax.sharding.get_abstract_mesh()
     if _rules.get() is None or mesh.empty or mesh.size == 1:
         return None
-    # Inside shard_map arrays are those of one device.
+    # Inside shard_map, arrays are those of one device.
     return mesh if all(kind == AxisType.Auto for kind in mesh.axis_types) else None
 
 
 def spec_of(names: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
-    """How an array with these axes lies on the current mesh (all whole without one)."""
+    """The sharding of an array with these axes on the current mesh; unsplit without a mesh."""
     mesh = current_mesh()
     if mesh is None:
         return PartitionSpec(*(None,) * len(names))
@@ -89,7 +89,7 @@ def spec_of(names: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
 
 
 def constrain(x: Shaped[Array, "..."], names: Sequence[str | None]) -> Shaped[Array, "..."]:
-    """The array, laid out by the names of its axes; see the table in ``rules.py``."""
+    """The same array, sharded by the names of its axes; see the table in ``rules.py``."""
     if len(names) != x.ndim:
         raise ValueError(f"{len(names)} names {tuple(names)} for an array of shape {x.shape}")
     if current_mesh() is None:
@@ -104,7 +104,7 @@ def constrain(x: Shaped[Array, "..."], names: Sequence[str | None]) -> Shaped[Ar
 
 
 def constrain_grid(x: Shaped[Array, "b *grid d"], axis: str) -> Shaped[Array, "b *grid d"]:
-    """Lays tokens on their grid out like a sequence, whose length divides where the sides of the grid may not."""
+    """Shards tokens on a grid like a sequence: its length may divide where the sides of the grid do not."""
     return constrain(x.reshape(x.shape[0], -1, x.shape[-1]), ("batch", "seq", axis)).reshape(x.shape)
 
 

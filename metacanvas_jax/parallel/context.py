@@ -1,9 +1,9 @@
-"""Attention on a mesh: each device runs the whole kernel on its own heads and samples, whatever the kernel is.
+"""Attention on a mesh: each device runs any attention kernel on its own heads and samples.
 
-Between the blocks the tokens of a long sequence are spread over the context axis. Attention needs all of them, so q, k
-and v go from slices of the tokens with all heads to all tokens with slices of the heads, and the result goes back: two
-all-to-alls, each of which moves ``1 - 1/context`` of an array once (DeepSpeed Ulysses, arXiv 2309.14509). Heads are
-few, so tensor times context must divide their number.
+Between the blocks, the context axis splits the tokens of a long sequence. Attention needs all tokens. An all-to-all
+therefore turns q, k and v from some tokens of all heads into all tokens of some heads, and another one turns the result
+back. Each moves ``1 - 1/context`` of an array once (DeepSpeed Ulysses, arXiv 2309.14509). The number of heads must be a
+multiple of tensor times context.
 """
 
 from collections.abc import Callable
@@ -26,15 +26,15 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
 
 
 def exchanging() -> bool:
-    """Whether tokens are spread over a context axis."""
+    """Whether a context axis splits the tokens."""
     mesh = current_mesh()
     return mesh is not None and mesh.shape["context"] > 1
 
 
 def whole_sequence(x: Float[Array, "b n h e"]) -> Float[Array, "b n h e"]:
-    """All tokens of some heads in place of some tokens of all heads; without a context axis the array as it is.
+    """All tokens of some heads in place of some tokens of all heads; the array itself without a context axis.
 
-    For streams that are joined along the sequence before they attend: joining is local once heads are what is split.
+    For streams that are concatenated along the sequence before attention. With split heads that is a local operation.
     """
     return constrain(x, EXCHANGED) if exchanging() else x
 
@@ -42,9 +42,9 @@ def whole_sequence(x: Float[Array, "b n h e"]) -> Float[Array, "b n h e"]:
 def sharded(attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, mask: Any, *, exchange: bool) -> jax.Array:
     """``attend`` inside ``shard_map``: per device its samples and heads of ``q [b n h e]`` and ``k, v [b m g e]``.
 
-    ``exchange`` says that q, k and v are of one sequence that the context axis may split; otherwise keys and values are
-    whole and a device keeps its slice of the queries (unless the mask is causal). Grouped key/value heads are repeated
-    where they do not divide by the tensor axis.
+    With ``exchange``, q, k and v belong to one sequence, which the context axis may split. Without it, every device has
+    all keys and values and its own slice of the queries, or all queries if the mask is causal. Grouped key/value heads
+    are repeated where they do not divide by the tensor axis.
 
     Raises:
         UserError: heads or tokens do not divide by the axes of the mesh that an exchange splits them over.
@@ -58,7 +58,7 @@ def sharded(attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, mask: Any,
         query_names = key_names = EXCHANGED
     else:
         query_names, key_names = QUERIES, KEYS
-        if mask.causal:  # a device would have to know where in the sequence its queries stand
+        if mask.causal:  # a device would have to know the position of its queries in the sequence
             query_names = ("batch", "whole_seq", "heads", None)
     heads = q.shape[2]
     query_spec = spec_of(query_names, q.shape)
@@ -67,7 +67,7 @@ def sharded(attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, mask: Any,
         key_names = (*key_names[:2], query_names[2], None)
     key_spec = spec_of(key_names, k.shape)
 
-    # The arrays of the mask lie as what they describe; they go in by name, so that none is closed over.
+    # The arrays of a mask are sharded like the arrays they describe. They are arguments, as shard_map closes over none.
     owners = {"keys": key_spec, "query_segments": query_spec, "key_segments": key_spec}
     parts = {name: x for name in owners if (x := getattr(mask, name)) is not None}
     specs = {

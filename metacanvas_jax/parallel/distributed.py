@@ -1,4 +1,7 @@
-"""Several processes: all of them, or a clear failure. Messages go through JAX's coordination service."""
+"""Runs of several processes: all of them take part, or all fail with one clear message.
+
+Messages go through JAX's coordination service.
+"""
 
 import contextlib
 import itertools
@@ -26,12 +29,12 @@ _barriers: dict[str, Iterator[int]] = {}
 def together(
     processes: int | None = None, coordinator: str | None = None, process: int | None = None, timeout_s: int = 300
 ) -> Iterator[None]:
-    """`initialize`; then, while open, an error of one process ends all of them with one message (see `watch`)."""
+    """Calls `initialize`. While open, an error of one process ends all of them with one message (see `watch`)."""
     initialize(processes, coordinator, process, timeout_s)
     try:
         yield
     except Preempted:
-        raise  # all of them come here at the same step
+        raise  # in all processes, at the same step
     except (Exception, KeyboardInterrupt) as error:
         if client() is not None:
             watch.end_all(client(), error)
@@ -44,15 +47,15 @@ def initialize(
     process: int | None = None,
     timeout_s: int = 300,
 ) -> None:
-    """Joins this process to the others; must run before anything touches a device.
+    """Connects this process to the others; must run before any device is used.
 
-    On Cloud TPU, Slurm and the like all of it is detected: pass ``processes`` only, as the number to insist on.
-    Elsewhere pass ``coordinator`` (host:port of process 0) and ``process`` too. One process without coordinator needs
-    no joining.
+    On Cloud TPU, Slurm and similar clusters everything is detected; pass only ``processes``, the number expected.
+    Elsewhere pass ``coordinator`` (host:port of process 0) and ``process`` too. A single process without a coordinator
+    is not connected to anything.
 
     Raises:
-        UserError: some have not come after ``timeout_s``, and which; another number of processes than ``processes``; or
-            nothing is known about the others.
+        UserError: some processes did not start within ``timeout_s`` (the message names them), their number is not
+            ``processes``, or nothing is known about the others.
     """
     if processes in (1, None) and coordinator is None and process is None:
         return
@@ -68,8 +71,8 @@ def initialize(
     if not 0 <= process < count or ":" not in coordinator:
         raise UserError(f"process {process} of {count} at {coordinator!r}: expected 0 to {count - 1}, and host:port")
     roll_call.answer(coordinator, count, process, timeout_s)
-    # They were all there a moment ago. JAX's client does not raise when its own time is up, it aborts the process with
-    # a stack trace: so be there first.
+    # All processes answered a moment ago. If one is lost now, JAX's client aborts this process at its time limit with a
+    # stack trace. The timer ends the process with a message before that.
     timer = threading.Timer(timeout_s, _give_up, (count, coordinator, process, timeout_s))
     timer.daemon = True
     timer.start()

@@ -1,8 +1,8 @@
-"""Compiler options per TPU generation, as data, each with its reason; for planning and for training alike.
+"""Compiler options for each TPU generation, with the reason for each; planning and training use the same ones.
 
-Planning hands them to each compilation; training puts them into ``LIBTPU_INIT_ARGS`` before jax starts
-(``libtpu_arguments``). An option that the installed compiler does not know is an error there, so options that came or
-went with a libtpu carry the range of versions.
+Planning passes them to every compilation. Training puts them into ``LIBTPU_INIT_ARGS`` before JAX starts
+(``libtpu_arguments``). The compiler refuses an option that it does not know, so options that a version of libtpu
+removed name that version.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from metacanvas_jax.hardware import TPUS
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """One option of the TPU compiler, the generations it is set on and why. ``before`` is the first libtpu without."""
+    """An option of the TPU compiler and why ``generations`` set it. ``before`` is the first libtpu without it."""
 
     name: str
     value: str
@@ -26,8 +26,8 @@ FLAGS = (
     Flag(
         "xla_jf_spmd_threshold_for_windowed_einsum_mib",
         "1000000",
-        "A product with gathered weights stays one product: cut into ring steps over a wide fsdp axis it becomes many "
-        "products of a small inner size, a third slower and with more memory.",
+        "Keeps a product with gathered weights in one piece. Split into ring steps over a wide fsdp axis it becomes "
+        "many products with a small inner size, which take a third more time and more memory.",
     ),
     Flag(
         "xla_tpu_use_minor_sharding_for_major_trivial_input",
@@ -55,7 +55,7 @@ FLAGS = (
     Flag(
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
         "true",
-        "The gathers of fsdp weights are the collectives worth hiding.",
+        "The gathers of fsdp weights are the most expensive collectives that can be hidden.",
     ),
     Flag(
         "xla_tpu_enable_async_collective_fusion_multiple_steps",
@@ -65,9 +65,9 @@ FLAGS = (
     Flag(
         "xla_tpu_overlap_compute_collective_tc",
         "true",
-        "Lets the tensor core drive a collective while it computes; without it nothing above is hidden.",
+        "Lets the tensor core drive a collective while it computes; without it no collective is hidden.",
     ),
-    Flag("xla_enable_async_all_gather", "true", "Splits a gather into start and done, between which others run."),
+    Flag("xla_enable_async_all_gather", "true", "Splits a gather into start and done; others run in between."),
 )
 
 

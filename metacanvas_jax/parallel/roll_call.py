@@ -1,7 +1,7 @@
-"""Before anything starts: who has come, and who is missing.
+"""The roll call at start-up: which processes are running, and which are missing.
 
-JAX's own start-up waits for all processes and, when its time is up, aborts without saying for whom. So process 0 first
-listens on the coordinator's port itself until the others have said who they are, then leaves the port to JAX.
+JAX's own start-up waits for all processes and aborts at its time limit without naming the missing ones. Therefore
+process 0 first listens on the coordinator's port itself until all others have reported, then gives the port to JAX.
 """
 
 import contextlib

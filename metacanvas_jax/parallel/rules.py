@@ -1,4 +1,4 @@
-"""The table from logical axes (of parameters and activations) to mesh axes, and the shardings that follow from it.
+"""Which mesh axes split which logical axes of parameters and activations, and the shardings that follow.
 
 ====================  ==========================================================================================
 logical axis          what it is
@@ -11,7 +11,7 @@ heads, kv_heads       attention heads, of activations and of the kernels that ma
 exchanged_heads       heads inside an exchange over heads (``parallel/context.py``)
 mlp                   hidden units of a feed-forward, of activations and of kernels
 vocab                 rows of the embedding table and columns of the output head
-embed                 the model width; sharded on parameters only, because on activations "batch" has taken the axis
+embed                 the model width; split on parameters only, because on activations "batch" already uses the axis
 rank                  the short axis of a low-rank adapter
 layers                the axis that ``nn.scan`` runs along
 ====================  ==========================================================================================
@@ -30,42 +30,42 @@ from metacanvas_jax.trees import flat
 from metacanvas_jax.types import Params
 
 Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
-"""Ordered (logical axis, mesh axes). Earlier rows choose first; a mesh axis is used once per array; a later row of the
-same logical axis is what to fall back on where an earlier one does not divide."""
+"""Ordered pairs (logical axis, mesh axes). Earlier rows choose first, and an array uses every mesh axis once at most.
+If the size of an axis does not divide by the mesh axes of a row, the next row of the same logical axis is tried."""
 
 RULES: Rules = (
-    # Samples over both kinds of data parallelism. First, so that no activation is cut along "embed" as well.
+    # Samples over both kinds of data parallelism. First, so that no activation is also split along "embed".
     ("batch", ("data", "fsdp")),
-    # Megatron pairs: the axis inside a block is split, so a block needs one exchange before and one after.
+    # As in Megatron, the axis inside a block is split, so a block needs one exchange before it and one after it.
     ("mlp", "tensor"),
     ("exchanged_heads", ("tensor", "context")),
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
     ("vocab", "tensor"),
-    # Between the Megatron pairs nothing else uses the tensor axis, so tokens do: norms and residuals are computed once
-    # instead of on every device of the axis, and an all-reduce becomes a reduce-scatter and an all-gather.
+    # Between these exchanges nothing else uses the tensor axis, so it splits the tokens. Norms and residuals are then
+    # computed once instead of on every device, and an all-reduce becomes a reduce-scatter and an all-gather.
     ("seq", ("context", "tensor")),
     ("seq", "context"),
-    # The autoencoders' pictures are cut into bands of rows; neighbours exchange a row per convolution.
+    # Images in an autoencoder are split into bands of rows; neighbours exchange a row per convolution.
     ("rows", "context"),
     # Fully sharded parameters: the model width is stored in slices, also along the context axis, which has no other use
     # for parameters.
     ("embed", ("fsdp", "context")),
     ("embed", "fsdp"),
-    # An adapter beside a feed-forward has no other axis to be cut along: the model width is not one of its.
+    # An adapter of a feed-forward can be split along its rank only: the model width is none of its axes.
     ("rank", "fsdp"),
     # The scan axis stays whole: each device runs every layer.
     ("layers", None),
 )
 
 LARGE = 2**26
-"""Elements of a parameter that may not lie whole on every device of a mesh that splits parameters: 256 MiB."""
+"""A parameter of so many elements (256 MiB) must be split on a mesh that splits parameters."""
 
 PART_RULES: dict[str, Rules] = {
-    # The MLLM's prompts are short and causal: where there are enough samples, each device of the context axis takes
-    # some of them, instead of tokens of all of them. Its few key/value heads would not divide for an exchange.
+    # The MLLM's prompts are short and causal, and its few key/value heads do not divide for an exchange. The devices of
+    # the context axis therefore take different samples instead of different tokens, where there are enough samples.
     "mllm": (("batch", ("data", "fsdp", "context")), ("batch", ("data", "fsdp")), ("seq", "tensor"), ("seq", None)),
-    # An autoencoder has neither heads nor feed-forwards worth splitting: samples first, then bands of rows.
+    # An autoencoder has no heads or feed-forwards that are worth splitting: samples first, then bands of rows.
     "vae": (
         ("batch", ("data", "fsdp", "context", "tensor")),
         ("batch", ("data", "fsdp", "context")),
@@ -75,11 +75,11 @@ PART_RULES: dict[str, Rules] = {
         ("heads", None),
     ),
 }
-"""Rows put in front of the common ones for the parts of a model named so; a row with None ends an axis's choices."""
+"""Rows that come before the common ones in these parts of a model; a row with None leaves the axis unsplit."""
 
 
 def rules_of(part: str, rules: Rules = RULES) -> Rules:
-    """The rules of one part of a model, the first component of its parameters' paths."""
+    """The rules of one part of a model; parts are named by the first component of a parameter's path."""
     return PART_RULES.get(part, ()) + rules
 
 
@@ -91,8 +91,9 @@ def resolve(
 ) -> PartitionSpec:
     """Mesh axes of an array whose axes have these logical names.
 
-    An axis whose size does not divide by its mesh axes is left to a later row of its name, or stays whole, as do
-    unnamed and unknown axes; mesh axes of size 1 are left out. ``shape`` None means that everything divides.
+    If a size does not divide by the mesh axes of a row, the next row of that name is tried; after the last one the axis
+    stays unsplit, as unnamed and unknown axes do. Mesh axes of size 1 are left out. ``shape`` None means that every
+    size divides.
     """
     chosen: dict[int, tuple[str, ...]] = {}
     used: set[str] = set()
@@ -112,12 +113,12 @@ def resolve(
 
 
 def shardings(abstract: Params, mesh: Mesh | AbstractMesh, rules: Rules = RULES, whole: Sequence[str] = ()) -> Params:
-    """A NamedSharding for every parameter of a tree as Linen's ``init`` makes it, abstract or not.
+    """A NamedSharding for every parameter of a tree that Linen's ``init`` returned, abstract or not.
 
-    Each part of the model (first component of the path) has its own rules. Parameters without logical names are copied
-    to every device, and so is what has only the model width for an axis (gains, biases of the residual stream): slices
-    of it would be too small to be worth a gather per layer. Parts in ``whole`` (``MeshConfig``) are copied too, but for
-    their adapters, which have the axis "rank". The result has no boxes.
+    Each part of the model has its own rules. Parameters without logical names are copied to every device. Parameters
+    whose only axis is the model width (gains, biases of the residual stream) are copied as well, because their slices
+    would be too small to be worth a gather per layer. So are the parts in ``whole`` (see ``MeshConfig``), except their
+    adapters, which have the axis "rank". The result is a tree without Linen's boxes.
     """
     leaves = flat(abstract)
     out = {}
@@ -133,7 +134,7 @@ def shardings(abstract: Params, mesh: Mesh | AbstractMesh, rules: Rules = RULES,
 
 
 def placed(abstract: Params, shardings: Params) -> Params:
-    """Unboxed abstract parameters that carry their shardings: what weights are loaded into."""
+    """Abstract parameters with their shardings and without Linen's boxes: the targets that weights are loaded into."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         nn.meta.unbox(abstract),
@@ -153,8 +154,7 @@ def whole(placed: Params, at_least: int) -> dict[str, tuple[int, ...]]:
 def check_whole(placed: Params, at_least: int = LARGE, meant: Sequence[str] = ()) -> None:
     """Refuses parameters of ``at_least`` elements of which every device would hold a full copy.
 
-    A mesh that only splits samples copies everything, which is what it is for, and so are parts that are ``meant`` to
-    be whole.
+    A mesh that only splits samples may copy everything; so may the parts ``meant`` to be whole.
 
     Raises:
         UserError: naming the largest of them, its shape and its size.

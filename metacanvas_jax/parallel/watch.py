@@ -1,8 +1,8 @@
-"""Says where a run stands when it stands still, and ends all processes when one of them fails or is lost.
+"""Reports which process keeps a run waiting, and ends all processes when one of them fails or is lost.
 
-Every process tells JAX's coordination service every few seconds that it lives and what it is doing. Process 0 reads
-that and, if one has failed or has not been heard of, publishes a verdict; every process then prints it and ends. It
-ends from a thread, because the main thread may be inside a collective operation that will never return.
+Every few seconds each process writes a beat, with its present activity, to JAX's coordination service. Process 0 reads
+them. If a process has failed, or has sent nothing for a while, process 0 publishes a verdict, which every process
+prints before it ends. A thread ends the process, because the main thread may wait in a collective operation forever.
 """
 
 import json
@@ -26,10 +26,10 @@ _ending = threading.Lock()
 
 
 class Watch:
-    """Watches while it is open as a context; an error that is still to be told to others (`end_all`) keeps it open.
+    """Watches while it is open as a context. After an error it stays open until `end_all` has sent the error to all.
 
-    ``client`` is the connection to the coordination service, None in a run of one process. ``stall_s`` is how long one
-    and the same activity may take before a line on stderr names the process (0: never).
+    ``client`` is the connection to the coordination service, None in a run of one process. When an activity takes more
+    than ``stall_s`` seconds, a line on stderr names the process (0: never).
     """
 
     def __init__(self, client: Any, stall_s: float, *, lost_s: float = _LOST_S, clock=time.monotonic):
@@ -52,7 +52,7 @@ class Watch:
             self._thread.join(timeout=10)
 
     def at(self, step: int, doing: str) -> None:
-        """What this process does from now on, as "process 3 <doing>, step 12"."""
+        """Records what this process does from now on; reported as "process 3 <doing>, step 12"."""
         self._at = (step, doing, self._clock())
 
     def _run(self) -> None:
@@ -98,7 +98,7 @@ class Watch:
             latest = beats.get(process, {"n": -1})["n"]
             if latest != number:
                 self._heard[process] = (latest, now)
-        # Who has not begun to watch may be loading still; until then JAX watches, less closely.
+        # A process that has not begun to watch may still be loading; until then JAX's own, slower check applies.
         silent = [p for p, (number, heard) in self._heard.items() if number >= 0 and now - heard > self._lost_s]
         if not silent:
             return None
@@ -109,7 +109,7 @@ class Watch:
         return {"message": message, "code": RESTART}
 
     def _stalled(self, beats: dict[int, dict[str, Any]]) -> str:
-        """Who keeps the others waiting: those that are not waiting for the devices, if there are any."""
+        """A report on the processes that the others wait for: those that do not wait for the devices, or else all."""
         if not self._stall_s or not all(beat["s"] > self._stall_s for beat in beats.values()):
             self._reported = None
             return ""
@@ -132,8 +132,7 @@ WAITS = "waits for the devices"
 def end_all(client: Any, error: BaseException) -> NoReturn:
     """Ends this process and, through their watches, all others, with one message.
 
-    An error that is not the user's may be the consequence of a lost process, so the verdict on that is waited for
-    first.
+    An unexpected error may only be the consequence of a lost process. The verdict on that process is awaited first.
     """
     if not isinstance(error, UserError | KeyboardInterrupt):
         time.sleep(_LOST_S + 3 * _BEAT_S)  # the watch may end the process meanwhile
@@ -149,7 +148,7 @@ def end_all(client: Any, error: BaseException) -> NoReturn:
             client.key_value_set(f"{_KEYS}/failed/{jax.process_index()}", json.dumps(verdict), allow_overwrite=True)
             verdict = json.loads(client.blocking_key_value_get(f"{_KEYS}/verdict/0", 15_000))
     except jax.errors.JaxRuntimeError:
-        pass  # process 0 is gone, or has no watch yet: then this process's own error is what there is to say
+        pass  # process 0 is gone, or has no watch yet: this process reports its own error
     _end(client, verdict["message"], verdict["code"])
 
 
@@ -159,7 +158,7 @@ def _publish(client: Any, verdict: dict[str, Any]) -> None:
 
 
 def _end(client: Any, message: str, code: int) -> NoReturn:
-    """Prints and ends. Process 0 stays until the others have read the verdict, as it is they who read it from it."""
+    """Prints the message and ends. Process 0 first waits until the others have read the verdict from it."""
     if not _ending.acquire(blocking=False):
         time.sleep(60)  # another thread of this process is at it
     print(f"metacanvas: {message}", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""Training on stored contexts: every prompt is read by the frozen MLLM once, however many steps it appears in.
+"""Training on stored contexts: the frozen MLLM reads every prompt once, not at every step.
 
-A batch from the data holds what the MLLM reads (``READ``). ``stored_contexts`` replaces that by the ``context`` it
-leads to, from a folder (``mllm/context_cache.py``) or, the first time, computed on the mesh and stored.
+A batch holds the MLLM's inputs (``READ``). ``stored_contexts`` replaces them by the ``context`` that the MLLM computes
+from them. It comes from a folder (``mllm/context_cache.py``); the first time it is computed on the mesh and stored.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ Enrich = Callable[[Params, Batch, Mesh, Rules], Batch]
 
 
 def context_reader(experiment: Experiment) -> Enrich | None:
-    """Batches with contexts from the folder ``mllm.context_cache``, None where the config names none.
+    """Puts contexts from the folder ``mllm.context_cache`` into batches; None where the config names no folder.
 
-    Raises UserError when the networks that contexts come from train, or have no weights.
+    Raises UserError when the networks that compute contexts train, or have no weights.
     """
     section, model = experiment.mllm, network(experiment)
     if not section.context_cache or experiment.objective != "paint":
@@ -58,17 +58,17 @@ def context_reader(experiment: Experiment) -> Enrich | None:
 
 
 def samples_first(context: Context) -> Context:
-    """Keys and values as ``[b layers l g e]``, samples first as all of a batch is; done twice it is undone."""
+    """Moves the samples of keys and values to the first axis, ``[b layers l g e]``; a second call moves them back."""
     return context.replace(cache=jax.tree.map(lambda x: x.swapaxes(0, 1), context.cache))
 
 
 def stored_contexts(
     cache: ContextCache, inputs: Callable[[Batch], MllmInputs], read: Callable[[Params, MllmInputs], Context]
 ) -> Enrich:
-    """Puts contexts into batches, reading only what ``cache`` does not have.
+    """Puts contexts into batches; only those that ``cache`` does not have are computed.
 
-    ``inputs(batch)`` is the MLLM's part of a batch, ``read(frozen, inputs)`` the frozen network (traced). All processes
-    read a batch of which one of them misses a prompt: it is one program on the whole mesh.
+    ``inputs(batch)`` returns the MLLM's inputs, ``read(frozen, inputs)`` is the frozen network (traced). If one process
+    misses a prompt of a batch, all processes compute the batch, because it is one program on the whole mesh.
     """
     compiled: dict[Mesh, Callable] = {}
 
@@ -94,14 +94,14 @@ def stored_contexts(
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is up in any process; all of them ask together."""
+    """Whether ``flag`` is true in any process; all processes must call this together."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
 def local_rows(x: jax.Array) -> np.ndarray:
-    """This process's rows of an array whose first axis alone is spread over the mesh, in their order."""
+    """This process's rows, in their order, of an array that is split along its first axis only."""
     if x.is_fully_addressable:
         return np.asarray(x)
     rows = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
@@ -109,9 +109,9 @@ def local_rows(x: jax.Array) -> np.ndarray:
 
 
 def identity(configs: Mapping[str, Any], weights: Mapping[str, str], dtype: str) -> str:
-    """A hash of the frozen networks that contexts come from: configs (dataclasses), hashes of weights, their dtype.
+    """A hash of the frozen networks that compute contexts: configs (dataclasses), hashes of weights, and their dtype.
 
-    What does not change a context does not count: adapters, remat and offload.
+    Adapters, remat and offload are left out, because they do not change a context.
     """
 
     def plain(tree: Any) -> Any:
@@ -125,7 +125,7 @@ def identity(configs: Mapping[str, Any], weights: Mapping[str, str], dtype: str)
 
 
 def check_frozen(init: Callable[..., Params], rules: Partition, weights: Mapping[str, str]) -> None:
-    """Raises UserError unless the networks that contexts come from are named by their weights and do not train."""
+    """Raises UserError unless the networks that compute contexts have weights and do not train."""
     if not weights:
         raise UserError("config: mllm.context_cache needs mllm.weights: contexts of random weights are of no use later")
     trained = flat(partition(nn.meta.unbox(jax.eval_shape(init, jax.random.key(0))), rules)[0])

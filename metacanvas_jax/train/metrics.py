@@ -1,4 +1,4 @@
-"""Numbers of a training on their way out: JSON lines, TensorBoard, throughput and model FLOP utilisation."""
+"""Metrics of a training: JSON lines, TensorBoard, throughput and model FLOP utilisation."""
 
 import contextlib
 import io
@@ -45,14 +45,14 @@ def measured_peak(dtype: str = "float32", size: int = 1024, repeats: int = 5) ->
 def model_flops_utilisation(flops_per_step: float, seconds_per_step: float, peak: float, devices: int) -> float:
     """``flops_per_step / (seconds_per_step * peak * devices)``.
 
-    ``flops_per_step`` counts the operations that the model asks for, once: what rematerialisation repeats is not
-    counted, and frozen work counts forward only.
+    ``flops_per_step`` counts every operation of the model once: repetitions by rematerialisation do not count, and
+    frozen networks count with their forward pass only.
     """
     return flops_per_step / (seconds_per_step * peak * devices)
 
 
 class Meter:
-    """Steps and samples per second between two readings, without compilation and what happens inside ``paused``."""
+    """Steps and samples per second between two readings, without compilation and without time inside ``paused``."""
 
     def __init__(self, clock=time.perf_counter):
         self._clock = clock
@@ -60,7 +60,7 @@ class Meter:
         self._steps = self._samples = 0
 
     def tick(self, samples: int) -> None:
-        """A step on so many samples has been completed; the first one, which was compiled, only starts the clock."""
+        """A step on so many samples is complete. The first one, which includes compilation, only starts the clock."""
         if self._start is None:
             self._start = self._clock()
         else:
@@ -90,11 +90,10 @@ class Meter:
 class Writer:
     """Appends one JSON object per logged step to ``metrics.jsonl``, and the same scalars to TensorBoard.
 
-    ``resume`` is the step that training goes on from: what an earlier process logged beyond it is dropped first, so
-    that the file reads as one uninterrupted run. Values that are not finite become null, as JSON has no word for them.
-    In an object store, where nothing can be appended, both files are written anew at every ``flush``. Elsewhere a
-    record is in its file, for whoever follows it, at the first ``write`` that is ``every_s`` seconds after the last
-    time; ``flush`` is still what makes it survive the machine.
+    ``resume`` is the step from which the training continues. Records of an earlier process beyond it are dropped first,
+    so that the file reads as one uninterrupted run. Values that are not finite become null, which JSON can express.
+    An object store cannot append, so both files are written completely at every ``flush``. Elsewhere the file is
+    updated every ``every_s`` seconds; only after ``flush`` do the records survive a crash of the machine.
 
     Raises UserError, from any method, when they cannot be written.
     """
@@ -162,14 +161,14 @@ class Writer:
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drops the records beyond ``step``, and a torn last line, by writing the file anew and renaming it."""
+    """Drops the records beyond ``step`` and an incomplete last line, by writing a new file and renaming it."""
     if path.exists():
         kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
         files.write(path, "".join(line + "\n" for line in kept))
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, float]]:
-    """The records of a run's ``metrics.jsonl``; a line torn by a kill is left out."""
+    """The records of a run's ``metrics.jsonl``; a line that a kill left incomplete is left out."""
     lines = (files.folder(folder) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
 

@@ -20,7 +20,7 @@ def learning_rate(config: OptimizerConfig, step: int | Int[Array, ""]) -> Float[
     if config.schedule == "constant":
         rate = jnp.full((), peak, jnp.float32)
     else:
-        span = (config.total_steps or 0) - config.warmup_steps  # positive: the config has seen to it
+        span = (config.total_steps or 0) - config.warmup_steps  # positive, as the config checks
         done = jnp.clip((step - config.warmup_steps) / span, 0.0, 1.0)
         left = 1.0 - done if config.schedule == "linear" else 0.5 * (1.0 + jnp.cos(jnp.pi * done))
         rate = low + (peak - low) * left
@@ -34,7 +34,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Clip by the global norm, then AdamW with decoupled decay.
 
     Raises:
-        UserError: (when the state is made) weight decay is asked for but ``decay_rule`` matches no parameter.
+        UserError: (when the state is made) the config has weight decay, but ``decay_rule`` matches no parameter.
     """
     parts = [] if config.clip is None else [optax.clip_by_global_norm(config.clip)]
     parts.append(optax.scale_by_adam(config.b1, config.b2, config.eps))

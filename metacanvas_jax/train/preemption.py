@@ -1,4 +1,4 @@
-"""Noticing that a run has been asked to stop: SIGTERM, or what Cloud TPU tells any one of the processes."""
+"""Requests to stop a run: SIGTERM, or Cloud TPU's notice to any of the processes."""
 
 import contextlib
 import os
@@ -19,11 +19,11 @@ class Interrupted(BaseException):
 
 
 class Preemption:
-    """Listens while it is open as a context; ``reached`` tells the loop, after each step, whether to save and leave.
+    """Listens while it is open as a context. After each step, ``reached`` says whether to save and leave.
 
-    In a run of several processes JAX's preemption service listens (the first SIGTERM at any of them counts for all) and
-    finds a step that all of them reach. In a run of one process SIGTERM is caught here. Until ``begin`` there is
-    nothing to save, and the process ends at once, even from inside a compilation.
+    In a run of several processes JAX's preemption service listens. The first SIGTERM at any process counts for all, and
+    the service finds a step that all of them reach. In a run of one process SIGTERM is caught here. Before ``begin``
+    there is nothing to save, and the process ends at once, even from inside a compilation.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Preemption:
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Work that may be given up and done again later; raises Interrupted in it, if one process is all there is."""
+        """Work that may be repeated later: in a single process, a request to stop raises Interrupted in it."""
         self._interruptible = True
         try:
             if self._asked:

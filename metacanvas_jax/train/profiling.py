@@ -35,8 +35,8 @@ def parse_steps(text: str) -> Steps:
 class Profiler:
     """Traces ``steps`` of this process into ``workdir/profile`` (``steps`` None: nothing); a context manager.
 
-    Steps carry their numbers, so that TensorBoard tells them apart. Beside the trace lies
-    ``memory_after_STEP_process_N.prof``: what held device memory after the last step traced (``pprof`` reads it).
+    The trace shows the number of each step. Beside it, ``memory_after_STEP_process_N.prof`` lists what used device
+    memory after the last traced step (``pprof`` reads it).
     """
 
     def __init__(self, workdir: Path, steps: Steps | None):

@@ -5,16 +5,16 @@ import statistics
 from collections.abc import Sequence
 
 WINDOW = 128
-"""Losses that the usual is judged by."""
+"""Number of losses in the median."""
 AT_LEAST = 32
-"""Losses to have seen before one can be unusual."""
+"""Number of losses before the first comparison."""
 
 
 class Spikes:
     """Compares each loss with the median of the ``WINDOW`` before it.
 
-    ``limit`` is in standard deviations, estimated as 1.4826 times the median distance from the median, so that earlier
-    spikes do not hide later ones; 0 notices none. ``recent`` are the losses to go on from.
+    ``limit`` is in standard deviations; 0 reports no loss. The standard deviation is estimated as 1.4826 times the
+    median distance from the median, so that earlier spikes do not hide later ones. ``recent`` are the latest losses.
     """
 
     def __init__(self, limit: float, recent: Sequence[float] = ()):
@@ -23,11 +23,11 @@ class Spikes:
 
     @property
     def recent(self) -> list[float]:
-        """What a resumed run goes on from."""
+        """The latest losses, which a checkpoint keeps."""
         return list(self._recent)
 
     def usual(self, loss: float) -> float | None:
-        """The median of those before, if this loss is a spike above it."""
+        """The median of the losses before, if this loss is a spike above it, else None."""
         spike = None
         if self._limit and len(self._recent) >= AT_LEAST:
             median = statistics.median(self._recent)

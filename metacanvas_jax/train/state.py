@@ -1,4 +1,4 @@
-"""The state of a training: what a checkpoint holds and a step changes."""
+"""The state of a training: everything that a step changes and a checkpoint holds."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ from metacanvas_jax.types import Params
 class TrainState:
     """Step, trainable parameters (float32), optimizer state and, optionally, their moving average.
 
-    ``step`` counts the batches used. A step whose loss or gradient is not finite updates nothing but ``step`` and
-    ``skipped``. Once more of them come than may be skipped, ``finite`` turns False: that step and all later ones then
-    leave the state as it is, so that the host may notice late and still find the state in which it happened.
+    ``step`` counts the batches used. A step whose loss or gradient is not finite changes only ``step`` and ``skipped``.
+    When more such steps come than may be skipped, ``finite`` becomes False. That step and all later ones then change
+    nothing, so the host may notice late and still has the state in which it happened.
     """
 
     step: Int[Array, ""]
@@ -67,9 +67,9 @@ def update_ema(ema: Params, params: Params, step: Int[Array, ""], decay: float, 
 def abstract_state(
     abstract: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool = False
 ) -> TrainState:
-    """Shapes and shardings of the state of abstract trainables: what a checkpoint is restored into.
+    """Shapes and shardings of the state of abstract trainables, into which a checkpoint is restored.
 
-    Moments and average lie where their parameters lie; everything else is copied to all devices.
+    Moments and moving average have the shardings of their parameters; everything else is copied to all devices.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
     masters = jax.tree.map(lambda x: _struct(x, x.sharding, jnp.float32), abstract)

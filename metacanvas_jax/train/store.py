@@ -34,10 +34,10 @@ PACKAGES = ("metacanvas_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain
 
 
 def describe(config: Mapping[str, Any], frozen: Mapping[str, str] | None = None) -> Meta:
-    """What a checkpoint says about itself, beside what `Store.save` adds.
+    """The description of a checkpoint, to which `Store.save` adds checksums.
 
-    ``config`` holds whatever a resumed run must agree on (nested, JSON-able); ``frozen`` maps the path of each set of
-    frozen weights to its hash.
+    ``config`` is everything that must be the same in a run that continues from it (nested, JSON-able). ``frozen`` maps
+    the path of each set of frozen weights to its hash.
     """
     versions = {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
     meta = {
@@ -51,8 +51,8 @@ def describe(config: Mapping[str, Any], frozen: Mapping[str, str] | None = None)
 class Store:
     """The checkpoints of one run, one folder per step; local or any path that etils.epath knows (``gs://``).
 
-    Only complete checkpoints are ever listed or restored: Orbax commits a folder as its last act. ``keep_last`` newest
-    ones stay, those at multiples of ``keep_every`` and the ``keep_best`` with the highest scores. A store that is not
+    Only complete checkpoints are listed or restored: Orbax commits a folder last. The ``keep_last`` newest ones are
+    kept, those at multiples of ``keep_every``, and the ``keep_best`` with the highest scores. A store that is not
     ``writable`` changes nothing on disk.
 
     Raises UserError, from any method, when the folder cannot be written: no space, no permission, no such place.
@@ -116,10 +116,10 @@ class Store:
     def save(
         self, state: TrainState, batches: grain.DatasetIterator | None, meta: Meta, *, score: float | None = None
     ) -> None:
-        """Saves under the state's own step, writing in the background; the state may be donated at once afterwards.
+        """Saves under the state's own step, in the background; the state may be donated at once afterwards.
 
-        A step that is there already is left alone: the same step of the same run is the same state. Errors of the
-        writing surface in ``check``, the next ``save``, ``wait`` or ``close``.
+        A step that has a checkpoint is not written again, as it would be the same state. Errors of the writing are
+        raised by ``check``, the next ``save``, ``wait`` or ``close``.
         """
         if not self._writable:
             raise ValueError(f"{self.folder} was not opened for writing")
@@ -153,9 +153,9 @@ class Store:
         meta: Meta,
         step: int | None = None,
     ) -> TrainState:
-        """The whole state, straight into the shardings that ``abstract`` carries; sets ``batches`` to where they were.
+        """The whole state, in the shardings of ``abstract``; sets ``batches`` to their position.
 
-        A checkpoint that was imported has read no data: ``batches`` then begin at their beginning.
+        An imported checkpoint has no position in the data: ``batches`` then stay at their beginning.
 
         Raises:
             UserError: no complete checkpoint; one of another config or of other frozen weights; other parameters or
@@ -292,13 +292,13 @@ def _score(metrics: Mapping[str, float]) -> float:
 
 
 def _positions(batches: grain.DatasetIterator) -> list[Any]:
-    """Where the processes are in the data: one entry if all are at the same place, as the pipeline's streams are."""
+    """The positions of the processes in the data: one entry if all are the same, as for the streams of the pipeline."""
     texts = gather(json.dumps(batches.get_state(), sort_keys=True))
     return [json.loads(text) for text in (texts[:1] if len(set(texts)) == 1 else texts)]
 
 
 def _position(positions: list[Any], where: str) -> Any:
-    """This process's place in the data."""
+    """This process's position in the data."""
     if len(positions) == 1:
         return positions[0]
     if len(positions) == jax.process_count():

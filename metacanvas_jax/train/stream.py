@@ -1,4 +1,4 @@
-"""Parameters of a checkpoint read one at a time, so that a host need not hold a model to pass it on."""
+"""Parameters of a checkpoint, read one at a time: a host exports a model without holding it in memory."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ BLOCK = 1 << 22  # values whose bits are summed at a time
 
 
 def lazy_params(checkpoints: Store, abstract: Params, *, ema: bool = False, step: int | None = None) -> Params:
-    """As ``Store.restore_params``, but every leaf is read, and its check sum compared, when it is indexed.
+    """Like ``Store.restore_params``, but every leaf is read, and its checksum compared, when it is indexed.
 
     Raises UserError, when a leaf is read, for other shapes or damaged files, and if the run kept no moving average.
     """
@@ -43,9 +43,9 @@ class Leaf:
 
 
 class Reader:
-    """One tree of a checkpoint, on any number of hosts' files; holds one parameter at a time.
+    """One tree of a checkpoint, written by any number of hosts. It holds one parameter at a time.
 
-    ``sums`` are the check sums that were saved beside it (``store.checksums``), by path.
+    ``sums`` are the checksums that were saved with it (``store.checksums``), by path.
     """
 
     def __init__(self, folder: epath.Path, abstract: Params, sums: Mapping[str, int]):
@@ -83,7 +83,7 @@ class Reader:
 
 
 def checksum(x: np.ndarray) -> int:
-    """The number that ``store.checksums`` gives an array, computed on the host in little memory."""
+    """The checksum of ``store.checksums``, computed on the host in little memory."""
     bits = np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * x.itemsize}")
     total = 0
     for start in range(0, bits.size, BLOCK):
