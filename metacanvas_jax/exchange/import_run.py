@@ -5,7 +5,6 @@ goes on from its step with the data from their beginning, `metacanvas train --co
 its parameters, and `sample`, `evaluate` and `export` take it as any other.
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from functools import partial
@@ -24,10 +23,9 @@ from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.exchange import parts as layout
 from metacanvas_jax.exchange.export_run import INDEX, RUN_CONFIG, VERSION
-from metacanvas_jax.train import parameters, store
-from metacanvas_jax.train.job import fingerprint, fit_config, make_job
-from metacanvas_jax.train.optimizer import make_optimizer
-from metacanvas_jax.train.state import new_state
+from metacanvas_jax.train import parameters
+from metacanvas_jax.train.checkpoints import save_imported
+from metacanvas_jax.train.job import fit_config, make_job
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Params
 from metacanvas_jax.weights.hf_export import new_folder
@@ -61,12 +59,7 @@ def import_run(source: Path, to: Path, config: ConfigDict | None = None) -> Path
     job = make_job(setup)
     with new_folder(to) as draft:
         write_config(config, draft)
-        state = new_state(params, make_optimizer(setup.optimizer), ema=setup.train.ema is not None)
-        state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32))
-        meta = store.describe(fingerprint(job, fit_config(setup)), job.frozen)
-        meta |= {"imported": str(source), "recent_losses": [], "owed": False}
-        with store.Store(draft / "checkpoints") as checkpoints:
-            checkpoints.save(state, None, meta)
+        save_imported(draft, job, fit_config(setup), params, step, str(source))
     return to
 
 

@@ -14,9 +14,11 @@ from metacanvas_jax import files
 from metacanvas_jax.errors import Preempted, UserError
 from metacanvas_jax.parallel.distributed import client
 from metacanvas_jax.train.job import FitConfig, Job, fingerprint
+from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.spikes import Spikes
-from metacanvas_jax.train.state import TrainState
+from metacanvas_jax.train.state import TrainState, new_state
 from metacanvas_jax.train.store import Meta, Store, check_same, describe
+from metacanvas_jax.types import Params
 from metacanvas_jax.weights.hashes import paths
 
 
@@ -31,7 +33,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, job: Job, config: FitConfig, batches: grain.DatasetIterator):
         self._workdir, self._batches = workdir, batches
-        self._meta = describe(fingerprint(job, config), job.frozen)
+        self._meta = described(job, config)
         self.store = Store(
             workdir / "checkpoints",
             keep_last=config.keep_last,
@@ -88,4 +90,17 @@ def check_workdir(job: Job, config: FitConfig, workdir: str | Path) -> None:
     if folder.exists():
         with Store(folder, writable=False) as store:
             if store.steps():
-                check_same(store.meta(), describe(fingerprint(job, config), job.frozen), str(folder))
+                check_same(store.meta(), described(job, config), str(folder))
+
+
+def save_imported(workdir: Path, job: Job, config: FitConfig, params: Params, step: int, source: str) -> None:
+    """Writes the first checkpoint of an imported run: a fresh optimizer, and no position in the data."""
+    state = new_state(params, make_optimizer(job.optimizer), ema=config.ema_decay is not None)
+    meta = described(job, config) | {"imported": source, "recent_losses": [], "owed": False}
+    with Store(workdir / "checkpoints") as store:
+        store.save(state.replace(step=jnp.asarray(step, jnp.int32)), None, meta)
+
+
+def described(job: Job, config: FitConfig) -> Meta:
+    """What all checkpoints of a run say about it."""
+    return describe(fingerprint(job, config), job.frozen)

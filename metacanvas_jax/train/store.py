@@ -1,8 +1,8 @@
-"""Checkpoints of a training (Orbax).
+"""Checkpoints of a training, written by Orbax.
 
-A checkpoint holds what trains, its average, the optimizer, the position in the data and a JSON that says what it
-belongs to: the config, and which frozen weights it was trained beside. The frozen weights themselves are never copied.
-Nothing here reads or writes pickle.
+A checkpoint holds the trainable parameters, their moving average, the optimizer, the position in the data, and a JSON
+with the config and the identity of the frozen weights. The frozen weights themselves are never copied. Nothing here
+reads or writes pickle.
 """
 
 import importlib.metadata
