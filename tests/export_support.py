@@ -179,12 +179,12 @@ def save_transformer(backbone: str, folder: Path) -> Path:
     """A random transformer of diffusers with the sizes of the tiny run."""
     from torch_support import randomize
 
-    from metacanvas_jax.exchange.parts import BACKBONES
+    from metacanvas_jax import registry
     from metacanvas_jax.torch_export import sides
 
     config = DITS[backbone]
     cls = sides.named("dit", backbone).model
-    randomize(cls.from_config(BACKBONES[type(config)].config(config))).save_pretrained(folder)
+    randomize(cls.from_config(registry.of(config).write(config))).save_pretrained(folder)
     return folder
 
 
