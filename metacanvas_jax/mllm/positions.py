@@ -14,13 +14,15 @@ the largest position of all.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Int
 
 from metacanvas_jax.types import Grid
 
-RULES = ("published", "transformers5")
+Rule = Literal["published", "transformers5"]
+RULES = get_args(Rule)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.media import MediaConfig, Patches
-from metacanvas_jax.mllm.positions import RULES, MediaBlock, sequence_positions
+from metacanvas_jax.mllm.positions import RULES, MediaBlock, Rule, sequence_positions
 from metacanvas_jax.types import Grid, Media, MllmInputs
 
 Part = str | Patches
@@ -39,7 +39,7 @@ class PromptConfig:
     system: str | None = "You are a helpful assistant."
     assistant: bool = False
     pad_left: bool = False
-    rule: str = "published"
+    rule: Rule = "published"
     tokens_per_second: float = 2.0
     media: MediaConfig = dataclasses.field(default_factory=MediaConfig)
 

@@ -6,7 +6,7 @@ from metacanvas_jax.diffusion.schedules import TRAIN_STEPS, Schedule, check, sch
 
 
 def sana_dpm(steps: int, shift: float = 3.0) -> Schedule:
-    """SANA's: DPMSolverMultistepScheduler with flow sigmas. The network is told whole timesteps."""
+    """SANA's: DPMSolverMultistepScheduler with flow sigmas. The network gets whole timesteps."""
     check(steps, shift)
     grid = 1.0 - np.linspace(1, 1 / TRAIN_STEPS, steps + 1)
     sigmas = np.flip(shifted(grid, shift))[:-1]
