@@ -113,7 +113,7 @@ def config(folder: Path, backbone: str, **changes) -> ConfigDict:
         *(() if backbone == "sana" else (("dit/.*", "freeze"),)),
         (".*", "train"),
     )
-    config.train = base.section(schema.TrainSection(steps=10, batch=2, rules=rules))
+    config.train = base.section(schema.TrainSection(steps=10, batch=2, rules=rules, frozen_dtype="float32"))
     config.update(changes)
     return config
 

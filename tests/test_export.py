@@ -292,6 +292,34 @@ def test_exported_adapters_of_the_transformer_load_in_diffusers_and_do_what_ours
     assert (adapted - plain).abs().max() > 1e-2
 
 
+def test_an_imported_base_is_named_and_not_exported_again(exported, qwen, tmp_path):
+    from metacanvas_jax.exchange.import_model import import_model
+
+    config, leaves, _, _, _ = exported("sana")
+    config = config.copy_and_resolve_references()
+    config.mllm.weights = str(import_model(qwen / "qwen", tmp_path / "imported"))
+    save_run(tmp_path / "run", config, leaves)
+    out = export_run(tmp_path / "run", tmp_path / "out", QUIET)
+    index = json.loads((out / "metacanvas.json").read_text())
+    assert (index["mllm"]["folder"], index["mllm"]["base"]) == (None, str(qwen / "qwen"))
+    assert not (out / "mllm").exists()
+    assert "Apache-2.0" in (out / "README.md").read_text()
+
+
+def test_an_export_says_in_which_dtype_the_run_computed_and_frozen_weights_are_rounded_to_theirs(exported, qwen):
+    from metacanvas_jax.torch_export.load import Finder, read_index
+
+    _, _, _, folder, _ = exported("flux")
+    index = read_index(folder)
+    assert set(index["computed"].values()) == {"float32"}
+    assert {"transformer", "mllm", "frozen_weights"} <= index["computed"].keys()
+    index["computed"]["frozen_weights"] = "bfloat16"
+    mllm = Finder(folder, index, None, torch.float32, torch.device("cpu")).mllm(None)
+    for parameter in mllm.net.parameters():
+        assert parameter.dtype == torch.float32
+        torch.testing.assert_close(parameter, parameter.bfloat16().float(), atol=0, rtol=0)
+
+
 def snapshot(folder):
     return sorted(path.name for path in folder.iterdir())
 

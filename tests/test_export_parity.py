@@ -124,7 +124,6 @@ def pair(tmp_path_factory):
             place = folder / backbone
             config = support.config(folder, backbone, buckets=base.buckets(*BUCKETS[backbone]))
             config.mllm.image_tokens = 4
-            config.train.frozen_dtype = "float32"
             config.vae_weights = str(support.save_patch_pca(place / "pca"))
             if backbone == "sana":
                 config.text = support.save_text_encoder(place / "gemma")

@@ -1,6 +1,7 @@
 """The exported torch package part by part: samplers and prompts against this project's own."""
 
 import dataclasses
+import io
 
 import jax.numpy as jnp
 import numpy as np
@@ -120,9 +121,10 @@ def test_exported_pixel_autoencoder_is_ours():
     np.testing.assert_allclose(back.numpy(), decoded, atol=1e-4)
 
 
+@pytest.mark.parametrize("asked", [True, False])
 @pytest.mark.parametrize("begins", [True, False])
 @pytest.mark.parametrize("reads_prompt", [True, False])
-def test_exported_text_encoder_reads_and_keeps_the_tokens_that_ours_does(reads_prompt, begins):
+def test_exported_text_encoder_reads_and_keeps_the_tokens_that_ours_does(reads_prompt, begins, asked):
     from types import SimpleNamespace
 
     from tokenizers.processors import TemplateProcessing
@@ -146,10 +148,56 @@ def test_exported_text_encoder_reads_and_keeps_the_tokens_that_ours_does(reads_p
     states.device = "cpu"
     config = {"length": 12, "instruction": "Describe: ", "reads_prompt": reads_prompt}
     prompts = ["A Red cat ", "", "a blue house, painted. What is in this picture?"]
-    found, seen = TextEncoder(states, words, config)(prompts, [bool(prompt) for prompt in prompts])
+    found, seen = TextEncoder(states, words, config)(prompts, [asked or bool(prompt) for prompt in prompts])
     rows = TextRows(words, 12, instruction=config["instruction"], reads_prompt=reads_prompt)
-    ids, mask = (np.stack([rows(prompt)[name] for prompt in prompts]) for name in ("text_tokens", "text_mask"))
+    ids, mask = (
+        np.stack([rows(prompt, asked=asked)[name] for prompt in prompts]) for name in ("text_tokens", "text_mask")
+    )
     expected = first_and_last(States(jnp.asarray(ids, jnp.float32)[:, :, None], jnp.asarray(mask)), 12)
     np.testing.assert_array_equal(found.numpy(), expected.states)
     np.testing.assert_array_equal(seen.numpy(), expected.mask)
     assert expected.mask.sum() < expected.mask.size
+
+
+def test_pictures_are_read_upright_on_white_and_cropped():
+    from metacanvas_jax.data.decoding import decode_image
+    from metacanvas_jax.data.transforms import fit_image
+    from metacanvas_jax.errors import UserError
+    from metacanvas_jax.torch_export import reading
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    colours = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 14, 3), np.uint8))
+    cutout = colours.convert("RGBA")
+    cutout.putalpha(Image.linear_gradient("L").resize(colours.size))
+    files = {
+        "turned": (colours, {"exif": exif}),
+        "cutout": (cutout, {}),
+        "grey": (colours.convert("LA"), {}),
+        "palette": (colours.convert("P"), {"transparency": 1}),
+        "bit": (colours.convert("1"), {}),
+    }
+    for name, (picture, options) in files.items():
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG", **options)
+        ours = fit_image(decode_image(buffer.getvalue()), (8, 6))
+        with Image.open(buffer) as opened:
+            theirs = np.asarray(reading.fit(reading.picture(opened), (8, 6)))
+        np.testing.assert_array_equal(theirs, ours, err_msg=name)
+    with pytest.raises(UserError, match="a picture of mode I;16, expected 8 bits per channel"):
+        reading.picture(Image.new("I;16", (8, 8), 40000))
+
+
+@pytest.mark.parametrize("fps", [6.0, 24.0])
+@pytest.mark.parametrize("count", [5, 9, 121])
+def test_frames_that_the_mllm_reads_and_frames_of_a_clip_are_ours(count, fps):
+    from metacanvas_jax.data.transforms import Clip, frame_indices
+    from metacanvas_jax.mllm.media import sample_frames
+    from metacanvas_jax.torch_export import reading
+
+    chosen, rate = sample_frames(count, fps, target=2.0)
+    assert reading.shown_frames(count, fps, reading.FRAMES) == (chosen.tolist(), rate)
+    assert (
+        reading.clip(2 * count, 2 * fps, count, fps)
+        == frame_indices(2 * count, 2 * fps, Clip(None, count, fps)).tolist()
+    )

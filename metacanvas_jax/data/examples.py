@@ -44,9 +44,9 @@ class TextRows:
     """Prompts as input of the text encoder that a DiT keeps for itself.
 
     ``length`` is the number of states that the DiT reads. ``instruction`` stands in front of every prompt but the empty
-    one, which is padded to the same length (so do the published pipelines, for guidance). Every sequence begins with
-    the tokenizer's token for its beginning, or with its padding token where it has none. With ``reads_prompt`` False
-    every prompt is replaced by the empty one.
+    one of training and of guidance, which is padded to the same length. An empty prompt that is ``asked`` for has it
+    too, as in the published pipelines. Every sequence begins with the tokenizer's token for its beginning, or with its
+    padding token where it has none. With ``reads_prompt`` False every prompt is replaced by the empty one.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class TextRows:
         self._instruction = instruction if reads_prompt else ""
         self._row = functools.lru_cache(maxsize=65536)(self._make)
 
-    def __call__(self, prompt: str) -> Example:
+    def __call__(self, prompt: str, *, asked: bool = False) -> Example:
         """``text_tokens`` and ``text_mask`` [n]."""
-        return dict(self._row(prompt if self._reads_prompt else ""))
+        return dict(self._row(prompt if self._reads_prompt else "", asked))
 
-    def _make(self, prompt: str) -> Example:
+    def _make(self, prompt: str, asked: bool) -> Example:
         tokens, mask = self._rows(prompt, self._instruction)
-        if not prompt.strip() and self._instruction:
+        if not (asked or prompt.strip()) and self._instruction:
             missing = ((0, 0), (0, tokens.shape[1] - self._length))
             tokens, mask = self._rows("", "")
             tokens, mask = np.pad(tokens, missing, constant_values=self._pad), np.pad(mask, missing)
@@ -109,21 +109,23 @@ class PaintExamples:
         self._written = functools.lru_cache(maxsize=65536)(self._write)
         self._warned = False
 
-    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Example:
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None, *, asked: bool = False) -> Example:
         """The arrays of one sample; media are still ``patches`` and ``slots``. ``rng`` is not used.
+
+        ``asked`` says that the prompt is a user's (see ``TextRows``).
 
         Raises UserError for a sample that has not the bucket's shape, or whose media alone are too long.
         """
         del rng
         sample = self.fitted(sample)
         seen = self.pixels(sample) if self.latents is None else self.stored(sample, self.latents)
-        return seen | self.read(sample)
+        return seen | self.read(sample, asked=asked)
 
     def batch(self, samples: Sequence[Sample], *, words: bool = True) -> Batch:
         """Some samples as one batch; ``words`` False gives them the empty prompt."""
         if not words:
             samples = [dataclasses.replace(sample, prompt="") for sample in samples]
-        return self.collate([self(sample) for sample in samples])
+        return self.collate([self(sample, asked=words and not self.target) for sample in samples])
 
     def pixels(self, sample: Sample) -> Example:
         """What the autoencoder reads of a fitted sample."""
@@ -176,11 +178,11 @@ class PaintExamples:
                 raise UserError(f"{sample.name or sample.prompt!r}: the {part} is {found}, expected {list(expected)}")
         return sample
 
-    def read(self, sample: Sample) -> Example:
+    def read(self, sample: Sample, *, asked: bool = False) -> Example:
         """What the MLLM and the DiT's own text encoder read of a fitted sample."""
         prompt = sample.prompt
         example = self._write(prompt, self.media(sample)) if self.layout else dict(self._written(prompt))
-        return example if self.text is None else example | self.text(sample.prompt)
+        return example if self.text is None else example | self.text(sample.prompt, asked=asked)
 
     def media(self, sample: Sample) -> list[Patches]:
         """The media before the prompt: images, or one video of which ``video_fps`` frames a second are read."""

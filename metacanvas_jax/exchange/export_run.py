@@ -190,8 +190,15 @@ def _write_bases(draft: Path, setup: Experiment, options: Options) -> None:
 
 
 def own_weights(folder: str) -> bool:
-    """Whether a folder of weights is of this project's own making, and no published one."""
-    return bool(folder) and (Path(folder) / "params.json").is_file()
+    """Whether a folder holds weights that this project trained, not published ones, as they are or imported."""
+    return bool(folder) and (Path(folder) / "params.json").is_file() and published_base(folder) == folder
+
+
+def published_base(folder: str) -> str:
+    """The published folder behind a folder of weights: that from which ``metacanvas import`` made it, or itself."""
+    info = Path(folder) / "params.json"
+    meta = json.loads(info.read_text())["meta"] if folder and info.is_file() else {}
+    return meta.get("source", folder)
 
 
 def _mllm_config(setup: Experiment) -> dict[str, Any]:
@@ -231,7 +238,13 @@ def make_index(setup: Experiment, found: list[Part], about: Mapping[str, Any]) -
     there = lambda name: name if name in folders else None  # noqa: E731
     index = {"format": "metacanvas", "version": VERSION, "name": setup.name, "objective": setup.objective, **about}
     own = layout.MLLM if layout.MLLM in folders or own_weights(setup.mllm.weights) else None
-    mllm = {"folder": own, "base": setup.mllm.weights, "lora": there(layout.MLLM_LORA), "gate": "canvas"}
+    mllm = {
+        "kind": registry.of(mllm_config(setup)).name,
+        "folder": own,
+        "base": published_base(setup.mllm.weights),
+        "lora": there(layout.MLLM_LORA),
+        "gate": "canvas",
+    }
     prompts = prompter(setup).config if setup.mllm.tokenizer else None
     prompt = None
     if prompts is not None:
@@ -257,7 +270,7 @@ def make_index(setup: Experiment, found: list[Part], about: Mapping[str, Any]) -
             "folder": there(layout.TRANSFORMER),
             "partial": there(layout.TRANSFORMER_PARTIAL),
             "lora": there(layout.TRANSFORMER_LORA),
-            "base": setup.dit_weights,
+            "base": published_base(setup.dit_weights),
         },
         "settings": {
             "time_scale": getattr(setup.dit, "time_scale", 1000.0),
@@ -268,7 +281,7 @@ def make_index(setup: Experiment, found: list[Part], about: Mapping[str, Any]) -
         "vae": {
             "kind": registry.of(setup.vae).name,
             "folder": "vae" if not registry.of(setup.vae).published and setup.vae_weights else None,
-            "base": setup.vae_weights,
+            "base": published_base(setup.vae_weights),
             "spatial": vae.spatial,
             "temporal": vae.temporal,
         },
@@ -282,8 +295,9 @@ def make_index(setup: Experiment, found: list[Part], about: Mapping[str, Any]) -
 
 def _text(text: TextSection) -> dict[str, Any]:
     return {
+        "kind": registry.of(text.encoder).name,
         "folder": None,
-        "base": text.weights,
+        "base": published_base(text.weights),
         "length": text.length,
         "instruction": INSTRUCTION if text.instruction else "",
         "reads_prompt": text.reads_prompt,

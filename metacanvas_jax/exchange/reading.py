@@ -27,7 +27,6 @@ def reading(setup: Experiment) -> dict[str, Any]:
         ],
         "unit": unit(setup),
         "frames": {"target": setup.mllm.video_fps, **{name: limits[name] for name in ("least", "most", "multiple")}},
-        "instruct_empty": False,
     }
 
 

@@ -66,7 +66,7 @@ class Finder:
         source = self._source(given, section, "mllm", None)
         model = source
         if isinstance(source, Path):
-            model = self._pretrained(side.model, source).to(self.device)
+            model = self._as_frozen(self._pretrained(side.model, source)).to(self.device)
         adapters = None
         if section["lora"] is not None:
             adapters = Adapters(model, *read_peft(self.folder / section["lora"])).to(self.device, self.dtype)
@@ -89,6 +89,7 @@ class Finder:
         model = source
         if isinstance(source, Path):
             model = self._pretrained(side.model, source)
+            model = model if section["folder"] else self._as_frozen(model)
         if section["partial"] is not None:
             state = read_shards(self.folder / section["partial"], "diffusion_pytorch_model")
             wrong = model.load_state_dict(state, strict=False).unexpected_keys
@@ -105,11 +106,13 @@ class Finder:
         side = sides.named("vae", section["kind"])
         if side.model is None:  # the project's own, which an export holds itself
             folder = section["folder"]
-            return None if folder is None else side.from_pretrained(self.folder / folder).to(self.device)
+            return (
+                None if folder is None else self._as_frozen(side.from_pretrained(self.folder / folder)).to(self.device)
+            )
         if given is None and self._place(section, "vae") is None:
             return None
         source = self._source(given, section, "vae", "vae")
-        model = self._pretrained(side.model, source) if isinstance(source, Path) else source
+        model = self._as_frozen(self._pretrained(side.model, source)) if isinstance(source, Path) else source
         return side(model.to(self.device).eval())
 
     def text(self, given: Any) -> Any:
@@ -120,7 +123,7 @@ class Finder:
             raise UserError("text_encoder must be a folder, with its tokenizer in it or in tokenizer/ beside it")
         beside = source.parent / "tokenizer"
         tokenizer = AutoTokenizer.from_pretrained(beside if beside.is_dir() else source, local_files_only=True)
-        model = self._pretrained(side.model, source).to(self.device).eval()
+        model = self._as_frozen(self._pretrained(side.model, source)).to(self.device).eval()
         return side(model, tokenizer, self.index["text"])
 
     def _place(self, section: Mapping[str, Any], subfolder: str | None) -> Path | None:
@@ -153,6 +156,14 @@ class Finder:
             return cls.from_pretrained(folder, local_files_only=True, **{name: self.dtype})
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"{folder} cannot be read as a {cls.__name__}: {str(error).splitlines()[0]}") from error
+
+    def _as_frozen(self, model: Any) -> Any:
+        """The model with its weights rounded to the dtype in which the run kept what it froze."""
+        name = self.index.get("computed", {}).get("frozen_weights", "float32")
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(getattr(torch, name)).to(parameter.dtype)
+        return model
 
     def _load(self, module: nn.Module, state: dict[str, torch.Tensor], where: Path) -> None:
         try:

@@ -167,8 +167,7 @@ class MetaCanvasPipeline:
         shape = self.rules.shapes[0] if shape is None else shape
         parts, written = [], None
         if self.text is not None:
-            instruct = [guided and (self.rules.instruct_empty or bool(prompt.strip())) for prompt in prompts]
-            parts.append(self.text(prompts, instruct))
+            parts.append(self.text(prompts, [guided] * len(prompts)))
         if self.mllm is not None:
             config = self.index["prompt"] | {"length": shape.length}
             inputs = self.mllm.prompts([(media, prompt) for prompt in prompts], config).to(self.device)

@@ -40,7 +40,6 @@ class Rules:
         unit: pixels that the sides of a result are multiples of.
         temporal: frames of a video are 1 + ``temporal`` k.
         frames: which frames of a video the MLLM reads (see ``shown_frames``).
-        instruct_empty: whether an empty prompt of the user's gets the instruction of the text encoder.
     """
 
     def __init__(self, index: Mapping[str, Any], patch: Sequence[int]):
@@ -49,7 +48,7 @@ class Rules:
         if rules["version"] != VERSION:
             raise UserError(f"the export has reading rules of version {rules['version']}, expected {VERSION}")
         self.shapes = [Shape(**{**shape, "size": tuple(shape["size"])}) for shape in rules["shapes"]]
-        self.unit, self.frames, self.instruct_empty = rules["unit"], rules["frames"], rules["instruct_empty"]
+        self.unit, self.frames = rules["unit"], rules["frames"]
         self.spatial, self.temporal = index["vae"]["spatial"], index["vae"]["temporal"]
 
     def makes_video(self, frames: int | None) -> bool:
@@ -109,7 +108,6 @@ def older(index: Mapping[str, Any], patch: Sequence[int]) -> dict[str, Any]:
         "shapes": [shape],
         "unit": spatial * math.lcm(*patch[1:]),
         "frames": FRAMES | {"target": prompt.get("video_fps", FRAMES["target"])},
-        "instruct_empty": True,
     }
 
 
