@@ -4,11 +4,10 @@
 
 Both frameworks get the same cores (the process is pinned before they start), float32, the same weights and inputs;
 outputs and input gradients are compared first. Ours runs under ``jax.jit``, diffusers eagerly and under
-``torch.compile``. The three take turns. Times are the best of all rounds, since other load on the machine can only add;
-ratios are the median of those of the rounds, whose runs share the mood of the machine, and above 1 ours is faster. On
-a machine that does other work too, ``--threads 1 --clock cpu``
-counts the seconds that the process itself ran, which then are those of an idle machine. Needs the [torch] extra and a
-C++ compiler.
+``torch.compile``. The three take turns. A time is the best of all rounds, because other load on the machine can only
+add to it. A ratio is the median of the ratios of the rounds, whose runs see the same load; above 1 ours is faster. On a
+machine with other load, ``--threads 1 --clock cpu`` counts the CPU seconds of the process, as on an idle machine. Needs
+the [torch] extra and a C++ compiler.
 """
 
 import argparse
@@ -232,7 +231,7 @@ def wan_block() -> Case:
 
 
 def interleaved(table: Any) -> Any:
-    """A rotary table ``[1 n e/2]`` as diffusers wants it: every value twice."""
+    """A rotary table ``[1 n e/2]`` in the form of diffusers: every value twice."""
     import numpy as np
     import torch
 

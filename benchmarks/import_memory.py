@@ -2,8 +2,8 @@
 
     python benchmarks/import_memory.py --gigabytes 3
 
-writes a decoder's worth of random bfloat16 shards into a temporary folder, then runs each case in a process of its own
-and prints its peak resident memory, less what the process held before it started. The folder is removed at the end.
+writes random bfloat16 shards of the size of a decoder into a temporary folder. Each case runs in a new process.
+Its peak resident memory is printed, less the memory of the process at its start. The folder is removed at the end.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Plans every full-size config on its TPU slices and two jobs that others measured; writes docs/performance.md.
+"""Plans every full-size config on its TPU slices, and two jobs with published times; writes docs/performance.md.
 
     python benchmarks/plan_all.py [--only TEXT] [--sampling] [--page-only] [--out docs/performance.md]
 
-Compilations are remembered (``metacanvas_jax/plan/compile.py``), so a second run takes what changed. The reports are
-kept in ``benchmarks/plans``, and the page shows all that are there: with ``--only`` the others stay as they were. Needs
-the [tpu] extra; no TPU.
+Compilations are cached (``metacanvas_jax/plan/compile.py``), so a second run compiles only changes. The reports are
+stored in ``benchmarks/plans``, and the page shows all of them: ``--only`` does not change the others. Needs the [tpu]
+extra, but no TPU.
 """
 
 # ruff: noqa: E402 (the environment comes before jax)

@@ -13,7 +13,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.media import read_image
 from metacanvas_jax.mllm.prompt import END, Prompter
 from metacanvas_jax.types import Media
-from metacanvas_jax.worlds.questions import Exchange, follow_up, picture_exchanges, plan, text_exchanges
+from metacanvas_jax.worlds.questions import Exchange, follow_up, picture_exchanges, text_exchanges, things_to_draw
 from metacanvas_jax.worlds.scenes import SceneWorld, sample_words
 
 
@@ -58,7 +58,7 @@ class UnderstandExamples:
             exchanges, everything = picture_exchanges(rng, self.world, scene_of(sample)), None
         else:
             request, prompt = sample_words(rng, self.world)
-            exchanges, everything = text_exchanges(rng, self.world, request, prompt), plan(request)
+            exchanges, everything = text_exchanges(rng, self.world, request, prompt), things_to_draw(request)
         order = [exchanges[i] for i in rng.permutation(len(exchanges))]
         if not about_picture and rng.random() < self.plan_share:
             order.sort(key=lambda exchange: exchange.answer != everything)

@@ -1,7 +1,7 @@
-"""Canvas maps: what the canvas adds to the tokens, as colours (paper 3.4 and appendix I).
+"""Canvas maps: the features that the canvas adds to the tokens, as colours (paper 3.4 and appendix I).
 
 The three strongest principal components of the features become red, green and blue, one map per keyframe. Equal colours
-mean equal plans; the hues themselves mean nothing.
+mean equal features. The hues have no meaning.
 """
 
 import numpy as np
@@ -11,11 +11,11 @@ _TAILS = (1.0, 99.0)  # percentiles that become black and full colour, so that o
 
 
 def canvas_maps(features: Float[np.ndarray, "b k y x d"], *, shared: bool = False) -> UInt8[np.ndarray, "b k y x 3"]:
-    """Colours of the features of each sample, deterministic to the sign of every component.
+    """Colours of the features of each sample. The sign of every component is deterministic.
 
-    Components are found for each sample over all its keyframes, as in the paper; with ``shared`` for the whole batch,
-    so that colours can be compared between pictures. Components that do not vary are mid-grey. Raises ValueError for
-    features that are not finite.
+    Components are computed for each sample over all its keyframes, as in the paper. With ``shared`` they are computed
+    for the whole batch, so that colours can be compared between pictures. Components that do not vary are mid-grey.
+    Raises ValueError for features that are not finite.
     """
     if not np.isfinite(features).all():
         raise ValueError("canvas maps: the features are not finite")

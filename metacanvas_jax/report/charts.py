@@ -37,14 +37,14 @@ class Chart:
 
     def __post_init__(self):
         if len(self.lines) > SERIES:
-            raise ValueError(f"chart {self.title!r} has {len(self.lines)} lines; at most {SERIES} can be told apart")
+            raise ValueError(f"chart {self.title!r} has {len(self.lines)} lines; at most {SERIES} can be distinguished")
         for name, (x, y) in self.lines.items():
             if len(x) != len(y):
                 raise ValueError(f"chart {self.title!r}: line {name!r} has {len(x)} x values and {len(y)} y values")
 
 
 def line_chart(chart: Chart) -> str:
-    """The chart as an ``<svg>`` element; says so in words when there is nothing to draw."""
+    """The chart as an ``<svg>`` element, or a sentence if there is nothing to draw."""
     lines = {name: _points(*line, chart.log) for name, line in chart.lines.items()}
     drawn = np.concatenate([points for points in lines.values() if len(points)] or [np.zeros((0, 2))])
     if not len(drawn):

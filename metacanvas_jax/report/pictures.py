@@ -1,4 +1,4 @@
-"""Pictures to look at: bytes from pixels, enlarged, framed, put on a sheet with captions, written as PNG."""
+"""Pictures for reports: converted to bytes, enlarged, framed, put on a sheet with captions, written as PNG."""
 
 import io
 import os
@@ -95,7 +95,7 @@ def png(picture: Picture) -> bytes:
 
 
 def save_png(picture: Picture, path: str | os.PathLike) -> None:
-    """Writes a PNG that is complete or not there: to a draft beside it first, then renamed."""
+    """Writes a PNG atomically: first a draft in the same folder, which is then renamed."""
     path = Path(path)
     draft = path.with_name(f".{path.name}.tmp")
     draft.write_bytes(png(picture))

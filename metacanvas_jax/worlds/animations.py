@@ -88,7 +88,7 @@ class Animation:
 
 
 def animation(world: SceneWorld, seed: int, index: int) -> Animation:
-    """The animation with this number: the same for the same world and seed, whoever asks.
+    """The animation with this number; it depends on world, seed and number only.
 
     One or two drawings, at least one of which moves; they never touch. Nothing held out of the training scenes is shown
     at any time. Raises UserError when the world has no room for it.

@@ -47,9 +47,9 @@ class Edit:
 
 
 def edit(world: SceneWorld, seed: int, index: int) -> Edit:
-    """The edit with this number: the same for the same world and seed, whoever asks. Kinds take turns.
+    """The edit with this number; it depends on world, seed and number only. Kinds take turns.
 
-    What is held out of the training scenes is in no source and no target. Raises UserError when the world has no room.
+    Held-out combinations are in no source and no target. Raises UserError if the world has no room.
     """
     rng = np.random.default_rng((seed, index, 1))  # 1: apart from the stream that draws scenes
     kind = KINDS[index % len(KINDS)]

@@ -1,8 +1,8 @@
 """A deterministic detector for OpenMoji scenes, and GenEval's rules on what it finds.
 
-Every drawing of the world is compared with every window of the picture; the error is the squared difference relative to
-the drawing's own energy (its squared distance from white). The lower bound by block means is exact: a window that it
-rules out could not have passed.
+Every drawing of the world is compared with every window of the picture. The error is the squared difference divided by
+the energy of the drawing (its squared distance from white). A lower bound from block means skips only windows that
+cannot pass.
 """
 
 import dataclasses
@@ -120,11 +120,11 @@ class Judge:
     def _checked(self, image: np.ndarray) -> np.ndarray:
         size = self.world.size
         if image.shape != (size, size, 3):
-            raise ValueError(f"the judge of this world wants pictures of shape {(size, size, 3)}, got {image.shape}")
+            raise ValueError(f"the judge of this world expects shape {(size, size, 3)}, got {image.shape}")
         if image.dtype == np.uint8:
             return image.astype(np.float32) / 255
         if not (np.issubdtype(image.dtype, np.floating) and np.all((image >= 0) & (image <= 1))):
-            raise ValueError(f"the judge wants uint8 pictures or floats in [0, 1], got {image.dtype}")
+            raise ValueError(f"the judge expects uint8 pictures or floats in [0, 1], got {image.dtype}")
         return image.astype(np.float32)
 
     def _matches(self, ink: np.ndarray) -> list[tuple[float, int, int, int]]:

@@ -1,7 +1,7 @@
-"""What a small MLLM learns to understand before it is frozen: captions, and questions about a picture or a prompt.
+"""Captions and questions about a picture or a prompt, with which a small MLLM is trained before it is frozen.
 
-Questions about a prompt alone (how many things, which colour, what lies left of what, what to draw) make the hidden
-states of its text carry what a painter needs to know.
+Questions about a prompt alone (counts, colours, relations, what to draw) make the hidden states of its text carry the
+information that the DiT needs.
 """
 
 from typing import NamedTuple
@@ -24,12 +24,12 @@ class Exchange(NamedTuple):
 
 
 def follow_up(question: str) -> str:
-    """The question without the prompt it is about, for a conversation that has given it already."""
+    """The question without its prompt, for a conversation in which the prompt was given before."""
     return question.split(" . ")[-1]
 
 
 def caption(scene: Scene) -> str:
-    """What the picture was asked to show."""
+    """The prompt of the picture."""
     return scene.prompt
 
 
@@ -42,8 +42,8 @@ def layout_caption(scene: Scene, world: SceneWorld) -> str:
     )
 
 
-def plan(request: Request) -> str:
-    """What to draw, one numbered thing after the other, with colour and side where the prompt says so."""
+def things_to_draw(request: Request) -> str:
+    """The numbered list of things to draw, with colour and side where the prompt gives them."""
     sides = ["", ""]
     if request.relation:
         sides = [_SIDE[request.relation], _SIDE[_OPPOSITE[request.relation]]]
@@ -95,7 +95,7 @@ def text_exchanges(rng: np.random.Generator, world: SceneWorld, request: Request
         (f"how many {plural(group.object)} are there ?", NUMBERS[group.count]),
         (f"how many {plural(absent)} are there ?", NUMBERS[counts.get(absent, 0)]),
         (f"what colour {be} the {name} ?", group.colour or "any"),
-        ("what is drawn ?", plan(request)),
+        ("what is drawn ?", things_to_draw(request)),
     ]
     if group.place:
         pairs.append((f"where {be} the {name} ?", group.place))

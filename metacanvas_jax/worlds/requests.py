@@ -1,4 +1,4 @@
-"""What a prompt asks for: groups of objects with their colours, counts, relation and places, and the words for it."""
+"""The content of a prompt (groups of objects with colours, counts, relation and places), and its words."""
 
 import dataclasses
 from typing import Any
@@ -59,7 +59,7 @@ def in_place(place: str, x: float, y: float, size: float) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Some objects of one kind; a colour or place of None is left open."""
+    """Some objects of one kind. A colour or place of None is not specified."""
 
     object: str
     count: int = 1

@@ -24,10 +24,11 @@ _HOLD_OUT = 8  # one combination in this many is held out, and one text in this 
 
 @dataclasses.dataclass(frozen=True)
 class SceneWorld:
-    """Which scenes there are. Lengths are in pixels; drawings lie on the patch grid unless ``free_placement``.
+    """The parameters of a world of scenes. Lengths are in pixels.
 
-    ``mixture`` gives the weight of every category in training scenes, ``rewording`` the share of prompts said in
-    another way, ``coloured_counts`` the share of counting prompts that name a colour.
+    Drawings are aligned to the patch grid unless ``free_placement``. ``mixture`` gives the weight of every category in
+    training scenes, ``rewording`` the share of reworded prompts, and ``coloured_counts`` the share of counting prompts
+    that name a colour.
     """
 
     size: int = 60
@@ -107,7 +108,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A picture's ground truth: what was asked for, in which words, and every drawing, in the order of the groups."""
+    """The ground truth of a picture: its request, its prompt, and every drawing in the order of the groups."""
 
     request: Request
     items: tuple[Item, ...]
@@ -140,7 +141,7 @@ class Scene:
         )
 
 
-# ---- The split: by combination, so that what is held out was never drawn in any training picture. ----
+# ---- The split: by combination. No training picture shows a held-out combination. ----
 
 
 def is_held_pair(world: SceneWorld, object: str, colour: str) -> bool:
@@ -310,7 +311,7 @@ def _category(rng: np.random.Generator, world: SceneWorld) -> str:
 
 
 def training_scene(world: SceneWorld, seed: int, index: int) -> Scene:
-    """The training scene with this number: the same for the same world and seed, whoever asks."""
+    """The training scene with this number; it depends on world, seed and number only."""
     return sample_scene(np.random.default_rng((seed, index)), world)
 
 
