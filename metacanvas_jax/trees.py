@@ -1,4 +1,4 @@
-"""What trains and what is frozen: two trees of parameters, told apart by regular expressions on their paths."""
+"""What trains and what is frozen: two trees of parameters, separated by regular expressions on their paths."""
 
 import re
 from collections.abc import Mapping

@@ -15,7 +15,7 @@ export SPOT="${SPOT:-1}"                   # 1: cheaper, may be taken back; the 
 export VALID_UNTIL="${VALID_UNTIL:-24h}"   # how long the request may wait in the queue
 export SERVICE_ACCOUNT="${SERVICE_ACCOUNT:-}" # empty: the default one of the project
 
-# The run. Everything after the config is handed to `metacanvas train` as it stands.
+# The run. `metacanvas train` gets everything after the config unchanged.
 export RUN="${RUN:-stage3}"
 export CONFIG="${CONFIG:-configs/video_stage3.py}"
 export OVERRIDES="${OVERRIDES:-}"

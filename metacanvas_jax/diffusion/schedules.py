@@ -1,4 +1,4 @@
-"""Noise levels a sampler visits, and the noise levels the network is told, which are not always the same.
+"""The noise levels of a sampler's steps, and the noise levels given to the network, which can differ.
 
 The schedules of published pipelines stand with their networks and are built from the functions here, in the arithmetic
 of diffusers 0.42.1, so that the tables are equal bit for bit. A schedule is made on the host, before anything is
@@ -67,7 +67,7 @@ def whole_timesteps(sigmas: np.ndarray) -> np.ndarray:
 
 
 def linear(steps: int, shift: float = 1.0) -> Schedule:
-    """Evenly spaced from 1 to 0, then shifted. The network is told the exact level."""
+    """Evenly spaced from 1 to 0, then shifted. The network gets the exact level."""
     check(steps, shift)
     sigmas = shifted(np.linspace(1.0, 0.0, steps + 1)[:-1], shift)
     return schedule(sigmas, sigmas)

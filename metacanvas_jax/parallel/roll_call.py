@@ -44,7 +44,7 @@ def listed(processes: Sequence[int], limit: int = 16) -> str:
 
 
 def _listen(port: int, count: int, timeout_s: float) -> str:
-    """The verdict on all, which those who have come are told."""
+    """The verdict on all processes, which every present process gets."""
     end = time.monotonic() + timeout_s
     here: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack:
