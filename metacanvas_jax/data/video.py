@@ -1,6 +1,6 @@
 """Video files through PyAV (FFmpeg): decoded from bytes, frame by frame, within limits.
 
-The container is identified by its first bytes and no other demuxer is tried, so that a file cannot make FFmpeg open other
+The container is known by its first bytes and no other demuxer is tried, so that a file cannot make FFmpeg open other
 files or addresses (playlists can). What an MP4's tables claim is counted before FFmpeg allocates memory for it.
 """
 
