@@ -5,6 +5,9 @@ import json
 import pytest
 
 from metacanvas_jax import registry
+from metacanvas_jax.config.load import load_config
+from metacanvas_jax.config.read import experiment
+from metacanvas_jax.errors import UserError
 from metacanvas_jax.trees import flat
 from metacanvas_jax.weights.table import published_shapes
 
@@ -47,3 +50,12 @@ def test_a_written_config_reads_as_the_same_network(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(network.write(*arguments)))
     network.check(tmp_path, config, "network")
     assert registry.of(registry.published_config(tmp_path)) is network
+
+
+@pytest.mark.parametrize("family", ["dit", "vae", "mllm", "text"])
+def test_a_kind_that_no_network_has_is_refused(family):
+    config = load_config("configs/t2i_scratch.py:text", [])
+    config[family].kind = "nothing"
+    known = ", ".join(map(repr, registry.family(family)))
+    with pytest.raises(UserError, match=f"{family}.kind is 'nothing', expected one of {known}"):
+        experiment(config)

@@ -57,13 +57,12 @@ class Network:
     that are compared with a published folder. ``added`` lists the tensors of layers that a config adds to the published
     network. ``settings`` are fields that `configs/published.py` sets on top of the published sizes.
 
-    ``licence`` gives the name and the terms of what is published: of the whole pipeline for a DiT.
+    ``licence`` gives the name and the terms of what is published: of a DiT together with its autoencoder.
 
     Of a DiT: ``schedules`` by their names in the config; each takes ``(steps, shift, tokens)``, with the number of
-    latent patch tokens. ``samplings`` reads diffusers' schedulers, by class name. ``pipeline``
-    holds the defaults of the published pipeline. Of an MLLM: ``adapted`` lists the
-    tensors beside which adapters may stand. Of an autoencoder that is fitted in closed form: ``fit(images,
-    config)`` gives its parameters and its PSNR in decibels.
+    latent patch tokens. ``samplings`` reads diffusers' schedulers, by class name. ``pipeline`` holds the defaults of
+    the published pipeline. Of an MLLM: ``adapted`` lists the tensors beside which adapters may stand. Of an autoencoder
+    that is fitted in closed form: ``fit(images, config)`` gives its parameters and its PSNR in decibels.
     """
 
     family: Family
