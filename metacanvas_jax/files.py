@@ -10,6 +10,8 @@ from etils import epath
 
 from metacanvas_jax.errors import UserError
 
+LONGEST_NAME = 240  # bytes of a file's name that file systems take, with room for the ending of a draft
+
 
 def folder(path: str | os.PathLike) -> Path:
     """A path that knows where it lies: pathlib's if that is this machine, else epath's, which has the same methods.
@@ -40,6 +42,25 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
         raise UserError(f"cannot write {os.fspath(path)}: {error.strerror or error}") from error
 
 
+def check_writable(path: str | os.PathLike) -> None:
+    """Raises UserError when a file cannot be written there; writes nothing, and makes no folder.
+
+    For work that takes long: what is wrong with its place is said before it begins. Of a bucket nothing is checked.
+    """
+    if not is_local(path):
+        return
+    path = Path(path)
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise UserError(f"cannot write {path.parent}: a name of {len(os.fsencode(path.name))} bytes is too long")
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder")
+    there = path if path.exists() else next(folder for folder in path.absolute().parents if folder.exists())
+    if not path.exists() and not there.is_dir():
+        raise UserError(f"cannot write {path}: {there} is no folder")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"cannot write {path}: no permission to write to {there}")
+
+
 def write(path: Path, data: str | bytes) -> None:
     """Writes a whole file, with the folders above it; there is the old one or the new one, never a part.
 
@@ -53,8 +74,12 @@ def write(path: Path, data: str | bytes) -> None:
             path.write_bytes(data)
             return
         draft = path.with_name(path.name + ".tmp")
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
+        try:
+            with draft.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        except OSError:  # a full disk: nothing half-written remains
+            draft.unlink(missing_ok=True)
+            raise

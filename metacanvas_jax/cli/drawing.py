@@ -1,10 +1,14 @@
 """What `metacanvas sample` and `metacanvas edit` share: options, and the way from a request to a file."""
 
 import argparse
+import math
 from pathlib import Path
 
+from metacanvas_jax import files
 from metacanvas_jax.cli import options
 from metacanvas_jax.errors import UserError
+
+NAME_BYTES = 160  # of a file that is named after its prompt; file systems count bytes, not letters
 
 
 def add_arguments(parser: argparse.ArgumentParser, count: int) -> None:
@@ -44,6 +48,7 @@ def draw(arguments: argparse.Namespace, **media: object) -> Path:
     )
     sample, shape = requests.sample_of(setup, request)
     out = place(arguments, shape.frames > 1)
+    files.check_writable(out)
     trained = runs.load(arguments.run) if config is None else runs.assembled(setup)
     drawn = trained.paint(
         [sample] * arguments.count,
@@ -64,6 +69,10 @@ def check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}, expected at least {least}")
+    if arguments.guidance is not None and not math.isfinite(arguments.guidance):
+        raise UserError(f"--guidance is {arguments.guidance}, expected a finite number")
+    if not 0 <= arguments.seed < 1 << 64:
+        raise UserError(f"--seed is {arguments.seed}, expected a number from 0 to {(1 << 64) - 1}")
     if arguments.fps is not None and not 0 < arguments.fps <= 1000:
         raise UserError(f"--fps is {arguments.fps}, expected a number above 0 and up to 1000")
 
@@ -74,7 +83,8 @@ def place(arguments: argparse.Namespace, video: bool) -> Path:
     if video:
         options.require("av", "media")
     if arguments.out is None:
-        words = "_".join("".join(c if c.isalnum() else " " for c in arguments.prompt).split())[:80] or "empty"
+        words = "_".join("".join(c if c.isalnum() else " " for c in arguments.prompt).split())[:80]
+        words = words.encode()[:NAME_BYTES].decode(errors="ignore") or "empty"
         return (arguments.run or Path()) / "samples" / (words + suffix)
     if arguments.out.suffix.lower() != suffix:
         raise UserError(f"--out is {arguments.out}, expected a {suffix} file")

@@ -1,8 +1,10 @@
 """``metacanvas evaluate``."""
 
 import argparse
+import math
 from pathlib import Path
 
+from metacanvas_jax import files
 from metacanvas_jax.errors import UserError
 
 EXAMPLE = "metacanvas evaluate --run runs/demo --guidance 1.5"
@@ -23,11 +25,14 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.evaluator not in EVALUATORS:
         raise UserError(f"--evaluator is {arguments.evaluator!r}, expected one of {', '.join(EVALUATORS)}")
+    if arguments.guidance is not None and not math.isfinite(arguments.guidance):
+        raise UserError(f"--guidance is {arguments.guidance}, expected a finite number")
+    out = arguments.out or arguments.run / "scores.json"
+    files.check_writable(out)
     trained = runs.load(arguments.run)
     scored = EVALUATORS[arguments.evaluator](
         trained.painter, trained.params, guidance=arguments.guidance, progress=True
     )
-    out = arguments.out or arguments.run / "scores.json"
     scored.save(out)
     print(scored.table())
     print(out)

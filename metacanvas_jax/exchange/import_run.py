@@ -46,6 +46,9 @@ def import_run(source: Path, to: Path, config: ConfigDict | None = None) -> Path
             contents; frozen weights that the config names and that are not there.
     """
     exported = (source / INDEX).is_file()
+    if (source / "model_index.json").is_file():
+        parts = ", ".join(sorted(path.parent.name for path in source.glob("*/config.json")))
+        raise UserError(f"{source} is a pipeline of diffusers; import one of its folders: {parts}")
     if config is None:
         if not exported:
             raise UserError(f"{source} is no exported folder: say with --config what it shall become")

@@ -21,6 +21,8 @@ from typing import Any
 
 import jax
 
+from metacanvas_jax.parallel.ahead import uncached
+
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 QUIET = {
     "JAX_PLATFORMS": "cpu",
@@ -78,7 +80,7 @@ def device(generation: str) -> Any:
 def compiling_for(generation: str):
     """A context in which code is traced for one TPU of a generation; its value is the sharding for abstract inputs."""
     mesh = jax.sharding.Mesh([device(generation)], ("one",))
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), uncached():
         yield jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 

@@ -1,6 +1,8 @@
 """Trains a config in a folder, with previews and scores on the way."""
 
 import contextlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -14,7 +16,7 @@ from metacanvas_jax.evaluate.evaluators import EVALUATORS
 from metacanvas_jax.launch.prepare import prepare
 from metacanvas_jax.locks import locked
 from metacanvas_jax.paint import previews
-from metacanvas_jax.paint.painter import Painter
+from metacanvas_jax.paint.painter import NonFinitePixels, Painter
 from metacanvas_jax.parallel import distributed
 from metacanvas_jax.train.checkpoints import check_workdir
 from metacanvas_jax.train.job import fit_config, make_job
@@ -24,6 +26,8 @@ from metacanvas_jax.train.state import TrainState
 from metacanvas_jax.trees import merge
 from metacanvas_jax.types import Params
 from metacanvas_jax.weights import saved
+
+logger = logging.getLogger(__name__)
 
 
 def train(config: ConfigDict, workdir: Path, *, progress: bool = True, profile: Steps | None = None) -> Experiment:
@@ -55,12 +59,24 @@ def hooks_of(setup: Experiment, workdir: Path) -> dict:
     painter, evaluator = Painter(setup), EVALUATORS["scenes"]
 
     def preview(state: TrainState, frozen: Params, step: int) -> None:
-        previews.write(painter, params_of(state, frozen), workdir / "previews", step)
+        with warned("the preview", step):
+            previews.write(painter, params_of(state, frozen), workdir / "previews", step)
 
     def evaluate(state: TrainState, frozen: Params, step: int) -> dict[str, float]:
-        return evaluator(painter, params_of(state, frozen), training=True).metrics()
+        with warned("the evaluation", step):
+            return evaluator(painter, params_of(state, frozen), training=True).metrics()
+        return {}
 
     return {"preview": preview, "evaluate": evaluate}
+
+
+@contextlib.contextmanager
+def warned(what: str, step: int) -> Iterator[None]:
+    """Turns pictures that are not finite into a warning: a training whose loss is finite goes on."""
+    try:
+        yield
+    except NonFinitePixels as error:
+        logger.warning("step %d: %s was left out: %s", step, what, error)
 
 
 def params_of(state: TrainState, frozen: Params) -> Params:

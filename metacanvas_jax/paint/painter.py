@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Key, UInt8
 from tqdm import tqdm
 
 from metacanvas_jax.config.networks import autoencoder, network
@@ -16,6 +16,7 @@ from metacanvas_jax.data.batch import mllm_inputs
 from metacanvas_jax.data.inputs import Inputs
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.shapes import latent_grid
+from metacanvas_jax.errors import UserError
 from metacanvas_jax.paint.sampling import Paint, Recipe, Target, make_paint
 from metacanvas_jax.parallel import distributed
 from metacanvas_jax.tasks import TASKS, Bucket
@@ -33,6 +34,10 @@ class Drawn:
 
     pixels: UInt8[np.ndarray, "n t h w 3"]
     canvas: Float[np.ndarray, "n t y x d"] | None = None
+
+
+class NonFinitePixels(UserError):
+    """What was drawn holds NaN or infinity, of which there is no picture."""
 
 
 class Painter:
@@ -92,7 +97,7 @@ class Painter:
         for number, start in enumerate(tqdm(starts, "drawing", disable=not progress, leave=False)):
             part = list(samples[start : start + size])
             padded = part + part[-1:] * (size - len(part))
-            key = jax.random.fold_in(jax.random.key(seed), number)
+            key = jax.random.fold_in(noise_key(seed), number)
             empty = mllm_inputs(examples.batch(padded, words=False))
             painted = paint(params, examples.batch(padded), empty, key)
             pixels.append(to_bytes(distributed.whole(painted.pixels)[: len(part)]))
@@ -109,6 +114,22 @@ def from_words(bucket: Bucket) -> Bucket:
     return dataclasses.replace(bucket, task=task, references=0)
 
 
+def noise_key(seed: int) -> Key[Array, ""]:
+    """The key of a seed. Raises UserError for one outside of 0 to 2^64 - 1.
+
+    A key of JAX takes 32 bits of a seed. The upper half of a larger one is folded in, so that each has its own noise.
+    """
+    if not 0 <= seed < 1 << 64:
+        raise UserError(f"the seed is {seed}, expected a number from 0 to {(1 << 64) - 1}")
+    key = jax.random.key(seed & 0xFFFFFFFF)
+    return jax.random.fold_in(key, seed >> 32) if seed >> 32 else key
+
+
 def to_bytes(pixels: Float[Array, "*n"]) -> UInt8[np.ndarray, "*n"]:
-    """Pixels in [-1, 1] to uint8 on the host."""
+    """Pixels in [-1, 1] to uint8 on the host. Raises NonFinitePixels for NaN or infinity."""
+    if bad := int(jnp.sum(~jnp.isfinite(pixels))):
+        raise NonFinitePixels(
+            f"{bad} of {pixels.size} values of the result are not finite; "
+            "a smaller guidance, more steps or float32 may help"
+        )
     return np.asarray(jnp.round((jnp.clip(pixels, -1.0, 1.0) + 1.0) * 127.5)).astype(np.uint8)

@@ -7,11 +7,11 @@ import json
 import os
 import re
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.parallel.ahead import uncached
 from metacanvas_jax.parallel.flags import flags_for, installed_libtpu
 from metacanvas_jax.plan.programs import Program
 from metacanvas_jax.plan.topology import Slice
@@ -70,9 +70,7 @@ def compile_program(program: Program, where: Slice, *, options: dict[str, str] |
         return _result(program, where, known | {"seconds": 0.0})
     start = time.monotonic()
     try:
-        with warnings.catch_warnings():
-            # JAX's own cache cannot give back what was compiled for devices that are not there.
-            warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
+        with uncached():
             executable = lowered.compile(compiler_options=options)
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

@@ -1,10 +1,10 @@
 """Writes docs/performance.md from reports that are stored as JSON."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from metacanvas_jax import files
 from metacanvas_jax.hardware import GIB
 from metacanvas_jax.plan import parts
 from metacanvas_jax.plan.measured import Measured
@@ -19,10 +19,7 @@ HEADS = (
 
 def keep(folder: Path, name: str, reports: Sequence[Report]) -> None:
     """Writes ``folder/name.json`` atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".{name}.tmp"
-    draft.write_text(as_json(list(reports)))
-    os.replace(draft, folder / f"{name}.json")
+    files.write(folder / f"{name}.json", as_json(list(reports)))
 
 
 def kept(folder: Path, name: str) -> list[Report]:

@@ -1,12 +1,12 @@
 """``metacanvas plan``: chooses the slice and the programs of a config, and prints and stores their reports."""
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from metacanvas_jax import files
 from metacanvas_jax.config import read
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import AXES, MeshConfig, make_mesh
@@ -103,8 +103,5 @@ def parse_mesh(text: str) -> MeshConfig:
 
 def write(folder: Path, reports: list[Report]) -> None:
     """Writes ``plan.json`` and ``plan.html`` into a folder, each atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("plan.json", as_json(reports)), ("plan.html", page.html(reports))):
-        draft = folder / f".{name}.tmp"
-        draft.write_text(text)
-        os.replace(draft, folder / name)
+        files.write(folder / name, text)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from metacanvas_jax import files
 from metacanvas_jax.report.charts import Chart, legend, line_chart
 from metacanvas_jax.report.pictures import Picture, png
 
@@ -110,11 +111,9 @@ class ReportData:
 
 
 def write_report(path: str | os.PathLike, data: ReportData) -> Path:
-    """Writes the page, complete or not at all, and returns its path. The folder must exist."""
+    """Writes the page, complete or not at all, and returns its path. Raises UserError when it cannot."""
     path = Path(path)
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(render(data), encoding="utf-8")
-    os.replace(draft, path)
+    files.write(path, render(data))
     return path
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from metacanvas_jax import files
+
 Picture = UInt8[np.ndarray, "h w 3"]
 
 RIGHT, WRONG = (26, 150, 80), (200, 50, 60)
@@ -95,8 +97,5 @@ def png(picture: Picture) -> bytes:
 
 
 def save_png(picture: Picture, path: str | os.PathLike) -> None:
-    """Writes a PNG atomically: first a draft in the same folder, which is then renamed."""
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_bytes(png(picture))
-    os.replace(draft, path)
+    """Writes a PNG, complete or not at all. Raises UserError when it cannot."""
+    files.write(Path(path), png(picture))

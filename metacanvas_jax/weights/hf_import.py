@@ -32,6 +32,8 @@ BFLOAT16 = np.dtype(jnp.bfloat16)
 
 logger = logging.getLogger(__name__)
 
+SINGLE_FILE = ("model.diffusion_model.", "diffusion_model.")
+
 BLOCK_BYTES = 2 << 20  # mapped at a time: small enough for a transpose to stay in cache
 THREADS = 8  # that read, cast and rearrange blocks of one tensor
 
@@ -121,6 +123,11 @@ def match(
     extra = [name for name in extra if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore)]
     wrong += [f"{name} is not a tensor of this network (list it in ignore to skip it)" for name in extra]
     if wrong:
+        if packed := [name for name in extra if name.startswith(SINGLE_FILE)]:
+            raise UserError(
+                f"{checkpoint.path}: {packed[0]} is a name of a single-file checkpoint (ComfyUI and the like); "
+                "expected diffusers' layout, as its `save_pretrained` writes it after `from_single_file`"
+            )
         more = f" (and {len(wrong) - 1} more such errors)" if len(wrong) > 1 else ""
         raise UserError(f"{checkpoint.path}: {wrong[0]}{more}")
     return sources

@@ -1,0 +1,85 @@
+"""What a drawing writes: where, under which name, for which seed, and what is said when it cannot be written."""
+
+import errno
+import os
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metacanvas_jax import files
+from metacanvas_jax.cli import drawing
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.launch.training import warned
+from metacanvas_jax.paint.painter import NonFinitePixels, noise_key, to_bytes
+
+
+def asked(**changes):
+    defaults = dict.fromkeys(("count", "steps", "frames", "tile", "fps", "guidance", "out"))
+    return SimpleNamespace(**(defaults | {"seed": 0, "prompt": "x", "run": None} | changes))
+
+
+def test_every_seed_has_its_own_noise():
+    seeds = (0, 1, 2**32 - 1, 2**32, 2**32 + 1, 2**33, 2**63, 2**64 - 1)
+    assert len({jax.random.key_data(noise_key(seed)).tobytes() for seed in seeds}) == len(seeds)
+    assert noise_key(7) == jax.random.key(7)  # pictures of the seeds that people have used stay the same
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_beyond_64_bits_is_refused(seed):
+    with pytest.raises(UserError, match=r"--seed is .*, expected a number from 0 to 18446744073709551615"):
+        drawing.check(asked(seed=seed))
+    with pytest.raises(UserError, match="the seed is"):
+        noise_key(seed)
+
+
+@pytest.mark.parametrize("guidance", [float("nan"), float("inf"), -float("inf")])
+def test_a_guidance_that_is_no_number_is_refused(guidance):
+    with pytest.raises(UserError, match=r"--guidance is .*, expected a finite number"):
+        drawing.check(asked(guidance=guidance))
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+def test_pixels_that_are_not_finite_are_an_error(bad):
+    pixels = jnp.zeros((1, 1, 2, 2, 3)).at[0, 0, 1, 1, 0].set(bad)
+    with pytest.raises(NonFinitePixels, match="1 of 12 values"):
+        to_bytes(pixels)
+    np.testing.assert_array_equal(to_bytes(jnp.asarray([-2.0, -1.0, 0.0, 1.0, 2.0])), [0, 0, 128, 255, 255])
+
+
+def test_a_preview_that_is_not_finite_does_not_end_a_training(caplog):
+    with warned("the preview", 7):
+        to_bytes(jnp.full((2,), jnp.nan))
+    assert "step 7: the preview was left out: 2 of 2 values" in caplog.text
+
+
+@pytest.mark.parametrize("prompt", ["\N{CAT FACE}" * 300, "日本語の猫" * 100, "a" * 1000, "!?"])
+def test_a_name_after_any_prompt_can_be_written(prompt, tmp_path):
+    path = drawing.place(asked(prompt=prompt, run=tmp_path), video=False)
+    files.write(path, b"x")
+    assert path.read_bytes() == b"x"
+
+
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place, said in (
+        (tmp_path / "file" / "x.png", "file is no folder"),
+        (tmp_path, "it is a folder"),
+        (tmp_path / ("a" * 300 + ".png"), "a name of 304 bytes is too long"),
+    ):
+        with pytest.raises(UserError, match=f"cannot write .*{said}"):
+            files.check_writable(place)
+    files.check_writable(tmp_path / "new" / "deep" / "x.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        files.write(tmp_path / "x.png", b"x")
+    assert not list(tmp_path.iterdir())
