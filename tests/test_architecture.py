@@ -106,7 +106,7 @@ def test_no_module_is_too_long(path):
 
 
 NETWORKS = {  # what names each network in a text, and its folders
-    "sana": (r"sana", ("dit/sana", "text/gemma2")),
+    "sana": (r"sana", ("dit/sana",)),
     "flux": (r"flux", ("dit/flux",)),
     "wan": (r"\bwan(\d|vae)?\b", ("dit/wan", "vae/wan")),
     "qwen": (r"qwen", ("mllm/qwen2_5_vl",)),

@@ -1,6 +1,6 @@
-"""SANA's own text encoder, Gemma-2: an instruction in front of the prompt, the first and the last states kept.
+"""Gemma-2 as the text encoder of a DiT: an instruction in front of the prompt, the first and the last states kept.
 
-Source: diffusers ``pipelines/sana/pipeline_sana.py``.
+Source: ``encode_prompt`` of the diffusers pipeline that uses it.
 """
 
 from collections.abc import Mapping, Sequence
