@@ -234,8 +234,8 @@ def test_conditions_that_flux_cannot_use_are_refused(change, message):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"rope_axes": (4, 6, 8)}, "rope_axes"), ({"pooled": "clip"}, "pooled"), ({"remat": "some"}, "remat")],
-    ids=["rope_axes", "pooled", "remat"],
+    [({"rope_axes": (4, 6, 8)}, "rope_axes"), ({"layers_single": 0}, "single blocks")],
+    ids=["rope_axes", "layers"],
 )
 def test_configs_that_do_not_fit_are_refused(change, message):
     with pytest.raises(ValueError, match=message):

@@ -155,11 +155,9 @@ def test_inputs_that_sana_cannot_use_raise(change, message):
     "change",
     [
         {"cross_heads": 3},
-        {"qk_norm": "per_head"},
-        {"remat": "some"},
         {"heads": 2, "head_width": 15, "interpolation_scale": 1.0},
     ],
-    ids=["cross_heads", "qk_norm", "remat", "width_of_positions"],
+    ids=["cross_heads", "width_of_positions"],
 )
 def test_configs_that_do_not_fit_together_raise(change):
     with pytest.raises(ValueError, match="SanaConfig"):

@@ -107,7 +107,10 @@ table(
         ),
         "no steps": (lambda _: FitConfig(steps=0), "fit.steps is 0"),
         "negative limit": (lambda _: FitConfig(steps=1, max_skips=-1), "fit.max_skips is -1, expected 0 or more"),
-        "unknown schedule": (lambda _: OptimizerConfig(1e-3, schedule="warm"), "optimizer.schedule is 'warm'"),
+        "unknown schedule": (
+            lambda _: bad_config(lambda c: c.optimizer.__setitem__("schedule", "warm")),
+            "optimizer.schedule is 'warm'",
+        ),
         "rate of zero": (lambda _: OptimizerConfig(0.0), "learning_rate must be positive"),
         "two free axes": (lambda _: MeshConfig(data=-1, fsdp=-1), "sizes are positive, at most one is -1"),
         "mesh of other devices": (lambda _: make_mesh(MeshConfig(data=3)), "does not fit 8 devices"),
