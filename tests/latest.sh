@@ -30,4 +30,4 @@ venv=.venv-latest
 if [ ! -x "$venv/bin/python" ]; then "$python" -m venv "$venv"; fi
 "$venv/bin/pip" install --quiet --upgrade --upgrade-strategy eager --editable '.[miniature,media,dev]'
 "$venv/bin/python" -c 'import platform, flax, jax; print(f"Python {platform.python_version()}, jax {jax.__version__}, flax {flax.__version__}")'
-exec "$venv/bin/python" -m pytest -m 'not slow and not torch' -n 2 --dist loadfile -q
+exec "$venv/bin/python" -m pytest -m 'not slow and not torch' -n 2 --dist worksteal -q
