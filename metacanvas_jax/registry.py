@@ -18,7 +18,7 @@ from metacanvas_jax.vae.dc_ae.record import RECORD as DC_AE
 from metacanvas_jax.vae.kl.record import RECORD as KL
 from metacanvas_jax.vae.patch_pca.record import RECORD as PATCH_PCA
 from metacanvas_jax.vae.wan.record import RECORD as WAN_VAE
-from metacanvas_jax.weights.published import Fields, model_name, read_json, subfolder
+from metacanvas_jax.weights.published import model_name, read_all, read_json, subfolder
 from metacanvas_jax.weights.record import Family, Network, Sampling
 
 NETWORKS: tuple[Network, ...] = (SANA, FLUX, WAN, PATCH_PCA, DC_AE, KL, WAN_VAE, GEMMA2, QWEN2_5_VL)
@@ -78,9 +78,9 @@ def published_sampling(pipeline: str | Path) -> Sampling:
     Raises UserError for a scheduler that is not rebuilt here.
     """
     file = subfolder(pipeline, "scheduler") / "scheduler_config.json"
-    f = Fields(file, read_json(file))
+    values = read_json(file)
     readers = {name: read for network in NETWORKS for name, read in network.samplings.items()}
-    name = f("_class_name")
+    name = values.get("_class_name")
     if name not in readers:
         raise UserError(f"{file}: the scheduler is {name}, expected {' or '.join(readers)} with flow sigmas")
-    return readers[name](f)
+    return read_all(file, values, name, readers[name])

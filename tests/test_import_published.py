@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import json
+import re
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -313,6 +315,19 @@ BAD = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "no such file; expected a model folder"),
     "NaN": (with_nan, "decoder.conv_in.weight holds NaN or infinity"),
 }
+
+
+@pytest.mark.torch
+def test_the_page_says_how_to_load_a_network_by_itself(pipelines, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "backbones.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page.split("### A network by itself")[1], re.DOTALL)[:1]
+    (tmp_path / "Sana_1600M_512px_diffusers").symlink_to(pipelines["sana_pipeline"])
+    monkeypatch.chdir(tmp_path)
+    exec(code, found := {})
+    assert found["config"] == SANA
+    shapes = jax.tree.map(lambda x: x.shape, found["abstract"])
+    assert jax.tree.map(lambda x: x.shape, found["params"]) == shapes
+    assert found["velocity"].shape == found["arguments"][0].shape and np.isfinite(found["velocity"]).all()
 
 
 @pytest.mark.torch

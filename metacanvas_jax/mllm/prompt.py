@@ -94,7 +94,7 @@ class Prompter:
         texts = self._texts(runs)
         tokens, lengths, places = [self._head, texts[0]], [len(self._head) + len(texts[0])], []
         for patches, text in zip(media, texts[1:], strict=True):
-            block = self._block(patches)
+            block = self.block(patches)
             pad = self.ids[IMAGE if patches.seconds is None else VIDEO]
             count = int(np.prod(block.grid))
             places.append((patches, sum(map(len, tokens)) + 1))
@@ -150,6 +150,12 @@ class Prompter:
         layout = needed_layout(prompts) if layout is None else layout
         return MllmInputs(tokens, positions, mask, self._media(prompts, starts, length, layout))
 
+    def block(self, patches: Patches) -> MediaBlock:
+        """The place that an image or video takes among the positions."""
+        t, h, w = patches.grid
+        step = 1.0 if patches.seconds is None else self.config.tokens_per_second * patches.seconds
+        return MediaBlock((t, h // self.config.media.merge, w // self.config.media.merge), step)
+
     def _media(self, prompts: Sequence[Prompt], starts: list[int], length: int, layout: Layout) -> tuple[Media, ...]:
         room = dict(layout)
         for grid, count in needed_layout(prompts):
@@ -169,11 +175,6 @@ class Prompter:
                     slots[b, i] = np.arange(merged) + start + place
             groups.append(Media(patches, slots, grid))
         return tuple(groups)
-
-    def _block(self, patches: Patches) -> MediaBlock:
-        t, h, w = patches.grid
-        step = 1.0 if patches.seconds is None else self.config.tokens_per_second * patches.seconds
-        return MediaBlock((t, h // self.config.media.merge, w // self.config.media.merge), step)
 
     def _texts(self, texts: Sequence[str]) -> list[Int[np.ndarray, " n"]]:
         encoded = self._encode(texts)

@@ -6,9 +6,10 @@ A pipeline folder of diffusers (one with ``model_index.json``) stands for the su
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -20,25 +21,65 @@ from metacanvas_jax.weights.table import Entry
 DIFFUSERS_VERSION = "0.42.1"  # whose form the written files have
 _REQUIRED = object()
 
+_HARMLESS = (
+    # Names, versions, the dtype of the file, and token ids: the tokenizer says which token is which.
+    *("_*", "architectures", "auto_map", "model_type", "name_or_path", "tokenizer_class", "transformers_version"),
+    *("dtype", "torch_dtype", "*_token_id"),
+    # What acts in training only, or at its start.
+    *("dropout", "*_dropout", "initializer_range", "gradient_checkpointing"),
+    # What a call returns and keeps, and how text is generated.
+    *("output_attentions", "output_hidden_states", "return_dict", "torchscript", "use_cache", "cache_implementation"),
+    *("begin_suppress_tokens", "bad_words_ids", "diversity_penalty", "do_sample", "early_stopping", "length_penalty"),
+    *("exponential_decay_length_penalty", "encoder_no_repeat_ngram_size", "max_length", "min_length", "num_beams"),
+    *("no_repeat_ngram_size", "num_beam_groups", "num_return_sequences", "output_scores", "prefix"),
+    *("remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "suppress_tokens", "temperature"),
+    *("top_k", "top_p", "typical_p"),
+    # Heads for other tasks.
+    *("finetuning_task", "id2label", "label2id", "num_labels", "problem_type", "task_specific_params"),
+)
+"""Patterns of keys that change nothing of what a network computes here, in any file."""
+
+_OFF = {
+    "add_cross_attention": False,
+    "chunk_size_feed_forward": 0,
+    "cross_attention_hidden_size": None,
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "pruned_heads": {},
+    "tf_legacy_loss": False,
+    "tie_encoder_decoder": False,
+    "use_bfloat16": False,
+}
+"""Keys that older files of transformers spell out, and the value with which they change nothing."""
+
 
 class Fields:
-    """The values of a ``config.json``, asked for by name."""
+    """The values of a ``config.json``, asked for by name.
 
-    def __init__(self, file: Path, values: Mapping[str, Any]):
-        self.file, self.values = file, values
+    It keeps which keys were asked for: ``finish`` refuses the rest, so that no value is accepted without being read.
+    """
+
+    def __init__(self, file: Path, values: Mapping[str, Any], within: str = ""):
+        self.file, self.values, self.within = file, values, within
+        self._asked: set[str] = set()
+        self._skipped: set[str] = set()
+        self._inside: dict[str, Fields] = {}
 
     def __call__(self, name: str, default: Any = _REQUIRED) -> Any:
         """A value. Raises UserError for one that is missing and has no default."""
+        self._asked.add(name)
         if default is _REQUIRED and name not in self.values:
-            raise UserError(f"{self.file}: {name} is missing")
+            raise UserError(f"{self.file}: {self.within}{name} is missing")
         return self.values.get(name, default)
 
     def inside(self, name: str) -> "Fields":
         """The values of a nested object. Raises UserError if there is none."""
         value = self(name)
         if not isinstance(value, Mapping):
-            raise UserError(f"{self.file}: {name} is {value!r}, expected an object")
-        return Fields(self.file, value)
+            raise UserError(f"{self.file}: {self.within}{name} is {value!r}, expected an object")
+        if name not in self._inside:
+            self._inside[name] = Fields(self.file, value, f"{self.within}{name}.")
+        return self._inside[name]
 
     def each(self, name: str, count: int) -> list[Any]:
         """A value for every stage, given once or as a list."""
@@ -48,9 +89,55 @@ class Fields:
     def only(self, **expected: Any) -> None:
         """Raises UserError where the file asks for something this project does not build; absent values pass."""
         for name, value in expected.items():
-            found = self.values.get(name, value)
-            if found != value:
-                raise UserError(f"{self.file}: {name} is {found!r}; only {value!r} is built here")
+            self.among(**{name: (value,)})
+
+    def among(self, **allowed: Sequence[Any]) -> None:
+        """As ``only``, with several values that are built."""
+        for name, values in allowed.items():
+            found = self(name, values[0])
+            if found not in values:
+                self.refuse(name, " or ".join(_short(value) for value in values))
+
+    def must(self, **expected: Any) -> None:
+        """As ``only``, but absent values do not pass: the reference's default is another value."""
+        for name, value in expected.items():
+            if name not in self.values:
+                raise UserError(f"{self.file}: {self.within}{name} is missing; only {value!r} is built here")
+            self.only(**{name: value})
+
+    def refuse(self, name: str, expected: str) -> NoReturn:
+        """Raises UserError that names a key, its value, and what is built instead."""
+        found = _short(self(name, None))
+        raise UserError(f"{self.file}: {self.within}{name} is {found}; only {expected} is built here")
+
+    def skip(self, *names: str) -> None:
+        """Names keys whose value changes nothing of what the network computes here."""
+        self._skipped.update(names)
+
+    def repeat(self, inner: "Fields") -> None:
+        """Raises UserError unless values that stand here and in a nested object, and matter there, are the same."""
+        for name in self.values.keys() & inner.values.keys() - self._asked:
+            if inner.matters(name):
+                self.among(**{name: (inner.values[name], None)})
+            self.skip(name)
+
+    def matters(self, name: str) -> bool:
+        """Whether a key may change what the network computes."""
+        return name not in self._skipped and not any(fnmatchcase(name, pattern) for pattern in _HARMLESS)
+
+    def finish(self) -> None:
+        """Raises UserError for the first key that nobody asked for, unless it can change nothing."""
+        for inner in self._inside.values():
+            inner.finish()
+        self.only(**_OFF)
+        for name, value in self.values.items():
+            if name not in self._asked and self.matters(name):
+                raise UserError(f"{self.file}: {self.within}{name} is {_short(value)}; this key is not known here")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def subfolder(folder: str | Path, name: str) -> Path:
@@ -79,11 +166,38 @@ def read_json(file: Path) -> dict[str, Any]:
     return values
 
 
-def rope_fields(f: Fields) -> Fields:
-    """Where the rotary parameters lie: of their own in transformers 5, spread over two places before."""
-    if f("rope_parameters", None):
-        return f.inside("rope_parameters")
-    return Fields(f.file, {**f.values, **(f("rope_scaling", None) or {})})
+def read_all(file: Path, values: Mapping[str, Any], name: str, read: Callable[[Fields], Any]) -> Any:
+    """What ``read`` makes of the values of a file that describes a ``name``.
+
+    Raises UserError for a value that does not fit, and for a key that ``read`` leaves unread (see ``Fields.finish``).
+    """
+    f = Fields(file, values)
+    try:
+        found = read(f)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{file}: not a {name} that can be built ({str(error).splitlines()[0]})") from error
+    f.finish()
+    return found
+
+
+def rope_theta(f: Fields, default: float, *types: str) -> tuple[Fields, float]:
+    """The rotary parameters, and their base: in an object of their own in transformers 5, in two places before.
+
+    Raises UserError for a kind of rotary embedding that is not among ``types``; "default" always is.
+    """
+    name = next((name for name in ("rope_parameters", "rope_scaling") if f(name, None)), None)
+    rope = f.inside(name) if name else Fields(f.file, {})
+    kinds = ("default", *types)
+    rope.among(rope_type=kinds, type=kinds)
+    rope.among(partial_rotary_factor=(1.0, None))
+    f.among(partial_rotary_factor=(1.0, None))
+    if name == "rope_parameters":
+        f.among(rope_scaling=(None, rope.values))
+    theta = rope("rope_theta", f("rope_theta", default))
+    f.only(rope_theta=theta)
+    return rope, float(theta)
 
 
 def model_name(values: Mapping[str, Any]) -> Any:

@@ -91,19 +91,15 @@ class Network:
     def config_in(self, folder: str | Path) -> Any:
         """The config of a published folder of this network.
 
-        Raises UserError for a folder of another model, or of a variant that is not built here.
+        Raises UserError for a folder of another model, of a variant that is not built here, or with a key in its
+        ``config.json`` that nothing reads.
         """
         file = Path(folder) / "config.json"
         values = published.read_json(file)
         name = published.model_name(values)
         if name != self.published:
             raise UserError(f"{file}: the model is {name or 'not named'}, expected {self.published or self.name}")
-        try:
-            return self.read(Fields(file, values))
-        except UserError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{file}: not a {name} that can be built ({str(error).splitlines()[0]})") from error
+        return published.read_all(file, values, name, self.read)
 
     def check(self, folder: str | Path, config: Any, key: str) -> None:
         """Raises UserError naming the first size in which the network of a published folder differs from ``config``.

@@ -3,6 +3,7 @@
 from typing import Any
 
 from metacanvas_jax.dit.flux.network import FluxConfig
+from metacanvas_jax.dit.schedulers import one_way
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.weights.published import DIFFUSERS_VERSION, Fields
 
@@ -10,8 +11,7 @@ from metacanvas_jax.weights.published import DIFFUSERS_VERSION, Fields
 def read(f: Fields) -> FluxConfig:
     """The sizes in the ``config.json`` of ``FluxTransformer2DModel``."""
     f.only(patch_size=1)
-    if f("out_channels", None) is not None:
-        f.only(out_channels=f("in_channels"))
+    f.among(out_channels=(f("in_channels"), None))
     return FluxConfig(
         latent_channels=f("in_channels") // 4,
         layers_double=f("num_layers"),
@@ -48,5 +48,9 @@ def sampling(f: Fields) -> tuple[str, str, float]:
     """Schedule, method and shift of ``FlowMatchEulerDiscreteScheduler`` with dynamic shifting."""
     if not f("use_dynamic_shifting", False):
         raise UserError(f"{f.file}: use_dynamic_shifting is off; only a scheduler with it is rebuilt here")
+    one_way(f)
     f.only(base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096)
+    f.only(invert_sigmas=False, stochastic_sampling=False)
+    f.among(shift_terminal=(None, 0))
+    f.skip("shift")  # of a scheduler without dynamic shifting
     return "flux_dynamic", "euler", 1.0

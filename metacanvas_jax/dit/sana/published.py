@@ -3,6 +3,7 @@
 from typing import Any
 
 from metacanvas_jax.dit.sana.network import SanaConfig
+from metacanvas_jax.dit.schedulers import flow_solver
 from metacanvas_jax.weights.published import DIFFUSERS_VERSION, Fields
 
 
@@ -10,10 +11,11 @@ def read(f: Fields) -> SanaConfig:
     """The sizes in the ``config.json`` of ``SanaTransformer2DModel``."""
     width = f("num_attention_heads") * f("attention_head_dim")
     f.only(attention_bias=False, norm_elementwise_affine=False, guidance_embeds=False, timestep_scale=1.0)
-    f.only(out_channels=f("in_channels"), cross_attention_dim=width)
+    f.among(out_channels=(f("in_channels"), None))
+    f.only(cross_attention_dim=width, cross_attention_head_dim=width // f("num_cross_attention_heads"))
     norms = {None: None, "rms_norm_across_heads": "across_heads"}
-    if f("qk_norm", None) not in norms:
-        f.only(qk_norm="rms_norm_across_heads")
+    f.among(qk_norm=tuple(norms))
+    f.skip("guidance_embeds_scale")  # of a network with an embedding of the guidance scale
     return SanaConfig(
         latent_channels=f("in_channels"),
         heads=f("num_attention_heads"),
@@ -58,5 +60,8 @@ def write(config: SanaConfig) -> dict[str, Any]:
 
 def sampling(f: Fields) -> tuple[str, str, float]:
     """Schedule, method and shift of ``DPMSolverMultistepScheduler`` with flow sigmas."""
-    f.only(prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2)
+    flow_solver(f)
+    f.only(algorithm_type="dpmsolver++", solver_type="midpoint", euler_at_final=False, use_lu_lambdas=False)
+    f.only(variance_type=None)
+    f.skip("lambda_min_clipped")  # of sigmas made from betas
     return "sana_dpm", "dpmpp_2m", float(f("flow_shift", 1.0))

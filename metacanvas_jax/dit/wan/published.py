@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from metacanvas_jax.dit.schedulers import flow_solver
 from metacanvas_jax.dit.wan.network import WanConfig
 from metacanvas_jax.weights.published import DIFFUSERS_VERSION, Fields
 
@@ -9,9 +10,11 @@ from metacanvas_jax.weights.published import DIFFUSERS_VERSION, Fields
 def read(f: Fields) -> WanConfig:
     """The sizes in the ``config.json`` of ``WanTransformer3DModel``."""
     f.only(image_dim=None, added_kv_proj_dim=None, pos_embed_seq_len=None, qk_norm="rms_norm_across_heads")
-    f.only(in_channels=f("out_channels"))
+    channels = f("out_channels", None) or f("in_channels")
+    f.only(in_channels=channels)
+    f.skip("rope_max_seq_len")  # the length of a table that is made for any length here
     return WanConfig(
-        latent_channels=f("out_channels"),
+        latent_channels=channels,
         heads=f("num_attention_heads"),
         head_width=f("attention_head_dim"),
         mlp=f("ffn_dim"),
@@ -50,5 +53,7 @@ def write(config: WanConfig) -> dict[str, Any]:
 
 def sampling(f: Fields) -> tuple[str, str, float]:
     """Schedule, method and shift of ``UniPCMultistepScheduler`` with flow sigmas."""
-    f.only(prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2)
+    flow_solver(f)
+    f.only(solver_type="bh2", predict_x0=True, disable_corrector=[], solver_p=None)
+    f.only(sigma_min=None, sigma_max=None, shift_terminal=None)
     return "wan_unipc", "unipc", float(f("flow_shift", 1.0))

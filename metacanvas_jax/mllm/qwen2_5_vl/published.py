@@ -2,42 +2,66 @@
 
 from typing import Any
 
+from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
-from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
-from metacanvas_jax.weights.published import Fields, rope_fields
+from metacanvas_jax.mllm.qwen2_5_vl.vision import ROPE_THETA, VisionConfig
+from metacanvas_jax.weights.published import Fields, rope_theta
+
+TOKENS_PER_SECOND = 2  # positions that a second of video takes (``PromptConfig.tokens_per_second``)
 
 
 def read(f: Fields) -> MllmConfig:
     """The sizes in the ``config.json`` of ``Qwen2_5_VLForConditionalGeneration``, of old and new layout."""
     text = f.inside("text_config") if "text_config" in f.values else f
-    vision, rope = f.inside("vision_config"), rope_fields(text)
-    language = LanguageConfig(
-        vocab=text("vocab_size"),
-        width=text("hidden_size"),
-        layers=text("num_hidden_layers"),
-        heads=text("num_attention_heads"),
-        kv_heads=text("num_key_value_heads"),
-        mlp=text("intermediate_size"),
+    language = _language(text, f("tie_word_embeddings", False) or text("tie_word_embeddings", False))
+    if text is not f:
+        f.repeat(text)  # some versions of transformers write the values of the text twice
+    return MllmConfig(language, _vision(f.inside("vision_config")))
+
+
+def _language(f: Fields, tied: bool) -> LanguageConfig:
+    rope, theta = rope_theta(f, 1e6, "mrope")
+    width, layers, heads = f("hidden_size"), f("num_hidden_layers"), f("num_attention_heads")
+    f.among(use_sliding_window=(False, None), layer_types=(["full_attention"] * layers, None))
+    f.among(hidden_act=("silu",), head_dim=(width // heads, None))
+    # Sliding windows are off, and positions have no end here.
+    f.skip("sliding_window", "max_window_layers", "max_position_embeddings")
+    return LanguageConfig(
+        vocab=f("vocab_size"),
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=f("num_key_value_heads"),
+        mlp=f("intermediate_size"),
         rope_sections=tuple(rope("mrope_section")),
-        rope_theta=float(rope("rope_theta", 1e6)),
-        norm_eps=float(text("rms_norm_eps", 1e-6)),
-        tied=f("tie_word_embeddings", text("tie_word_embeddings", False)),
+        rope_theta=theta,
+        norm_eps=float(f("rms_norm_eps", 1e-5)),
+        tied=tied,
     )
-    tower = VisionConfig(
-        depth=vision("depth"),
-        width=vision("hidden_size"),
-        heads=vision("num_heads"),
-        mlp=vision("intermediate_size"),
-        out_width=vision("out_hidden_size"),
-        full_attention_layers=tuple(vision("fullatt_block_indexes")),
-        patch=vision("patch_size", 14),
-        temporal_patch=vision("temporal_patch_size", 2),
-        merge=vision("spatial_merge_size", 2),
-        window=vision("window_size", 112),
-        in_channels=vision("in_chans", vision("in_channels", 3)),
+
+
+def _vision(f: Fields) -> VisionConfig:
+    _, theta = rope_theta(f, ROPE_THETA, "axial")
+    if theta != ROPE_THETA:
+        raise UserError(f"{f.file}: the vision tower's rope_theta is {theta}; only {ROPE_THETA} is built here")
+    f.must(tokens_per_second=TOKENS_PER_SECOND)
+    f.only(hidden_act="silu")
+    patch, channels = f("patch_size", 14), f("in_channels", 3)
+    f.only(spatial_patch_size=patch, in_chans=channels)
+    return VisionConfig(
+        depth=f("depth"),
+        width=f("hidden_size"),
+        heads=f("num_heads"),
+        mlp=f("intermediate_size"),
+        out_width=f("out_hidden_size"),
+        full_attention_layers=tuple(f("fullatt_block_indexes")),
+        patch=patch,
+        temporal_patch=f("temporal_patch_size", 2),
+        merge=f("spatial_merge_size", 2),
+        window=f("window_size", 112),
+        in_channels=channels,
     )
-    return MllmConfig(language, tower)
 
 
 def write(config: MllmConfig, tokens: dict[str, int]) -> dict[str, Any]:
@@ -86,7 +110,7 @@ def write(config: MllmConfig, tokens: dict[str, int]) -> dict[str, Any]:
             "spatial_merge_size": vision.merge,
             "window_size": vision.window,
             "fullatt_block_indexes": list(vision.full_attention_layers),
-            "tokens_per_second": 2,
+            "tokens_per_second": TOKENS_PER_SECOND,
             "hidden_act": "silu",
         },
     }

@@ -1,22 +1,33 @@
 """Gemma-2's ``config.json`` as transformers publishes it."""
 
 from metacanvas_jax.text.gemma2.network import Gemma2Config
-from metacanvas_jax.weights.published import Fields, rope_fields
+from metacanvas_jax.weights.published import Fields, rope_theta
 
 
 def read(f: Fields) -> Gemma2Config:
     """The sizes in the ``config.json`` of ``Gemma2Model``."""
+    _, theta = rope_theta(f, 10000.0)
+    layers, window = f("num_hidden_layers"), f("sliding_window")
+    alternating = [("sliding_attention", "full_attention")[i % 2] for i in range(layers)]
+    f.among(layer_types=(alternating, None), use_bidirectional_attention=(False, None))
+    f.only(hidden_activation="gelu_pytorch_tanh", hidden_act="gelu_pytorch_tanh", attention_bias=False)
+    f.only(sliding_window_size=window)
+    for name in ("sliding_window", "attn_logit_softcapping"):
+        if f(name) is None:
+            f.refuse(name, "a number")
+    # Logits are not computed, and positions have no end here.
+    f.skip("final_logit_softcapping", "tie_word_embeddings", "max_position_embeddings")
     return Gemma2Config(
         vocab=f("vocab_size"),
         width=f("hidden_size"),
-        layers=f("num_hidden_layers"),
+        layers=layers,
         heads=f("num_attention_heads"),
         kv_heads=f("num_key_value_heads"),
         head_width=f("head_dim"),
         mlp=f("intermediate_size"),
         query_scalar=float(f("query_pre_attn_scalar")),
         softcap=float(f("attn_logit_softcapping")),
-        window=f("sliding_window"),
-        theta=float(rope_fields(f)("rope_theta", 10000.0)),
+        window=window,
+        theta=theta,
         eps=float(f("rms_norm_eps", 1e-6)),
     )

@@ -21,11 +21,11 @@ def read(f: Fields) -> DcAeConfig:
         ("decoder_norm_types", ["rms_norm"] * stages),
         ("decoder_act_fns", ["silu"] * stages),
     ):
-        if f.values.get(name) is not None and f.each(name, stages) != expected:
+        if f(name, None) is not None and f.each(name, stages) != expected:
             raise UserError(f"{f.file}: {name} is {f(name)!r}; only {expected!r} is built here")
     f.only(decoder_block_out_channels=f("encoder_block_out_channels"), decoder_qkv_multiscales=scales)
     f.only(encoder_out_shortcut=True, decoder_in_shortcut=True, decoder_conv_act_fn="relu", in_channels=3)
-    f.only(upsample_block_type="interpolate")
+    f.must(upsample_block_type="interpolate")
     if f("downsample_block_type") == "pixel_unshuffle":
         f.only(downsample_block_type="conv")
     return DcAeConfig(

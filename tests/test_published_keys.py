@@ -1,0 +1,276 @@
+"""Every key of a published config.json is read, refused by name, or known to change nothing; also of schedulers."""
+
+import inspect
+import json
+import math
+
+import pytest
+from test_import_published import FULL_SIZE, QWEN_7B
+
+from metacanvas_jax import registry
+from metacanvas_jax.errors import UserError
+
+QWEN = QWEN_7B | {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "vision_start_token_id": 151652,
+    "image_token_id": 151655,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "max_position_embeddings": 128000,
+    "max_window_layers": 28,
+    "sliding_window": 32768,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.41.2",
+    "use_cache": True,
+    "use_sliding_window": False,
+}
+ROPE = QWEN["rope_scaling"]
+VISION = QWEN["vision_config"]
+GEMMA = {
+    "architectures": ["Gemma2Model"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attn_logit_softcapping": 50.0,
+    "bos_token_id": 2,
+    "cache_implementation": "hybrid",
+    "eos_token_id": 1,
+    "final_logit_softcapping": 30.0,
+    "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 2304,
+    "initializer_range": 0.02,
+    "intermediate_size": 9216,
+    "max_position_embeddings": 8192,
+    "model_type": "gemma2",
+    "num_attention_heads": 8,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 4,
+    "pad_token_id": 0,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 256000,
+}
+SOLVER = {
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "dynamic_thresholding_ratio": 0.995,
+    "final_sigmas_type": "zero",
+    "flow_shift": 3.0,
+    "lower_order_final": True,
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "rescale_betas_zero_snr": False,
+    "sample_max_value": 1.0,
+    "solver_order": 2,
+    "steps_offset": 0,
+    "thresholding": False,
+    "timestep_spacing": "linspace",
+    "trained_betas": None,
+    "use_beta_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_flow_sigmas": True,
+    "use_karras_sigmas": False,
+}
+DPM = SOLVER | {
+    "_class_name": "DPMSolverMultistepScheduler",
+    "algorithm_type": "dpmsolver++",
+    "euler_at_final": False,
+    "lambda_min_clipped": -math.inf,
+    "solver_type": "midpoint",
+    "use_lu_lambdas": False,
+    "variance_type": None,
+}
+UNIPC = SOLVER | {
+    "_class_name": "UniPCMultistepScheduler",
+    "disable_corrector": [],
+    "predict_x0": True,
+    "shift_terminal": None,
+    "sigma_max": None,
+    "sigma_min": None,
+    "solver_p": None,
+    "solver_type": "bh2",
+    "time_shift_type": "exponential",
+    "use_dynamic_shifting": False,
+}
+EULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+}
+SCHEDULERS = {"dpm": DPM, "unipc": UNIPC, "euler": EULER}
+FILES = {values["_class_name"]: values for values, _ in FULL_SIZE} | {"qwen": QWEN, "gemma": GEMMA} | SCHEDULERS
+
+
+def read(name, values, folder):
+    """What the project makes of a published file; None of a value removes its key."""
+    if name in SCHEDULERS:
+        (folder / "scheduler_config.json").write_text(json.dumps(values))
+        return registry.published_sampling(folder)
+    (folder / "config.json").write_text(json.dumps(values))
+    return registry.published_config(folder)
+
+
+def resaved(**changes):
+    """Qwen's file with the text in an object of its own, and the values of the text left beside it."""
+    text = {key: value for key, value in QWEN.items() if key not in ("model_type", "vision_config")}
+    return QWEN | {"text_config": text | {"sliding_window": None, "image_token_id": None} | changes}
+
+
+REFUSED = [  # the file, a key, its value, what is said after the key and the value
+    ("qwen", "rope_scaling", ROPE | {"type": "yarn", "factor": 4.0}, "type is 'yarn'; only 'default' or 'mrope' is"),
+    ("qwen", "rope_scaling", ROPE | {"rope_type": "linear"}, "rope_scaling.rope_type is 'linear'; only"),
+    ("qwen", "rope_scaling", ROPE | {"factor": 2.0}, "rope_scaling.factor is 2.0; this key is not known"),
+    ("qwen", "rope_parameters", ROPE | {"rope_theta": 1e4}, "rope_scaling is .*; only None or"),
+    ("qwen", "use_sliding_window", True, "use_sliding_window is True; only False or None is built"),
+    ("qwen", "layer_types", ["sliding_attention"] * 28, "layer_types is .*only .'full_attention'"),
+    ("qwen", "hidden_act", "gelu", "hidden_act is 'gelu'; only 'silu' is built"),
+    ("qwen", "head_dim", 64, "head_dim is 64; only 128 or None is built"),
+    ("qwen", "attention_bias", True, "attention_bias is True; this key is not known here"),
+    ("qwen", "quantization_config", {"bits": 4}, "quantization_config is {'bits': 4}; this key is not known here"),
+    ("qwen", "is_decoder", True, "is_decoder is True; only False is built"),
+    (
+        "qwen",
+        "text_config",
+        resaved(intermediate_size=999)["text_config"],
+        "intermediate_size is 18944; only 999 or None is",
+    ),
+    ("qwen", "text_config", resaved(hidden_act="relu")["text_config"], "text_config.hidden_act is 'relu'; only"),
+    ("qwen", "vision_config", VISION | {"tokens_per_second": 25}, "vision_config.tokens_per_second is 25; only 2 is"),
+    ("qwen", "vision_config", VISION | {"hidden_act": "quick_gelu"}, "vision_config.hidden_act is 'quick_gelu'; only"),
+    ("qwen", "vision_config", VISION | {"spatial_patch_size": 16}, "vision_config.spatial_patch_size is 16; only 14"),
+    ("qwen", "vision_config", VISION | {"rope_parameters": {"rope_theta": 1e5}}, "rope_theta is 100000.0; only"),
+    ("qwen", "vision_config", VISION | {"deepstack": [1]}, r"vision_config.deepstack is \[1\]; this key is not known"),
+    ("gemma", "layer_types", ["full_attention"] * 26, "layer_types is .*; only .'sliding_attention', 'full"),
+    ("gemma", "hidden_activation", "relu", "hidden_activation is 'relu'; only 'gelu_pytorch_tanh' is built"),
+    ("gemma", "use_bidirectional_attention", True, "use_bidirectional_attention is True; only False or None"),
+    ("gemma", "rope_scaling", {"type": "linear", "factor": 2.0}, "rope_scaling.type is 'linear'; only 'default'"),
+    ("gemma", "rope_parameters", {"rope_theta": 5e4}, "rope_theta is 10000.0; only 50000.0 is built"),
+    ("gemma", "attention_bias", True, "attention_bias is True; only False is built"),
+    ("gemma", "attn_logit_softcapping", None, "attn_logit_softcapping is None; only a number is built"),
+    ("gemma", "sliding_window", None, "sliding_window is None; only a number is built"),
+    ("gemma", "per_layer_config", {"0": {}}, "per_layer_config is .*; this key is not known here"),
+    ("SanaTransformer2DModel", "cross_attention_head_dim", 56, "cross_attention_head_dim is 56; only 112 is built"),
+    ("SanaTransformer2DModel", "qk_norm", "rms_norm", "qk_norm is 'rms_norm'; only None or 'rms_norm_across_heads'"),
+    ("FluxTransformer2DModel", "out_channels", 32, "out_channels is 32; only 64 or None is built"),
+    ("FluxTransformer2DModel", "mlp_ratio", 3.0, "mlp_ratio is 3.0; this key is not known here"),
+    ("WanTransformer3DModel", "in_channels", 96, "in_channels is 96; only 48 is built"),
+    ("WanTransformer3DModel", "image_dim", 1280, "image_dim is 1280; only None is built"),
+    ("AutoencoderDC", "upsample_block_type", "pixel_shuffle", "upsample_block_type is 'pixel_shuffle'; only 'interp"),
+    ("AutoencoderDC", "mix_types", ["a"], "mix_types is .*; this key is not known here"),
+    ("AutoencoderKL", "latents_mean", [0.0] * 16, "latents_mean is .*; only None is built"),
+    ("AutoencoderKL", "down_block_types", ["AttnDownEncoderBlock2D"] * 4, "down_block_types is .*; only .'DownEnc"),
+    ("AutoencoderKLWan", "z_dim", 16, "z_dim is 16; only 48 is built"),
+    ("AutoencoderKLWan", "in_channels", 3, "in_channels is 3; only 12 is built"),
+    ("dpm", "solver_type", "heun", "solver_type is 'heun'; only 'midpoint' is built"),
+    ("dpm", "algorithm_type", "sde-dpmsolver++", "algorithm_type is 'sde-dpmsolver..'; only 'dpmsolver..' is built"),
+    ("dpm", "euler_at_final", True, "euler_at_final is True; only False"),
+    ("dpm", "use_lu_lambdas", True, "use_lu_lambdas is True; only False"),
+    ("dpm", "variance_type", "learned", "variance_type is 'learned'; only None"),
+    ("unipc", "solver_type", "bh1", "solver_type is 'bh1'; only 'bh2' is built"),
+    ("unipc", "disable_corrector", [0], r"disable_corrector is \[0\]; only \[\] is built"),
+    ("unipc", "predict_x0", False, "predict_x0 is False; only True"),
+    ("unipc", "solver_p", {}, "solver_p is {}; only None"),
+    ("unipc", "shift_terminal", 0.1, "shift_terminal is 0.1; only None"),
+    ("unipc", "sigma_min", 0.1, "sigma_min is 0.1; only None"),
+    ("unipc", "sigma_max", 0.9, "sigma_max is 0.9; only None"),
+    *(
+        (name, "final_sigmas_type", "sigma_min", "final_sigmas_type is 'sigma_min'; only 'zero'")
+        for name in ("dpm", "unipc")
+    ),
+    *((name, "lower_order_final", False, "lower_order_final is False; only True") for name in ("dpm", "unipc")),
+    *((name, "thresholding", True, "thresholding is True; only False") for name in ("dpm", "unipc")),
+    *((name, "use_dynamic_shifting", True, "use_dynamic_shifting is True; only False") for name in ("dpm", "unipc")),
+    *((name, "solver_order", 3, "solver_order is 3; only 2") for name in ("dpm", "unipc")),
+    *((name, "flow_shift", "high", "that can be built") for name in ("dpm", "unipc")),
+    ("euler", "use_dynamic_shifting", False, "use_dynamic_shifting is off"),
+    ("euler", "shift_terminal", 0.02, "shift_terminal is 0.02; only None or 0 is built"),
+    ("euler", "invert_sigmas", True, "invert_sigmas is True; only False"),
+    ("euler", "stochastic_sampling", True, "stochastic_sampling is True; only False"),
+    ("euler", "base_shift", 0.4, "base_shift is 0.4; only 0.5"),
+    *((name, "time_shift_type", "linear", "time_shift_type is 'linear'; only 'exponential'") for name in SCHEDULERS),
+    *((name, "num_train_timesteps", 500, "num_train_timesteps is 500; only 1000 is built") for name in SCHEDULERS),
+    *((name, "use_karras_sigmas", True, "use_karras_sigmas is True; only False") for name in SCHEDULERS),
+    *((name, "use_exponential_sigmas", True, "use_exponential_sigmas is True; only False") for name in SCHEDULERS),
+    *((name, "use_beta_sigmas", True, "use_beta_sigmas is True; only False") for name in SCHEDULERS),
+    *((name, "a_new_key", 1, "a_new_key is 1; this key is not known here") for name in FILES),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "message"), REFUSED, ids=[f"{n}-{k}-{v}"[:60] for n, k, v, _ in REFUSED]
+)
+def test_a_key_that_is_not_built_is_refused_by_name(name, key, value, message, tmp_path):
+    with pytest.raises(UserError, match=message) as said:
+        read(name, FILES[name] | {key: value}, tmp_path)
+    assert str(tmp_path) in str(said.value) and "\n" not in str(said.value)
+
+
+ABSENT = [  # keys without which the reference builds something else
+    *(("dpm", "use_flow_sigmas"), ("unipc", "prediction_type"), ("euler", "use_dynamic_shifting")),
+    *(
+        ("AutoencoderKL", "use_quant_conv"),
+        ("AutoencoderKLWan", "is_residual"),
+        ("AutoencoderDC", "upsample_block_type"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "key"), ABSENT)
+def test_an_absent_key_has_the_default_of_the_reference(name, key, tmp_path):
+    with pytest.raises(UserError, match=key):
+        read(name, {other: value for other, value in FILES[name].items() if other != key}, tmp_path)
+
+
+SAME = [  # other ways to say what is built
+    ("qwen", resaved()),
+    ("qwen", QWEN | {"rope_scaling": ROPE | {"type": "default", "rope_type": "default"}}),
+    ("qwen", QWEN | {"vision_config": VISION | {"spatial_patch_size": 14, "model_type": "qwen2_5_vl"}}),
+    ("qwen", QWEN | {"layer_types": ["full_attention"] * 28, "pruned_heads": {}, "top_k": 50, "id2label": {"0": "a"}}),
+    ("gemma", GEMMA | {"layer_types": ["sliding_attention", "full_attention"] * 13, "sliding_window_size": 4096}),
+    ("gemma", GEMMA | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "_name_or_path": "x"}),
+    ("SanaTransformer2DModel", FILES["SanaTransformer2DModel"] | {"out_channels": None, "dropout": 0.1}),
+    ("FluxTransformer2DModel", FILES["FluxTransformer2DModel"] | {"out_channels": 64}),
+    ("WanTransformer3DModel", FILES["WanTransformer3DModel"] | {"out_channels": None}),
+    ("AutoencoderKL", FILES["AutoencoderKL"] | {"force_upcast": False, "sample_size": 512, "latents_std": None}),
+    ("AutoencoderKLWan", FILES["AutoencoderKLWan"] | {"scale_factor_spatial": 16}),
+    ("dpm", DPM | {"beta_end": 0.1, "timestep_spacing": "trailing", "sample_max_value": 2.0}),
+    ("euler", EULER | {"shift": 1.0, "shift_terminal": None}),
+]
+
+
+@pytest.mark.parametrize(("name", "values"), SAME, ids=range(len(SAME)))
+def test_other_words_for_what_is_built_are_read_as_the_same(name, values, tmp_path):
+    assert read(name, values, tmp_path) == read(name, FILES[name], tmp_path)
+
+
+def written(name):
+    """The values of a file as the reference saves them again, every key that it has spelled out."""
+    values = FILES[name]
+    if name in ("qwen", "gemma"):
+        transformers = pytest.importorskip("transformers")
+        config = {"qwen": transformers.Qwen2_5_VLConfig, "gemma": transformers.Gemma2Config}[name](**values)
+        return [json.loads(config.to_json_string(use_diff=diff)) for diff in (False, True)]
+    arguments = inspect.signature(getattr(pytest.importorskip("diffusers"), values["_class_name"])).parameters
+    return [{key: argument.default for key, argument in arguments.items()} | values]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", FILES)
+def test_every_key_that_the_reference_writes_is_read(name, tmp_path):
+    for values in written(name):
+        assert len(values) >= len(FILES[name])
+        assert read(name, values, tmp_path) == read(name, FILES[name], tmp_path)
