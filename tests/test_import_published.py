@@ -191,6 +191,8 @@ FULL_SIZE = [
     (
         {
             "_class_name": "AutoencoderKL",
+            "down_block_types": ["DownEncoderBlock2D"] * 4,
+            "up_block_types": ["UpDecoderBlock2D"] * 4,
             "block_out_channels": [128, 256, 512, 512],
             "layers_per_block": 2,
             "latent_channels": 16,

@@ -4,6 +4,8 @@ The full processor needs torchvision, so its output is put together from its par
 a video in its layout, and the tokenizer on text whose placeholders are repeated, one for each merged token.
 """
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ VIDEOS = [random_media((3, 4, 8), seconds=1.0, seed=3), random_media((2, 4, 4), 
 
 
 def block(token, grid):
-    return MARKS.format(token * (int(np.prod(grid)) // MEDIA.merge**2))
+    return MARKS.format(token * (math.prod(map(int, grid)) // MEDIA.merge**2))
 
 
 @pytest.fixture(scope="module")
