@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from export_support import CHANNELS, LENGTH, save_run, trained_leaves
+from ml_collections import ConfigDict
 from PIL import Image
 from vae_support import FAST_COMPILE
 
 from metacanvas_jax.config import networks, read
+from metacanvas_jax.config.load import write_config
 from metacanvas_jax.data.inputs import prompter
 from metacanvas_jax.data.transforms import fit_image
 from metacanvas_jax.diffusion.guidance import classifier_free, pair
@@ -361,7 +363,7 @@ def test_export_refuses_a_checkpoint_of_another_config(exported, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
     config["canvas"]["spacing"] = 3.0
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    write_config(ConfigDict(config), tmp_path / "run")
     with pytest.raises(UserError, match=r"of another config: canvas\.spacing was 2\.0, is 3\.0"):
         export_run(tmp_path / "run", tmp_path / "out", QUIET)
     assert snapshot(tmp_path) == ["run"]

@@ -1,12 +1,15 @@
 """Contexts kept on disk."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from qwen_support import TEXT_ONLY, random_media, random_params, tokenizer
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from metacanvas_jax.data.batch import batch_of, mllm_inputs
 from metacanvas_jax.errors import UserError
@@ -149,3 +152,43 @@ def test_qwen_context_that_is_missing_damaged_or_too_long_is_named(tmp_path, pro
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match=f"{path.name}: damaged stored context"):
         cache.load(keys, 48)
+
+
+def zeroed(path, other):
+    tensors, about = load_file(path), {}
+    with safe_open(path, "np") as file:
+        about = file.metadata()
+    save_file({name: np.zeros_like(x) for name, x in tensors.items()}, path, about)
+
+
+def without_hash(path, other):
+    save_file(load_file(path), path)
+
+
+DAMAGES = {
+    "zeroed": zeroed,
+    "truncated": lambda path, other: path.write_bytes(path.read_bytes()[:-10]),
+    "of another prompt": lambda path, other: shutil.copy(other, path),
+    "a bit": lambda path, other: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
+    "from before there were hashes": without_hash,
+    "empty": lambda path, other: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_qwen_context_that_is_damaged_is_computed_again(tmp_path, prompter, prompts, encode, damage, caplog):
+    cache = ContextCache(tmp_path, "weights")
+    inputs = prompter.batch(prompts)
+    expected = cache.read(inputs, encode)
+    first, second = (cache.path(key) for key in cache.keys(prompts)[:2])
+    DAMAGES[damage](first, second)
+    if damage != "from before there were hashes":
+        with pytest.raises(UserError, match=f"{first.name}: damaged stored context"):
+            cache.load(cache.keys(prompts), 48)
+    jax.tree.map(np.testing.assert_array_equal, cache.read(inputs, encode), expected)
+    assert first.name in caplog.text
+    calls = []
+    cache.read(inputs, lambda inputs: calls.append(1))
+    assert not calls
+    DAMAGES[damage](first, second)
+    assert cache.fill(prompts, prompter, encode, batch=3) == 1

@@ -100,6 +100,47 @@ def test_restores_an_older_step_and_parameters_alone(saved):
     np.testing.assert_array_equal(average["out"]["kernel"], np.ones((4, 3)))
 
 
+def older_than_checksums(file):
+    """Makes the description of a checkpoint one of before the position in the data had a checksum."""
+    meta = json.loads(file.read_text())
+    file.write_text(json.dumps({key: meta[key] for key in meta if key not in ("sealed", "checksum", "data")}))
+
+
+def test_a_checkpoint_from_before_there_were_checksums_of_positions_loads(saved, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(saved, folder)
+    older_than_checksums(folder / "7" / "meta" / "metadata")
+    batches, fresh = stream(), stream()
+    with Store(folder, writable=False) as store:
+        assert store.restore(abstract(), batches, META).step == 7
+    for _ in range(7):
+        next(fresh)
+    np.testing.assert_array_equal(next(batches), next(fresh))
+
+
+@pytest.mark.parametrize(
+    ("item", "old", "new", "message"),
+    [
+        ("data", r"\d+(?=\D*$)", lambda match: str(int(match[0]) + 1), "7 is damaged: the position in the data, in"),
+        ("meta", '"seed": 0', '"seed": 1', "7/meta is damaged: it is not what was written"),
+        ("meta", '"sealed"', '"seale_"', "7/meta is damaged"),
+        ("meta", '"checksum"', '"checksun"', "7/meta is damaged"),
+        ("meta", '"checksums"', '"checksumz"', "7/meta is damaged"),
+        ("meta", '"data"', '"date"', "7/meta is damaged"),
+    ],
+)
+def test_a_changed_character_of_position_or_description_is_noticed(saved, tmp_path, item, old, new, message):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(saved, folder)
+    file = folder / "7" / item / "metadata"
+    text = file.read_text()
+    changed = re.sub(old, new, text, count=1)
+    assert changed != text
+    file.write_text(changed)
+    with Store(folder, writable=False) as store, pytest.raises(UserError, match=message):
+        store.restore(abstract(), stream(), META)
+
+
 @pytest.mark.parametrize("damage", ["no commit", "half written"])
 def test_incomplete_checkpoints_are_passed_over(saved, tmp_path, damage):
     folder = tmp_path / "checkpoints"
@@ -136,7 +177,7 @@ def test_state_may_be_donated_while_the_write_is_going_on(tmp_path):
         (
             {"model": {"width": 4, "grid": (2, 2)}, "seed": 0},
             {"weights/mllm": "abd"},
-            "was trained beside other frozen weights: {'weights/mllm': 'abc'}, not {'weights/mllm': 'abd'}",
+            "7 was trained beside other frozen weights: those of weights/mllm in weights/mllm are not the same",
         ),
     ],
 )
@@ -154,6 +195,7 @@ def test_frozen_weights_may_move(saved):
 def test_positions_that_differ_between_processes_need_the_same_number_of_them(saved, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(saved, folder)
+    older_than_checksums(folder / "7" / "meta" / "metadata")
     file = folder / "7" / "data" / "metadata"
     position = json.loads(file.read_text())["positions"]
     assert len(position) == 1, "one process has one position"

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser, count: int) -> None:
     parser.add_argument("--frames", type=int, help="frames of the result (default: the config's)")
     parser.add_argument("--fps", type=float, help="frames a second of a video (default: the config's)")
     parser.add_argument("--no-canvas", action="store_true", help="leave the canvas out")
+    options.add_verify(parser)
     parser.add_argument("--tile", type=int, default=0, help="decode in tiles of so many latents a side (0: at once)")
 
 
@@ -49,7 +50,8 @@ def draw(arguments: argparse.Namespace, **media: object) -> Path:
     sample, shape = requests.sample_of(setup, request)
     out = place(arguments, shape.frames > 1)
     files.check_writable(out)
-    trained = runs.load(arguments.run) if config is None else runs.assembled(setup)
+    verify = arguments.verify
+    trained = runs.load(arguments.run, verify=verify) if config is None else runs.assembled(setup, verify=verify)
     drawn = trained.paint(
         [sample] * arguments.count,
         shape,

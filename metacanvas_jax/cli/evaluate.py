@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from metacanvas_jax import files
+from metacanvas_jax.cli import options
 from metacanvas_jax.errors import UserError
 
 EXAMPLE = "metacanvas evaluate --run runs/demo --guidance 1.5"
@@ -15,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of a trained run")
     parser.add_argument("--evaluator", default="scenes", help="what scores it: scenes (default: scenes)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance; 1 is none (default: the config's)")
+    options.add_verify(parser)
     parser.add_argument("--out", type=Path, help="JSON to write (RUN/scores.json)")
 
 
@@ -29,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--guidance is {arguments.guidance}, expected a finite number")
     out = arguments.out or arguments.run / "scores.json"
     files.check_writable(out)
-    trained = runs.load(arguments.run)
+    trained = runs.load(arguments.run, verify=arguments.verify)
     scored = EVALUATORS[arguments.evaluator](
         trained.painter, trained.params, guidance=arguments.guidance, progress=True
     )

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from metacanvas_jax.cli import options
+
 EXAMPLE = "metacanvas export --run runs/demo --to exports/demo --dtype bfloat16"
 
 
@@ -13,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: float32)")
     parser.add_argument("--raw", action="store_true", help="the raw parameters, not their moving average")
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    options.add_verify(parser)
     parser.add_argument("--shard-gb", type=float, default=5.0, help="largest file, in GB (default: 5)")
 
 
@@ -21,5 +24,5 @@ def run(arguments: argparse.Namespace) -> None:
     from metacanvas_jax.exchange.export_run import Options, export_run
 
     ema = False if arguments.raw else None
-    options = Options(arguments.dtype, ema, arguments.step, arguments.shard_gb * 1e9)
-    print(export_run(arguments.run, arguments.to, options))
+    how = Options(arguments.dtype, ema, arguments.step, arguments.shard_gb * 1e9, verify=arguments.verify)
+    print(export_run(arguments.run, arguments.to, how))

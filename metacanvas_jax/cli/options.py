@@ -17,6 +17,13 @@ def add_config(parser: argparse.ArgumentParser, default: str | None = None) -> N
     )
 
 
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """``--verify``."""
+    parser.add_argument(
+        "--verify", action="store_true", help="read all bytes of the frozen weights and compare them with their hashes"
+    )
+
+
 def size(text: str | None) -> tuple[int, int] | None:
     """The value of ``--size``: "704x1280" is (704, 1280). Raises UserError for anything else."""
     if text is None:

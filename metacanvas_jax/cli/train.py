@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", metavar="START:STOP", help="trace these steps into WORKDIR/profile, for TensorBoard's profiler"
     )
+    options.add_verify(parser)
     group = parser.add_argument_group("several processes")
     group.add_argument(
         "--processes",
@@ -40,5 +41,5 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     workdir = files.folder(arguments.workdir or Path("runs") / config.name)
     with together(arguments.processes, arguments.coordinator, arguments.process, arguments.timeout):
-        train(config, workdir, profile=profile)
+        train(config, workdir, profile=profile, verify=arguments.verify)
     print(workdir)

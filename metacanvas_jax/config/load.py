@@ -2,7 +2,9 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -11,6 +13,10 @@ from metacanvas_jax import files
 from metacanvas_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+PLACES = frozenset(
+    {"weights", "tokenizer", "path", "pictures_path", "context_cache", "cache", "vae_weights", "dit_weights", "start"}
+)
+"""Keys, at any depth, of folders and files. They may be changed by hand in a run's config: files may move."""
 
 
 def load_config(spec: str, overrides: list[str]) -> ConfigDict:
@@ -44,16 +50,29 @@ def load_config(spec: str, overrides: list[str]) -> ConfigDict:
 
 
 def write_config(config: ConfigDict, folder: Path) -> None:
-    """The resolved config, as JSON, into a run's folder."""
-    files.write(folder / "config.json", config.to_json_best_effort(indent=2) + "\n")
+    """The resolved config, as JSON with a checksum, into a run's folder."""
+    values = files.sealed(json.loads(config.to_json_best_effort()), _decides)
+    files.write(folder / "config.json", json.dumps(values, indent=2) + "\n")
 
 
 def read_config(run: Path) -> ConfigDict:
-    """The resolved config of a run."""
+    """The resolved config of a run.
+
+    Raises UserError for a folder that is no run, and for a config that is damaged or was changed by hand in more than
+    its ``PLACES`` (without its line "checksum" and the one before it, a changed config is read).
+    """
     path = run / "config.json"
     if not path.is_file():
         raise UserError(f"{run} is no run: it has no config.json (a run is the --workdir of `metacanvas train`)")
     try:
-        return ConfigDict(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
+        values = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
+    return ConfigDict(files.opened(values, path, _decides))
+
+
+def _decides(tree: Any) -> Any:
+    """A config, or a part of one, without the places of files."""
+    if isinstance(tree, Mapping):
+        return {key: _decides(value) for key, value in tree.items() if key not in PLACES}
+    return [_decides(value) for value in tree] if isinstance(tree, list | tuple) else tree

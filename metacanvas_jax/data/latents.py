@@ -16,6 +16,7 @@ from metacanvas_jax.data.formats.shards import read_recipe
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.tasks import Bucket
+from metacanvas_jax.weights import identity
 
 HOW = ("chunk",)  # keys of an autoencoder's config that change how it computes, but not the result
 
@@ -52,7 +53,9 @@ def check(experiment: Experiment, section: SourceSection, clip: Clip) -> None:
             f"{section.path} holds no latents: write them with `metacanvas prepare --latents --config FILE`"
         )
     for key, here in made_by(experiment).items():
-        if found.get(key) != here:
+        there = found.get(key)
+        same = identity.same(there, here) if key == "weights" and isinstance(there, str) else there == here
+        if not same:
             raise UserError(
                 f"{section.path}: its latents were made with {key} {_short(found.get(key))}, "
                 f"this run has {_short(here)}; prepare it with this config"

@@ -20,6 +20,7 @@ from metacanvas_jax.config.load import read_config
 from metacanvas_jax.config.networks import autoencoder, mllm_config
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.schema import Experiment, TextSection
+from metacanvas_jax.config.weights import folders
 from metacanvas_jax.data.inputs import prompter
 from metacanvas_jax.data.shapes import latent_grid
 from metacanvas_jax.data.tokenizer import load_tokenizer, save_tokenizer
@@ -31,7 +32,7 @@ from metacanvas_jax.exchange.reading import computed, reading
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.text.prompts import INSTRUCTION
 from metacanvas_jax.train import store
-from metacanvas_jax.train.parameters import param_shapes
+from metacanvas_jax.train.parameters import identities, param_shapes
 from metacanvas_jax.train.stream import lazy_params
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Params
@@ -60,6 +61,8 @@ understands as the base does, and the plan is not the one that was trained. With
 class Options:
     """What of a run to export, and how. ``ema`` None: the moving average where the run kept one.
 
+    With ``verify``, frozen weights that are there are compared whole with those of the training.
+
     Raises UserError for a dtype that is none of ``DTYPES`` or shards of no size.
     """
 
@@ -68,6 +71,7 @@ class Options:
     step: int | None = None
     shard_bytes: float = 5e9
     progress: bool = True
+    verify: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -94,7 +98,10 @@ def export_run(run: Path, to: Path, options: Options = Options()) -> Path:
         now = store.describe(identity(setup))["config"]
         # Of what a training must agree on, an export asks for the networks alone.
         saved = meta | {"config": {key: value for key, value in meta["config"].items() if key in now}}
-        store.check_same(saved, meta | {"config": now}, str(run / "checkpoints" / str(step)))
+        where = str(run / "checkpoints" / str(step))
+        store.check_same(saved, meta | {"config": now}, where)
+        there = identities(setup, whole=options.verify, there=True)
+        store.check_known(meta["frozen"], there, folders(setup), where)
         found = layout.parts(setup, list(flat(trainable)))
         leaves = flat(lazy_params(checkpoints, trainable, ema=ema, step=step))
         leaves |= _frozen_leaves(setup, frozen, found, leaves)
@@ -196,9 +203,9 @@ def own_weights(folder: str) -> bool:
 
 def published_base(folder: str) -> str:
     """The published folder behind a folder of weights: that from which ``metacanvas import`` made it, or itself."""
-    info = Path(folder) / "params.json"
-    meta = json.loads(info.read_text())["meta"] if folder and info.is_file() else {}
-    return meta.get("source", folder)
+    if not folder or not (Path(folder) / "params.json").is_file():
+        return folder
+    return saved.described(folder)["meta"].get("source", folder)
 
 
 def _mllm_config(setup: Experiment) -> dict[str, Any]:

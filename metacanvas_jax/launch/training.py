@@ -30,16 +30,19 @@ from metacanvas_jax.weights import saved
 logger = logging.getLogger(__name__)
 
 
-def train(config: ConfigDict, workdir: Path, *, progress: bool = True, profile: Steps | None = None) -> Experiment:
+def train(
+    config: ConfigDict, workdir: Path, *, progress: bool = True, profile: Steps | None = None, verify: bool = False
+) -> Experiment:
     """Trains a config in a folder and continues what is there. A taught MLLM is then saved in ``workdir/weights``.
 
     The resolved config lies in ``workdir/config.json``, previews in ``workdir/previews``, a trace of the steps
-    ``profile`` in ``workdir/profile``. Raises UserError when another process trains in the folder.
+    ``profile`` in ``workdir/profile``. With ``verify``, all bytes of the frozen weights are compared. Raises UserError
+    when another process trains in the folder.
     """
     setup = experiment(config)
     if setup.sources and all(source.kind in EMOJI or not source.path for source in setup.sources):
         prepare(setup)  # a miniature: tokenizer and autoencoder are all that is missing, and made in seconds
-    job = make_job(setup)
+    job = make_job(setup, verify=verify)
     check_workdir(job, fit_config(setup), workdir)
     chief = jax.process_index() == 0
     with locked(workdir) if chief else contextlib.nullcontext():

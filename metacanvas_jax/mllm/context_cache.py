@@ -4,9 +4,14 @@ One safetensors file per prompt holds the hidden states of its real tokens and, 
 keys and values. The name of the file is a hash of everything the context depends on: tokens, positions, media, and an
 identity of weights and configuration that the caller supplies. Files are written whole or not at all, so several
 processes may share a folder.
+
+A file also holds its key and a hash of its values, which are compared whenever it is read. A file that is damaged or
+stands in the place of another, or that was written before there were hashes, is computed again and replaced, as if it
+were missing; a damaged one is named in the log.
 """
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,12 +20,15 @@ from pathlib import Path
 import jax
 import numpy as np
 from jaxtyping import Bool
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.prompt import Prompt, Prompter
 from metacanvas_jax.types import Context, Grid, KeyValues, MllmInputs, States
+from metacanvas_jax.weights.hashes import whole_hash
+
+logger = logging.getLogger(__name__)
 
 VERSION = "2"  # of what is stored; another one is another key
 
@@ -97,14 +105,14 @@ class ContextCache:
                 tensors |= {"keys": context.cache.keys[:, i, real], "values": context.cache.values[:, i, real]}
             if context.text is not None:
                 tensors |= {"text": context.text.states[i], "text_mask": context.text.mask[i]}
-            _write_whole(self.path(key), {name: np.ascontiguousarray(x) for name, x in tensors.items()})
+            _write_whole(self.path(key), key, {name: np.ascontiguousarray(x) for name, x in tensors.items()})
 
     def load(self, keys: Sequence[str], length: int, *, pad_left: bool = False) -> Context:
         """The contexts of keys as one batch padded to ``length``, in numpy and in the dtype they were computed in.
 
         Raises UserError naming the file if one is missing, damaged or longer than ``length``.
         """
-        rows = [_read(self.path(key)) for key in keys]
+        rows = [_read(self.path(key), key) for key in keys]
         longest = max(len(row["hidden"]) for row in rows)
         if longest > length:
             raise UserError(f"{self.folder}: a stored context of {longest} tokens does not fit length {length}")
@@ -124,7 +132,7 @@ class ContextCache:
     ) -> int:
         """Encodes and stores the missing contexts, in batches of prompts of similar length; returns their number."""
         by_key = dict(zip(self.keys(prompts), prompts, strict=True))
-        missing = [(key, prompt) for key, prompt in by_key.items() if not self.path(key).exists()]
+        missing = [(key, prompt) for key, prompt in by_key.items() if _usable(self.path(key), key) is None]
         missing.sort(key=lambda item: len(item[1].tokens))
         for start in range(0, len(missing), batch):
             some = missing[start : start + batch]
@@ -139,12 +147,14 @@ class ContextCache:
         "this process misses a context" into "at least one process misses a context".
         """
         keys = context_keys(inputs, self.identity)
-        missing = [i for i, key in enumerate(keys) if not self.path(key).exists()]
+        rows = [_usable(self.path(key), key) for key in keys]
+        missing = [i for i, row in enumerate(rows) if row is None]
         if anyone(bool(missing)):
             context = jax.device_get(encode(inputs))
             if missing:
                 self.store([keys[i] for i in missing], _rows(context, missing))
-        return _batched([_read(self.path(key)) for key in keys], np.asarray(inputs.mask), self.keys_values)
+        read = [_read(self.path(key), key) if row is None else row for key, row in zip(keys, rows, strict=True)]
+        return _batched(read, np.asarray(inputs.mask), self.keys_values)
 
 
 def _rows(context: Context, rows: Sequence[int]) -> Context:
@@ -172,23 +182,41 @@ def _batched(rows: Sequence[dict[str, np.ndarray]], mask: Bool[np.ndarray, "b l"
     return context.replace(text=States(*(np.stack([row[name] for row in rows]) for name in ("text", "text_mask"))))
 
 
-def _write_whole(path: Path, tensors: dict[str, np.ndarray]) -> None:
+def _write_whole(path: Path, key: str, tensors: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     os.close(handle)
     try:
-        save_file(tensors, name)
+        save_file(tensors, name, {"key": key, "hash": whole_hash(sorted(tensors.items()))})
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _usable(path: Path, key: str) -> dict[str, np.ndarray] | None:
+    """A stored context; None if there is none, or none that can be used."""
+    if not path.exists():
+        return None
+    try:
+        return _read(path, key)
+    except UserError as error:
+        logger.warning("%s; it is computed again", error)
+        return None
+
+
+def _read(path: Path, key: str) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, "np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"{path}: no stored context; fill the cache first") from None
-    except SafetensorError as error:
+    except Exception as error:  # safetensors raises its own type for a damaged header, numpy others for an odd dtype
         raise UserError(f"{path}: damaged stored context ({error}); delete it and fill the cache again") from None
+    if (about.get("key"), about.get("hash")) != (key, whole_hash(sorted(tensors.items()))):
+        why = "it is of another prompt or its values are not those that were stored"
+        if "hash" not in about:
+            why = "it has no hash, as those of version 0.1"
+        raise UserError(f"{path}: damaged stored context ({why}); delete it and fill the cache again")
+    return tensors

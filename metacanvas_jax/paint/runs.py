@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from metacanvas_jax.config.load import read_config
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.schema import Experiment
-from metacanvas_jax.config.weights import weight_folders
+from metacanvas_jax.config.weights import folders, weight_folders
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.paint.painter import Drawn, Painter
@@ -54,14 +54,17 @@ def setup_of(run: Path) -> Experiment:
     return setup
 
 
-def load(run: Path) -> Trained:
-    """The newest complete checkpoint of a run that paints.
+def load(run: Path, *, verify: bool = False) -> Trained:
+    """The newest complete checkpoint of a run that paints; with ``verify``, its frozen weights are compared whole.
 
-    Raises UserError for a folder that is no run, has no checkpoint, or misses its frozen weights.
+    Raises UserError for a folder that is no run, has no checkpoint, or misses its frozen weights or finds others.
     """
     setup = setup_of(run)
     with store.Store(run / "checkpoints", writable=False) as checkpoints:
         steps = checkpoints.steps()
+        where = str(checkpoints.folder / str(steps[-1])) if steps else str(run)
+        now = parameters.identities(setup, whole=verify)
+        store.check_known(checkpoints.meta()["frozen"], now, folders(setup), where)
         trainable, frozen = partition(parameters.param_shapes(setup), setup.train.rules)
         trained = checkpoints.restore_params(trainable, ema=setup.train.ema is not None)
     given = flat(parameters.start_weights(setup, frozen))
@@ -74,14 +77,17 @@ def load(run: Path) -> Trained:
     return Trained(Painter(setup), jax.tree.map(jnp.asarray, params), steps[-1])
 
 
-def assembled(setup: Experiment) -> Trained:
+def assembled(setup: Experiment, *, verify: bool = False) -> Trained:
     """The networks of a config with the weights of the folders it names; what no folder has is random, by the seed.
 
-    Raises UserError for folders that are missing, damaged, or of other networks.
+    With ``verify``, all bytes of saved folders are compared with their hashes; published folders bring no hash. Raises
+    UserError for folders that are missing, damaged, or of other networks.
     """
     for source in weight_folders(setup).values():
         if not source.saved:
             source.network.check(source.place, source.config, source.key)
+        elif verify:
+            source.identity(whole=True)
     painter = Painter(setup)  # missing tokenizers are errors before any weight is read, too
     abstract = parameters.param_shapes(setup)
     have = flat(parameters.read_folders(setup, abstract))

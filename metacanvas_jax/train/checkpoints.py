@@ -19,6 +19,7 @@ from metacanvas_jax.train.spikes import Spikes
 from metacanvas_jax.train.state import TrainState, new_state
 from metacanvas_jax.train.store import Meta, Store, check_same, describe
 from metacanvas_jax.types import Params
+from metacanvas_jax.weights import identity
 from metacanvas_jax.weights.hashes import paths
 
 
@@ -43,6 +44,7 @@ class Checkpoints:
         self.saved = self.store.meta() if self.store.steps() else None
         if self.saved is not None:
             check_same(self.saved, self._meta, str(self.store.folder))
+            self._meta["frozen"] = identity.kept(self.saved["frozen"], self._meta["frozen"])
         self.spikes = Spikes(config.spike, () if self.saved is None else self.saved["recent_losses"])
 
     def __enter__(self) -> "Checkpoints":
@@ -103,4 +105,4 @@ def save_imported(workdir: Path, job: Job, config: FitConfig, params: Params, st
 
 def described(job: Job, config: FitConfig) -> Meta:
     """What all checkpoints of a run say about it."""
-    return describe(fingerprint(job, config), job.frozen)
+    return describe(fingerprint(job, config), job.frozen, job.folders)

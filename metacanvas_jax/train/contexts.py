@@ -44,7 +44,7 @@ def context_reader(experiment: Experiment) -> Enrich | None:
     if not section.context_cache or experiment.objective != "paint":
         return None
     sources = {part: source for part, source in weight_folders(experiment).items() if part in ("mllm", "text")}
-    names = {part: source.identity() for part, source in sources.items()}
+    names = {part: source.sampled() for part, source in sources.items()}
     check_frozen(lambda key: initial(experiment, key), experiment.train.rules, names)
     networks = {part: source.config for part, source in sources.items()}
     made_by = identity(networks, names, experiment.train.frozen_dtype)

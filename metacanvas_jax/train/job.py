@@ -10,13 +10,13 @@ from jaxtyping import Array, Key
 from metacanvas_jax.config.identity import identity
 from metacanvas_jax.config.networks import autoencoder, network
 from metacanvas_jax.config.schema import Experiment, OptimizerConfig
-from metacanvas_jax.config.weights import identities
+from metacanvas_jax.config.weights import folders
 from metacanvas_jax.data.inputs import batches
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.train import objectives
 from metacanvas_jax.train.contexts import Enrich, context_reader
-from metacanvas_jax.train.parameters import initial, start_weights
+from metacanvas_jax.train.parameters import identities, initial, start_weights
 from metacanvas_jax.train.step import Loss, Prepare
 from metacanvas_jax.trees import Rules
 from metacanvas_jax.types import Params
@@ -28,8 +28,8 @@ class Job:
 
     ``init(key)`` makes all parameters as Linen does, with their logical axes. It is only ever traced.
     ``load(abstract)`` gets parameters as shapes with shardings and returns those that it has weights for; the others
-    start at random. A run that continues from a checkpoint asks for its frozen parameters only. ``frozen`` maps the
-    folder of each set of frozen weights to what identifies its content.
+    start at random. A run that continues from a checkpoint asks for its frozen parameters only. ``frozen`` maps each
+    part of the model that has weights to what identifies their content, ``folders`` to where they lie.
     ``batches()`` opens the stream of batches at its beginning. Arrays have the samples of this process along their
     first axis. If the iterator's state is the same in all processes, another number of processes may continue the run.
     ``config`` is everything else that must be the same when a run continues (nested, JSON-able).
@@ -46,6 +46,7 @@ class Job:
     config: Mapping[str, Any]
     load: Callable[[Params], Params] | None = None
     frozen: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    folders: Mapping[str, str] = dataclasses.field(default_factory=dict)
     enrich: Enrich | None = None
     flops_per_step: float | None = None
 
@@ -132,8 +133,11 @@ def fingerprint(job: Job, config: FitConfig) -> dict[str, Any]:
     }
 
 
-def make_job(experiment: Experiment) -> Job:
-    """The job of an experiment. Raises UserError when its data, tokenizer or frozen weights are not there."""
+def make_job(experiment: Experiment, *, verify: bool = False) -> Job:
+    """The job of an experiment; with ``verify``, all bytes of its frozen weights are read and compared.
+
+    Raises UserError when its data, tokenizer or frozen weights are not there, or these are damaged.
+    """
     model = network(experiment)
     frozen = {}
     if experiment.objective == "understand":
@@ -146,7 +150,7 @@ def make_job(experiment: Experiment) -> Job:
             channels=experiment.given_channels,
             guidance=experiment.dit_guidance,
         )
-        frozen = identities(experiment)
+        frozen = identities(experiment, whole=verify)
     return Job(
         init=lambda key: initial(experiment, key),
         prepare=prepare,
@@ -158,6 +162,7 @@ def make_job(experiment: Experiment) -> Job:
         enrich=context_reader(experiment),
         load=lambda abstract: start_weights(experiment, abstract),
         frozen=frozen,
+        folders=folders(experiment),
     )
 
 

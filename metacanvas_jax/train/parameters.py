@@ -11,17 +11,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from metacanvas_jax import tasks
-from metacanvas_jax.config import read
+from metacanvas_jax.config import read, weights
 from metacanvas_jax.config.load import read_config
 from metacanvas_jax.config.networks import autoencoder, network
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.data.shapes import latent_grid, smallest_inputs
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.files import json_hash
 from metacanvas_jax.tasks import GivenLatents
 from metacanvas_jax.train.store import Store
 from metacanvas_jax.trees import flat, nested, partition, trains
 from metacanvas_jax.types import Params
+from metacanvas_jax.weights import identity
 
 
 def initial(experiment: Experiment, key: Key[Array, ""]) -> Params:
@@ -91,6 +93,26 @@ def start_weights(experiment: Experiment, abstract: Params) -> Params:
         with Store(run / "checkpoints", writable=False) as checkpoints:
             loaded |= flat(checkpoints.restore_params(wanted, ema=before.train.ema is not None, only=here))
     return nested(loaded)
+
+
+def identities(experiment: Experiment, *, whole: bool = False, there: bool = False) -> dict[str, str]:
+    """Part of the model to what tells its frozen weights from others, as ``config.weights.identities`` returns it.
+
+    What another run trained and this one keeps frozen is the part "start".
+    """
+    found = weights.identities(experiment, whole=whole, there=there)
+    run = Path(experiment.start)
+    if not experiment.start or (there and not run.exists()):
+        return found
+    before = read.experiment(read_config(run))
+    trained = flat(partition(param_shapes(before), before.train.rules)[0])
+    frozen = flat(partition(param_shapes(experiment), experiment.train.rules)[1])
+    if here := trained.keys() & frozen.keys():
+        with Store(run / "checkpoints", writable=False) as checkpoints:
+            sums = checkpoints.meta()["checksums"]
+        name = "params" if before.train.ema is None else "ema"
+        found["start"] = identity.record(json_hash({path: sums.get(f"{name}/{path}") for path in here}), "", "")
+    return found
 
 
 def read_folders(experiment: Experiment, abstract: Params) -> Params:

@@ -20,12 +20,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
+from metacanvas_jax import files
 from metacanvas_jax.config.identity import deciding
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.distributed import gather
 from metacanvas_jax.train.state import TrainState
 from metacanvas_jax.trees import flat, nested
 from metacanvas_jax.types import Params
+from metacanvas_jax.weights import identity
 from metacanvas_jax.weights.hashes import checksums
 from metacanvas_jax.weights.saved import check_shapes
 
@@ -33,16 +35,20 @@ Meta = dict[str, Any]
 PACKAGES = ("metacanvas_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain")
 
 
-def describe(config: Mapping[str, Any], frozen: Mapping[str, str] | None = None) -> Meta:
+def describe(
+    config: Mapping[str, Any], frozen: Mapping[str, str] | None = None, folders: Mapping[str, str] | None = None
+) -> Meta:
     """The description of a checkpoint, to which `Store.save` adds checksums.
 
     ``config`` is everything that must be the same in a run that continues from it (nested, JSON-able). ``frozen`` maps
-    the path of each set of frozen weights to its hash.
+    each part of the model that has weights to their identity (`weights/identity.py`), ``folders`` to where they lie,
+    which may change.
     """
     versions = {name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)}
     meta = {
         "config": dict(config),
         "frozen": dict(frozen or {}),
+        "folders": dict(folders or {}),
         "versions": versions,
     }
     return json.loads(json.dumps(meta))  # tuples become lists now, not on the way through a file
@@ -129,22 +135,29 @@ class Store:
         items = {
             "params": ocp.args.StandardSave(state.params),
             "optimizer": ocp.args.StandardSave(_rest(state)),
-            "meta": ocp.args.JsonSave(meta | {"checksums": checksums(state)}),
         }
+        meta = meta | {"checksums": checksums(state)}
         if state.ema is not None:
             items["ema"] = ocp.args.StandardSave(state.ema)
         if batches is not None:
-            items["data"] = ocp.args.JsonSave({"positions": _positions(batches)})
+            data = {"positions": _positions(batches)}
+            items["data"] = ocp.args.JsonSave(data)
+            meta["data"] = files.json_hash(data)
+        items["meta"] = ocp.args.JsonSave(files.sealed(meta))
         metrics = None if score is None or not math.isfinite(score) else {"score": float(score)}
         with self._writing():
             # Force, because Orbax skips a step that is not newer than the last one.
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
 
     def meta(self, step: int | None = None) -> Meta:
-        """The JSON of a checkpoint (the newest one by default)."""
+        """The JSON of a checkpoint (the newest one by default). Raises UserError if it is damaged."""
         step = self._step(step)
         with self._reading(step):
-            return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            values = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        meta, where = files.opened(values, self.folder / str(step) / "meta"), self.folder / str(step)
+        if missing := {"config", "frozen", "checksums"} - meta.keys():
+            raise UserError(f"checkpoint {where} is damaged: there is no {min(missing)!r} in {where / 'meta'}")
+        return meta
 
     def restore(
         self,
@@ -180,7 +193,13 @@ class Store:
         state = TrainState(rest["step"], restored["params"], rest["opt_state"], ema, rest["finite"], rest["skipped"])
         _check_sums(saved["checksums"], checksums(state), str(where))
         if positioned:
-            batches.set_state(_position(restored["data"]["positions"], str(where)))
+            data = restored["data"]
+            if "data" in saved and files.json_hash(data) != saved["data"]:
+                raise UserError(
+                    f"checkpoint {where} is damaged: the position in the data, in {where / 'data'}, is not the one "
+                    "that was saved"
+                )
+            batches.set_state(_position(data["positions"], str(where)))
         return state
 
     def restore_params(
@@ -269,12 +288,29 @@ def check_same(saved: Meta, now: Meta, where: str) -> None:
     if different:
         pairs = [f"{key} was {old.get(key, 'absent')!r}, is {new.get(key, 'absent')!r}" for key in different]
         raise UserError(f"checkpoint {where} is of another config: {'; '.join(pairs)}")
-    # Paths may move; the content may not.
-    old, new = sorted(saved["frozen"].values()), sorted(now["frozen"].values())
-    if old != new:
+    check_frozen(saved["frozen"], now["frozen"], now.get("folders", {}), where)
+    if gone := identity.missing(saved["frozen"], now["frozen"]):
+        raise UserError(f"checkpoint {where} was trained beside frozen weights of {gone[0]}, and there are none now")
+
+
+def check_frozen(saved: Mapping[str, str], now: Mapping[str, str], folders: Mapping[str, str], where: str) -> None:
+    """Compares frozen weights with those that a checkpoint was trained beside. Places may change, content may not.
+
+    Raises:
+        UserError: naming the first part of the model whose weights are others, and their folder.
+    """
+    if other := identity.differing(saved, now, folders):
+        part = other[0]
         raise UserError(
-            f"checkpoint {where} was trained beside other frozen weights: {saved['frozen']}, not {now['frozen']}"
+            f"checkpoint {where} was trained beside other frozen weights: those of {part} in "
+            f"{folders.get(part, part)} are not the same"
         )
+
+
+def check_known(saved: Mapping[str, str], now: Mapping[str, str], folders: Mapping[str, str], where: str) -> None:
+    """`check_frozen` for what only draws or exports: what a checkpoint says nothing about is not compared."""
+    if known := identity.known(saved):
+        check_frozen(known, now, folders, where)
 
 
 def _check_sums(saved: Mapping[str, int], now: Mapping[str, int], where: str) -> None:

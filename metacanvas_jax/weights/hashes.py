@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.trees import flat
 from metacanvas_jax.types import Params
+
+PLACES, PLACE_BYTES = 4, 4096  # of an array that are sampled; a smaller array is read whole
 
 
 def checksums(tree: Any) -> dict[str, int]:
@@ -25,12 +28,23 @@ def checksums(tree: Any) -> dict[str, int]:
 
 def content_hash(params: Params) -> str:
     """SHA-256 over paths, dtypes, shapes and bytes; the same wherever and however the parameters are stored."""
-    digest = hashlib.sha256()
+    return whole_hash(arrays(params))
+
+
+def arrays(params: Params) -> Iterator[tuple[str, np.ndarray]]:
+    """Paths and values in the order in which they are hashed, one at a time on the host."""
     for path, leaf in sorted(flat(params).items()):
-        array = np.asarray(jax.device_get(leaf), order="C")
-        digest.update(f"{path} {array.dtype.name} {array.shape}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
-    return digest.hexdigest()
+        yield path, np.asarray(jax.device_get(leaf), order="C")
+
+
+def sampled_hash(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
+    """SHA-256 over names, dtypes, shapes and some bytes of every array: its beginning, its end, and places between."""
+    return _hash(arrays, _sample)
+
+
+def whole_hash(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
+    """SHA-256 over names, dtypes, shapes and all bytes."""
+    return _hash(arrays, lambda data: [data])
 
 
 def files_hash(folder: str | os.PathLike) -> str:
@@ -42,6 +56,11 @@ def files_hash(folder: str | os.PathLike) -> str:
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise UserError(f"no safetensors file in {folder}")
+    return contents_hash(files)
+
+
+def contents_hash(files: Iterable[Path]) -> str:
+    """SHA-256 over the names and contents of files."""
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.name}\n".encode())
@@ -70,6 +89,22 @@ def _checksum(x: jax.Array) -> jax.Array:
         stride *= x.shape[axis]
     # Multiplied by an odd number, no change of a value's bits is lost.
     return jnp.sum(x.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
+
+
+def _hash(arrays: Iterable[tuple[str, np.ndarray]], pick: Callable[[np.ndarray], Iterable[Any]]) -> str:
+    digest = hashlib.sha256()
+    for name, array in arrays:
+        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        for part in pick(array.reshape(-1).view(np.uint8)):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _sample(data: np.ndarray) -> list[np.ndarray]:
+    if data.size <= PLACES * PLACE_BYTES:
+        return [data]
+    starts = [i * (data.size - PLACE_BYTES) // (PLACES - 1) for i in range(PLACES)]
+    return [data[start : start + PLACE_BYTES] for start in starts]
 
 
 def _key(part: Any) -> str:

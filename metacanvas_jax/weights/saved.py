@@ -1,4 +1,4 @@
-"""Folders of saved parameters: ``params.safetensors``, and ``params.json`` with the hash of the content."""
+"""Folders of saved parameters: ``params.safetensors``, and ``params.json`` with hashes of the content."""
 
 import json
 import os
@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from metacanvas_jax import files
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.trees import flat, nested
 from metacanvas_jax.types import Params
-from metacanvas_jax.weights.hashes import content_hash, paths
+from metacanvas_jax.weights.hashes import arrays, content_hash, paths, sampled_hash
 
 
 def save(folder: str | os.PathLike, params: Params, meta: Mapping[str, Any] | None = None) -> str:
@@ -28,7 +29,8 @@ def save(folder: str | os.PathLike, params: Params, meta: Mapping[str, Any] | No
     save_file(leaves, folder / "params.safetensors.tmp")
     os.replace(folder / "params.safetensors.tmp", folder / "params.safetensors")
     digest = content_hash(params)
-    text = json.dumps({"hash": digest, "meta": dict(meta or {})}, indent=2)
+    values = {"hash": digest, "sampled": sampled_hash(arrays(params)), "meta": dict(meta or {})}
+    text = json.dumps(files.sealed(values), indent=2)
     (folder / "params.json.tmp").write_text(text + "\n")
     os.replace(folder / "params.json.tmp", folder / "params.json")
     return digest
@@ -42,18 +44,37 @@ def load(folder: str | os.PathLike, abstract: Params | None = None) -> tuple[Par
     """
     folder = Path(folder)
     try:
-        info = json.loads((folder / "params.json").read_text())
+        info = described(folder)
         leaves = load_file(folder / "params.safetensors")
     except FileNotFoundError as error:
         raise UserError(f"no saved parameters in {folder}: {error.filename or error} is missing") from error
+    except UserError:
+        raise
     except Exception as error:  # safetensors raises its own type for a damaged header
         raise UserError(f"saved parameters in {folder} cannot be read: {error}") from error
     params = nested(leaves)
-    if content_hash(params) != info.get("hash"):
+    if content_hash(params) != info["hash"]:
         raise UserError(f"saved parameters in {folder} are damaged: their hash is not the one in params.json")
     if abstract is not None:
         check_shapes(params, abstract, str(folder))
-    return params, info
+    return params, {"hash": info["hash"], "meta": info["meta"]}
+
+
+def described(folder: str | os.PathLike) -> dict[str, Any]:
+    """The ``hash`` of the parameters of a folder, that of some ``sampled`` bytes, and the ``meta`` beside them.
+
+    Folders of version 0.1 have no ``sampled``.
+
+    Raises:
+        UserError: ``params.json`` is damaged.
+        FileNotFoundError: there is none.
+    """
+    file = Path(folder) / "params.json"
+    try:
+        info = files.opened(json.loads(file.read_text()), file)
+        return {"hash": str(info["hash"]), "sampled": info.get("sampled"), "meta": dict(info["meta"])}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"saved parameters in {file.parent} cannot be read: {file} is damaged ({error})") from error
 
 
 def check_shapes(saved: Any, model: Any, where: str) -> None:

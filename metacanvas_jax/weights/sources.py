@@ -1,28 +1,23 @@
 """Folders of weights that a run starts from, whoever wrote them, streamed to the devices that hold them.
 
-A folder is either one of ``train/saved.save`` (``params.safetensors`` and ``params.json``) or a published one of
+A folder is either one of ``weights/saved.save`` (``params.safetensors`` and ``params.json``) or a published one of
 transformers or diffusers (``config.json`` and safetensors; a pipeline of diffusers stands for its subfolder).
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.types import Params
-from metacanvas_jax.weights import hf_import, published
+from metacanvas_jax.weights import hf_import, identity, published, saved
+from metacanvas_jax.weights.hashes import sampled_hash, whole_hash
 from metacanvas_jax.weights.record import Network
 from metacanvas_jax.weights.safetensors_io import Checkpoint
 from metacanvas_jax.weights.table import SAME, Entry
-
-SAMPLED = 64  # tensors of which an identity reads some bytes
-SAMPLE_BYTES = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +55,8 @@ class Source:
         if not self.saved:
             return self.network.load(self.place, self.config, abstract, self.key, **options)
         targets = flatten_dict(dict(abstract), sep="/")
-        weights = Checkpoint(self.folder / "params.safetensors")
+        self.sampled()
+        weights = self._weights()
         known = [path for path in targets if path in weights.tensors]
         if not {path.partition("/")[0] for path in targets} & {path.partition("/")[0] for path in weights.tensors}:
             raise UserError(f"{self.folder} ({self.key}): none of its parameters is one of the network's")
@@ -68,27 +64,31 @@ class Source:
         held = unflatten_dict({path: targets[path] for path in known}, sep="/")
         return hf_import.load_params(weights, table, held, ignore=("*",), **options)
 
-    def identity(self) -> str:
-        """What tells these weights from others, without reading them all.
+    def sampled(self) -> str:
+        """A hash of some bytes of every tensor. Raises UserError when a saved folder does not hold what was saved."""
+        found = sampled_hash(identity.stored(self._weights()))
+        if self.saved and saved.described(self.folder)["sampled"] not in (None, found):
+            raise self._damaged()
+        return found
 
-        For a saved folder the hash of its content, from its JSON. For a published one a hash over the headers (names,
-        dtypes, shapes, places) and some bytes of up to ``SAMPLED`` tensors, so that a fine-tuned copy differs.
+    def identity(self, *, whole: bool = False) -> str:
+        """What tells these weights from others, as `weights/identity.py` describes it.
+
+        Some bytes of every tensor are read; with ``whole`` all are. Raises UserError when those of a saved folder are
+        not what was saved.
         """
-        if self.saved:
-            file = self.folder / "params.json"
-            try:
-                return str(json.loads(file.read_text())["hash"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{file}: not the description of saved parameters ({error})") from error
-        weights = Checkpoint(self.place)
-        digest = hashlib.sha256()
-        names = sorted(weights.tensors)
-        for name in names:
-            tensor = weights.tensors[name]
-            digest.update(f"{name} {tensor.file.name} {tensor.dtype} {tensor.shape} {tensor.offset}\n".encode())
-        for i in np.unique(np.linspace(0, len(names) - 1, min(SAMPLED, len(names))).astype(int)):
-            tensor = weights.tensors[names[i]]
-            with open(tensor.file, "rb") as file:
-                file.seek(tensor.offset + tensor.nbytes // 2 // SAMPLE_BYTES * SAMPLE_BYTES)
-                digest.update(file.read(min(SAMPLE_BYTES, tensor.nbytes)))
-        return digest.hexdigest()
+        weights, sampled = self._weights(), self.sampled()
+        content = whole_hash(identity.stored(weights)) if whole else ""
+        if not self.saved:
+            return identity.record(sampled, content, identity.before(weights))
+        known = saved.described(self.folder)["hash"]
+        if whole and content != known:
+            raise self._damaged()
+        return identity.record(sampled, known, known)
+
+    def _weights(self) -> Checkpoint:
+        return Checkpoint(self.folder / "params.safetensors" if self.saved else self.place)
+
+    def _damaged(self) -> UserError:
+        file = self.folder / "params.safetensors"
+        return UserError(f"{file} ({self.key}) is damaged: its values are not those that params.json describes")

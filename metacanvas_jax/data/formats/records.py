@@ -111,7 +111,9 @@ class Records(ArrayRecords):
         layout: Layout = AS_STORED,
     ) -> None:
         read_recipe(folder)
+        shards.check_files(folder)
         super().__init__(folder, layout, max_skips=max_skips, in_memory=in_memory)
+        shards.check_shards(folder, tolerant=max_skips > 0)
 
 
 def scene_of(sample: Sample) -> Scene:

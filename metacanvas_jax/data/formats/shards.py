@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -21,12 +22,17 @@ from PIL import Image
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tqdm import tqdm
 
+from metacanvas_jax import files
 from metacanvas_jax.data.decoding import encode_png
 from metacanvas_jax.data.formats.array_records import Stored, features
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.locks import locked
+from metacanvas_jax.weights import identity
+from metacanvas_jax.weights.hashes import sampled_hash
+
+logger = logging.getLogger(__name__)
 
 RECIPE, MANIFEST, UNFINISHED = "recipe.json", "manifest.json", "unfinished.json"
 NAME, FORMAT = "samples", 2
@@ -151,10 +157,8 @@ def read_recipe(folder: str | os.PathLike) -> dict[str, Any]:
 def verify(folder: str | os.PathLike) -> dict[str, Any]:
     """The manifest, after comparing every shard with its hash. Raises UserError naming the first that differs."""
     path = pathlib.Path(folder) / MANIFEST
-    try:
-        manifest = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: no manifest of `metacanvas prepare` ({error})") from error
+    manifest = _manifest(path)
+    check_files(folder)
     for shard in manifest["shards"]:
         file = path.with_name(os.path.basename(shard["file"]))
         if not file.is_file():
@@ -162,6 +166,53 @@ def verify(folder: str | os.PathLike) -> dict[str, Any]:
         if _sha256(file) != shard["sha256"]:
             raise UserError(f"{file}: the shard is not what the manifest says; delete the folder and prepare again")
     return manifest
+
+
+def check_files(folder: str | os.PathLike) -> None:
+    """Compares the small files of a dataset, which say how its shards are read, with the hashes in its manifest.
+
+    Raises UserError naming the first that differs. Folders of version 0.1 have no such hashes.
+    """
+    path = pathlib.Path(folder) / MANIFEST
+    for name, digest in _manifest(path).get("files", {}).items() if path.exists() else ():
+        file = path.with_name(os.path.basename(name))
+        if not file.is_file() or _sha256(file) != digest:
+            raise UserError(f"{file} is missing or damaged; delete the folder and prepare again")
+
+
+def check_shards(folder: str | os.PathLike, *, tolerant: bool = False) -> None:
+    """Compares the size and some bytes of every shard with the manifest. Records have checksums of their own.
+
+    Raises UserError naming the first shard that differs. With ``tolerant``, only shards that changed places are
+    errors, because the reader passes over corrupt records.
+    """
+    path = pathlib.Path(folder) / MANIFEST
+    shards = _manifest(path)["shards"] if path.exists() else []
+    written = {shard["sampled"] for shard in shards if "sampled" in shard}
+    for shard in shards:
+        file = path.with_name(os.path.basename(shard["file"]))
+        found = _sampled(file) if "sampled" in shard else None
+        if found == shard.get("sampled"):
+            continue
+        message = f"{file}: the shard is not what was written; delete the folder and prepare again"
+        if found in written or not tolerant:
+            raise UserError(message)
+        logger.warning("%s", message)
+
+
+def _manifest(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        manifest = files.opened(json.loads(path.read_text()), path)
+        return manifest | {"shards": [dict(shard) for shard in manifest["shards"]]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: no manifest of `metacanvas prepare` ({error})") from error
+
+
+def _sampled(file: pathlib.Path) -> str | None:
+    """A hash of the size and some bytes of a file; None for one that is missing or empty."""
+    if not file.is_file() or not file.stat().st_size:
+        return None
+    return sampled_hash([(NAME, np.memmap(file, np.uint8, mode="r"))])
 
 
 def serializer() -> Callable[[Stored], bytes]:
@@ -225,6 +276,7 @@ def _write_shard(
         "count": written,
         "bytes": path.stat().st_size,
         "sha256": _sha256(path),
+        "sampled": _sampled(path),
         "skipped": skipped,
     }
     _write_text(_receipt(partial, k, count), json.dumps(receipt))
@@ -267,9 +319,10 @@ def _finish(
         if sum(lengths) == 0:
             raise UserError(f"{source}: no readable record")
         _write_info(partial, lengths, sum(shard["bytes"] for shard in shards))
-        manifest = {"count": sum(lengths), "skipped": len(skipped), "shards": shards}
-        _write_text(partial / MANIFEST, json.dumps(manifest, indent=1))
         _write_text(partial / RECIPE, json.dumps(recipe, indent=1))
+        hashes = {name: _sha256(partial / name) for name in ("dataset_info.json", "features.json", RECIPE)}
+        manifest = {"count": sum(lengths), "skipped": len(skipped), "shards": shards, "files": hashes}
+        _write_text(partial / MANIFEST, json.dumps(files.sealed(manifest), indent=1))
         os.rename(partial, folder)
         for name in (UNFINISHED, *(path.name for path in receipts)):
             (folder / name).unlink(missing_ok=True)
@@ -299,11 +352,23 @@ def _same(folder: pathlib.Path, recipe: dict[str, Any]) -> pathlib.Path:
         found = read_recipe(folder)
     except UserError as error:
         raise UserError(f"{folder} exists and is no dataset; name another folder or delete it") from error
-    if found != recipe:
+    if _of_now(found, recipe) != recipe:
         differences = ", ".join(_differences(recipe, found))
         raise UserError(f"{folder} holds another dataset (it differs in {differences}); name another or delete it")
     shutil.rmtree(folder.with_name(f".{folder.name}.partial"), ignore_errors=True)
     return folder
+
+
+def _of_now(found: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with the identity of the same weights as ``recipe`` writes it, where both have latents."""
+    try:
+        there, here = (r["computed"]["autoencoder"] for r in (found, recipe))
+        if identity.same(there["weights"], here["weights"]):
+            there = {**there, "weights": here["weights"]}
+            return {**found, "computed": {**found["computed"], "autoencoder": there}}
+    except (KeyError, TypeError, AttributeError, ValueError):  # one of them has no latents
+        pass
+    return found
 
 
 def _differences(recipe: dict[str, Any], found: dict[str, Any]) -> list[str]:
