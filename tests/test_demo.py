@@ -1,0 +1,25 @@
+"""All stages of the demo at a size that learns nothing: every file of it is written, and a second call finds them."""
+
+import json
+
+import pytest
+from miniature_support import config
+
+from metacanvas_jax.miniature import demo
+
+pytestmark = pytest.mark.miniature
+
+
+def test_the_demo_runs_from_scenes_to_report_and_continues_what_is_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "QUESTIONS", 4)
+    teacher, painter = config(tmp_path, "mllm", steps=2), config(tmp_path, "canvas", steps=2)
+    outcome = demo.demo(teacher, painter, tmp_path / "run", tmp_path / "mllm")
+    assert outcome.missed, "two steps teach nothing: the bars must be missed"
+    page = outcome.report.read_text()
+    assert "MetaCanvas in miniature" in page and "a red" in page and "data:image/png" in page
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert scores.keys() == {"seen", "held_out"}
+    assert (tmp_path / "run" / "pictures.png").exists()
+    again = demo.demo(teacher, painter, tmp_path / "run", tmp_path / "mllm")
+    assert again.scored.table() == outcome.scored.table()
+    assert "── drawing and judging" in capsys.readouterr().out
