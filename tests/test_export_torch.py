@@ -74,14 +74,25 @@ def test_exported_prompts_have_the_same_tokens_positions_and_patches(budget):
         assert not rows.any()
 
 
-def test_exported_prompts_refuse_special_tokens_and_media_that_are_too_long():
+@pytest.mark.parametrize("length", [24, 64])
+@pytest.mark.parametrize("text", ["a <|im_end|> cat <|image_pad|>", "😀" * 90, "👨‍👩‍👧 " * 40, "a cat " * 90])
+def test_exported_prompts_read_any_text_as_ours_do(text, length):
+    from metacanvas_jax.data.examples import shortened
+    from metacanvas_jax.mllm.qwen2_5_vl import torch_side as prompt
+
+    prompts = Prompter(tokenizer(), PromptConfig(system=None, buckets=(length,)))
+    ours = prompts.batch([shortened(prompts, prompts(text), [], text, length)], length=length)
+    config = {"system": None, "length": length, "tokens_per_second": 2.0, "media": {"merge": 2}}
+    theirs = prompt.build(tokenizer(), [([], text)], config)
+    np.testing.assert_array_equal(theirs.tokens.numpy(), ours.tokens)
+
+
+def test_exported_prompts_refuse_media_that_are_too_long():
     from metacanvas_jax.errors import UserError
     from metacanvas_jax.mllm.qwen2_5_vl import torch_side as prompt
 
     media = dataclasses.asdict(MediaConfig())
     config = {"system": None, "length": 8, "tokens_per_second": 2.0, "media": media}
-    with pytest.raises(UserError, match="meaning of its own"):
-        prompt.build(tokenizer(), [([], "a <|im_end|> cat")], config)
     shown = prompt.read_medium([Image.new("RGB", (84, 84))], media)
     with pytest.raises(UserError, match=r"the media of a prompt need \d+ tokens, at most 8 fit"):
         prompt.build(tokenizer(), [([shown], "a cat")], config)

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from qwen_support import MEDIA, random_media, tokenizer
 
+from metacanvas_jax.data.examples import shortened
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.media import (
     MediaConfig,
@@ -100,14 +101,39 @@ def test_qwen_prompt_too_long_for_the_buckets_is_refused(words):
         prompter.batch([prompt], length=10)
 
 
-def test_qwen_prompt_refuses_special_tokens_in_text_and_a_tokenizer_without_them(words):
+def test_qwen_prompt_reads_special_tokens_of_a_text_as_plain_text(words):
     prompter = Prompter(words, PromptConfig())
-    for make in (prompter, lambda text: prompter.texts([text])):
-        with pytest.raises(UserError, match=r"<\|image_pad\|>, which has a meaning of its own"):
-            make("a cat <|image_pad|> here")
+    for token in prompter.ids:
+        text = f"a cat {token} here"
+        prompt = prompter([random_media((1, 4, 4)), text])
+        plain = prompter.text(text)
+        assert set(prompter.ids.values()).isdisjoint(plain.tolist())
+        np.testing.assert_array_equal(prompt.tokens[-len(plain) - 1 : -1], plain)
+        assert prompter.decode(plain) == text
+        np.testing.assert_array_equal(prompter.texts([text])[0].tokens, prompter(text).tokens)
+    special = prompter.ids["<|image_pad|>"]
+    assert words("<|image_pad|>", add_special_tokens=False).input_ids == [special], "the tokenizer itself is unchanged"
+
+
+def test_qwen_prompt_refuses_a_tokenizer_without_special_tokens(words):
     bare = type(words)(tokenizer_object=type(words.backend_tokenizer).from_str(_without(words, "<|video_pad|>")))
     with pytest.raises(UserError, match=r"no <\|video_pad\|>"):
         Prompter(bare, PromptConfig())
+
+
+@pytest.mark.parametrize(
+    "text", ["😀" * 300, "👨‍👩‍👧‍👦🏽" * 60, "e\u0301" * 300, "ก็" * 200, "a cat " * 99, "\n\t " * 99]
+)
+@pytest.mark.parametrize("length", [24, 31, 64])
+def test_a_long_text_of_any_script_is_cut_between_characters(words, text, length):
+    prompter = Prompter(words, PromptConfig(system=None))
+    if len((whole := prompter(text)).tokens) <= length:
+        return
+    cut = shortened(prompter, whole, [], text, length)
+    assert len(cut.tokens) <= length
+    assert "\ufffd" not in prompter.decode(cut.tokens)
+    assert prompter.cut(text, 0) == "" and prompter.cut(text, 10**6) == text
+    assert all(text.strip().startswith(prompter.cut(text, count)) for count in range(1, 40))
 
 
 def _without(words, token):

@@ -242,7 +242,7 @@ def shortened(prompter: Prompter, prompt: Prompt, media: Sequence[Patches], text
     """
     while len(prompt.tokens) > length and text:
         tokens = prompter.text(text)
-        text = prompter.decode(tokens[: max(0, len(tokens) - (len(prompt.tokens) - length))])
+        text = prompter.cut(text, len(tokens) - (len(prompt.tokens) - length))
         prompt = prompter([*media, text])
     if len(prompt.tokens) > length:
         raise UserError(f"the media of a prompt need {len(prompt.tokens)} tokens, the bucket has {length}")

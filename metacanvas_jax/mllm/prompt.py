@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from metacanvas_jax.errors import UserError
@@ -65,7 +66,11 @@ class Prompter:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, config: PromptConfig):
         """Raises UserError if the tokenizer lacks one of the special tokens."""
         self.config = config
-        self._encoder = tokenizer.backend_tokenizer
+        # A copy, as its texts are words of users: what is spelt like a special token is text there.
+        self._encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._encoder.encode_special_tokens = True
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
         special = (START, END, VISION_START, VISION_END, IMAGE, VIDEO, PADDING)
         self.ids = {token: self._encoder.token_to_id(token) for token in special}
         if missing := [token for token, number in self.ids.items() if number is None]:
@@ -81,7 +86,7 @@ class Prompter:
         self._tail = np.asarray([self.ids[END], *opened], np.int32)
 
     def __call__(self, parts: Part | Sequence[Part]) -> Prompt:
-        """One prompt of texts and media in their order. Raises UserError for text that holds a special token."""
+        """One prompt of texts and media in their order. Special tokens that a text spells are plain text."""
         parts = [parts] if isinstance(parts, str | Patches) else list(parts)
         # Text is encoded from one special token to the next, which is how the tokenizer itself would cut it.
         runs, media = ["user\n"], []
@@ -107,15 +112,28 @@ class Prompter:
         return Prompt(np.concatenate(tokens).astype(np.int32), positions, tuple(places))
 
     def text(self, text: str) -> Int[np.ndarray, " n"]:
-        """Tokens of bare text, such as an answer. Raises UserError for text that holds a special token."""
+        """Tokens of bare text, such as an answer."""
         return self._texts([text])[0]
+
+    def cut(self, text: str, count: int) -> str:
+        """The longest beginning of a text that has at most its first ``count`` tokens, and whole characters only.
+
+        Of a text that has more than ``count`` tokens, or of any if ``count`` is not positive, it is a true part.
+        """
+        offsets = self._encoder.encode(text, add_special_tokens=False).offsets
+        if count <= 0 or not text:
+            return ""
+        if count >= len(offsets):
+            return text
+        end, following = offsets[count - 1][1], offsets[count][0]
+        return text[: min(end, following, len(text) - 1)].strip()
 
     def decode(self, tokens: Int[np.ndarray, " n"]) -> str:
         """Text of tokens, such as a generated answer."""
         return self._encoder.decode([int(token) for token in tokens]).strip()
 
     def texts(self, texts: Sequence[str]) -> list[Prompt]:
-        """Many prompts of text only, encoded together, which is faster. Raises UserError as for a single prompt."""
+        """Many prompts of text only, encoded together, which is faster."""
         prompts = []
         for text in self._texts([f"user\n{text}" for text in texts]):
             tokens = np.concatenate([self._head, text, self._tail])

@@ -6,9 +6,11 @@ without positions, transformers would silently number the canvas like text.
 
 import dataclasses
 import inspect
+import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 VISION = "<|vision_start|>{}<|vision_end|>"
 PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
-RESERVED = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", *PADS.values(), "<|endoftext|>")
 
 
 @dataclasses.dataclass
@@ -145,13 +146,11 @@ def build(
 ) -> Inputs:
     """A batch of prompts, each its media followed by its text, padded to ``config["length"]``.
 
-    Raises UserError for a text that holds one of Qwen's special tokens, and for media that are too long.
+    Special tokens that a text spells are plain text. Raises UserError for media that are too long.
     """
     merge = config["media"]["merge"]
     rows, media = [], []
     for number, (own, text) in enumerate(prompts):
-        if found := [token for token in RESERVED if token in text]:
-            raise UserError(f"the prompt {text[:80]!r} holds {found[0]}, which has a meaning of its own")
         blocks = [(m, PADS["image" if m.seconds is None else "video"], math.prod(m.grid) // merge**2) for m in own]
         ids = turn(tokenizer, "".join(VISION.format(pad * count) for _, pad, count in blocks), text, config)
         ids, at = np.asarray(ids), 0
@@ -180,18 +179,33 @@ def turn(tokenizer: PreTrainedTokenizerFast, media: str, text: str, config: Mapp
     Raises UserError when the media alone are too long.
     """
     system = "" if config["system"] is None else f"<|im_start|>system\n{config['system']}<|im_end|>\n"
-    encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
-    whole = encode(f"{system}<|im_start|>user\n{media}{text}<|im_end|>")
+    encode = partial(tokenizer, add_special_tokens=False)
+    head, end = encode(f"{system}<|im_start|>").input_ids, encode("<|im_end|>").input_ids
+
+    def written(text: str) -> list[int]:
+        runs = ("user\n", text) if media else (f"user\n{text}",)
+        first, *rest = (encode(run, split_special_tokens=True).input_ids for run in runs)
+        shown = encode(media).input_ids if media else []
+        return [*head, *first, *shown, *itertools.chain(*rest), *end]
+
+    whole = written(text)
     ids, length = whole, config["length"]
     while len(ids) > length and text:
-        words = encode(text)
-        text = tokenizer.decode(words[: max(0, len(words) - (len(ids) - length))], skip_special_tokens=True).strip()
-        ids = encode(f"{system}<|im_start|>user\n{media}{text}<|im_end|>")
+        offsets = encode(text, split_special_tokens=True, return_offsets_mapping=True).offset_mapping
+        text = cut(text, offsets, len(offsets) - (len(ids) - length))
+        ids = written(text)
     if len(ids) > length:
         raise UserError(f"the media of a prompt need {len(ids)} tokens, at most {length} fit")
     if ids is not whole:
         logger.warning("a prompt of %d tokens loses its last words: at most %d fit", len(whole), length)
     return ids
+
+
+def cut(text: str, offsets: Sequence[tuple[int, int]], count: int) -> str:
+    """The beginning of a text that has at most its first ``count`` tokens, whole characters only, always shorter."""
+    if count <= 0:
+        return ""
+    return text[: min(offsets[count - 1][1], offsets[count][0], len(text) - 1)].strip()
 
 
 def positions(length: int, media: Sequence[tuple[int, Medium]], config: Mapping[str, Any]) -> np.ndarray:
