@@ -8,6 +8,11 @@ class UserError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, short enough for a line of a log."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+
+
 class Preempted(Exception):
     """A run that was asked to stop (SIGTERM, or its machines are being taken back) and has saved everything.
 

@@ -1,9 +1,13 @@
-"""Small files of a run, in a local folder or under ``gs://`` and the like (through etils.epath and fsspec)."""
+"""Small files of a run, in a local folder or under ``gs://`` and the like (through etils.epath and fsspec).
+
+``read_bytes`` and ``read_json`` are the one place where files that a user names are opened.
+"""
 
 import contextlib
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +15,11 @@ from typing import Any
 import fsspec
 from etils import epath
 
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import UserError, first_line
 
 LONGEST_NAME = 240  # bytes of a file's name that file systems take, with room for the ending of a draft
+LARGEST = 1 << 28  # bytes of a small file; media and weights have limits of their own
+_JSON_TYPES = {dict: "object", list: "array"}
 
 
 def folder(path: str | os.PathLike) -> Path:
@@ -26,14 +32,63 @@ def folder(path: str | os.PathLike) -> Path:
         return Path(path)
     try:
         fsspec.get_filesystem_class(os.fspath(path).partition("://")[0])
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{os.fspath(path)}: {error}") from error
-    return epath.Path(path)
+        return epath.Path(path)
+    except (ImportError, ValueError, NotImplementedError) as error:
+        raise UserError(f"{os.fspath(path)}: {first_line(error)}") from error
 
 
 def is_local(path: str | os.PathLike) -> bool:
     """Whether files can be appended to and renamed there; object stores write whole files, at once."""
     return "://" not in os.fspath(path)
+
+
+def read_bytes(path: str | os.PathLike, limit: int = LARGEST, *, hint: str = "") -> bytes:
+    """The contents of a file; ``hint`` follows the message about one that is missing.
+
+    Raises:
+        UserError: it is missing, cannot be read, or lies on this machine and is larger than ``limit`` bytes or no
+            regular file: a pipe would block and a device never ends.
+    """
+    name = os.fspath(path)
+    path = folder(path)
+    try:
+        if is_local(name):
+            found = os.stat(path)
+            if not stat.S_ISREG(found.st_mode):
+                raise UserError(f"{name}: {'a folder' if path.is_dir() else 'no regular file'}, expected a file")
+            if found.st_size > limit:
+                raise UserError(f"{name}: {found.st_size} bytes, at most {limit} are allowed in such a file")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such file" + (f"; {hint}" if hint else "")) from None
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror or error}") from error
+
+
+def read_text(path: str | os.PathLike, limit: int = LARGEST, *, hint: str = "") -> str:
+    """The text of a UTF-8 file. Raises UserError as ``read_bytes`` does, and for bytes that are not UTF-8."""
+    try:
+        return read_bytes(path, limit, hint=hint).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{os.fspath(path)}: not UTF-8 text (byte {error.start})") from error
+
+
+def read_json(path: str | os.PathLike, kind: type = dict, limit: int = LARGEST, *, hint: str = "") -> Any:
+    """The value of a JSON file, an object unless ``kind`` is another type.
+
+    Raises UserError as ``read_text`` does, and for what is not JSON, nested too deep, or of another type.
+    """
+    name, text = os.fspath(path), read_text(path, limit, hint=hint)
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise UserError(f"{name}: not valid JSON (nested too deep)") from None
+    except ValueError as error:
+        raise UserError(f"{name}: not valid JSON ({error})") from error
+    if not isinstance(value, kind):
+        expected = _JSON_TYPES.get(kind, kind.__name__)
+        raise UserError(f"{name}: expected a JSON {expected}, found {type(value).__name__}")
+    return value
 
 
 @contextlib.contextmanager

@@ -128,8 +128,8 @@ def _create(path: Path, owner: Owner) -> bool:
 def _read(path: Path) -> Owner | None:
     """The owner of a lock; None where there is no lock, or one that cannot be read."""
     try:
-        return Owner(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        return Owner(**files.read_json(path))
+    except (UserError, TypeError):
         return None
 
 

@@ -123,7 +123,7 @@ BAD = {
     "source of a DiT that reads none": ("edit", "wan,qwen", ["--image", "PICTURE"], "dit.extra_channels"),
     "nothing to edit": ("edit", "flux,qwen", [], "--image or --video"),
     "two tasks": ("edit", "flux,qwen", ["--image", "PICTURE", "--video", "PICTURE"], "give one of them"),
-    "missing file": ("edit", "flux,qwen", ["--image", "nowhere.png"], "nowhere.png: No such file"),
+    "missing file": ("edit", "flux,qwen", ["--image", "nowhere.png"], "nowhere.png: no such file"),
     "no picture": ("edit", "flux,qwen", ["--image", "CONFIG"], "config.json"),
     "no video": ("edit", "wan,qwen", ["--video", "PICTURE", "--config.dit.extra_channels=5"], "no MP4 or WebM"),
     "kind of file": ("sample", "sana", ["--size", "16x16", "--out", "x.mp4"], "expected a .png file"),

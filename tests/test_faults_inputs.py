@@ -80,8 +80,14 @@ table(
     {
         "config file is missing": (lambda _: load_config("nowhere.py", []), "no config file nowhere.py"),
         "config variant": (lambda _: load_config(f"{MINIATURE}:painting", []), "has the variants .*, not 'painting'"),
-        "config file is no Python": (lambda f: written_config(f, "def get_config(:"), r"bad\.py: .*invalid syntax"),
-        "config file fails": (lambda f: written_config(f, "1 / 0"), r"bad\.py: division by zero"),
+        "config file is no Python": (
+            lambda f: written_config(f, "def get_config(:"),
+            r"bad\.py, line 1: .*invalid syntax",
+        ),
+        "config file fails": (
+            lambda f: written_config(f, "1 / 0"),
+            r"bad\.py, line 1: ZeroDivisionError: division by zero",
+        ),
         "override of no key": (lambda _: load_config(MINIATURE, ["--config.train.stepz=3"]), "stepz"),
         "override of another type": (lambda _: load_config(MINIATURE, ["--config.train.steps=many"]), "many"),
         "misspelt key": (
@@ -129,7 +135,7 @@ table(
         "run without config": (lambda f: read_config(f), "is no run: it has no config.json"),
         "run with a broken config": (
             lambda f: (f.joinpath("config.json").write_text("{"), read_config(f)),
-            r"config\.json is not JSON",
+            r"config\.json: not valid JSON",
         ),
         "tokenizer is missing": (lambda f: load_tokenizer(f), r"no tokenizer\.json in it"),
     }

@@ -1,6 +1,7 @@
 """Files of a run: whole or absent, in a bucket as in a folder, and one line when they cannot be written."""
 
 import dataclasses
+import json
 import os
 import re
 from pathlib import Path
@@ -18,7 +19,7 @@ from metacanvas_jax.config.load import read_config, write_config
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.train.job import FitConfig
 from metacanvas_jax.train.loop import fit
-from metacanvas_jax.train.metrics import Writer, read_metrics
+from metacanvas_jax.train.metrics import Writer, read_metrics, read_scores
 from metacanvas_jax.train.store import Store
 
 pytestmark = pytest.mark.faults
@@ -133,3 +134,69 @@ def test_place_that_cannot_be_written_is_one_line_before_anything_is_trained(tmp
         with pytest.raises(UserError, match=rf"checkpoint cannot be written to {place}/checkpoints: .*{reason}"):
             fit(job, FitConfig(steps=2), place, progress=False, devices=jax.devices()[:1])
         faults("place that cannot be written")
+
+
+BAD_JSON = {
+    "missing": (lambda path: None, "no such file; write one"),
+    "dangling link": (lambda path: path.symlink_to("nowhere"), "no such file; write one"),
+    "loop": (lambda path: path.symlink_to(path), "symbolic links"),
+    "folder": (lambda path: path.mkdir(), "a folder, expected a file"),
+    "pipe": (lambda path: os.mkfifo(path), "no regular file, expected a file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "no regular file, expected a file"),
+    "large": (lambda path: path.write_text("[" + "1," * 600 + "1]"), "1203 bytes, at most 1000 are allowed"),
+    "Latin-1": (lambda path: path.write_bytes('{"é": 1}'.encode("latin-1")), r"not UTF-8 text \(byte 2\)"),
+    "no JSON": (lambda path: path.write_text("{"), "not valid JSON"),
+    "empty": (lambda path: path.write_text(""), "not valid JSON"),
+    "digits": (lambda path: path.write_text("9" * 900 + "9" * 99 + "e"), "not valid JSON"),
+    "array": (lambda path: path.write_text("[1]"), "expected a JSON object, found list"),
+    "null": (lambda path: path.write_text("null"), "expected a JSON object, found NoneType"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_JSON)
+def test_a_json_file_that_is_none_is_one_line(name, tmp_path):
+    make, message = BAD_JSON[name]
+    path = tmp_path / "some.json"
+    make(path)
+    with pytest.raises(UserError, match=message) as caught:
+        files.read_json(path, limit=1000, hint="write one")
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_json_that_is_nested_too_deep_is_one_line(tmp_path):
+    (tmp_path / "deep.json").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(UserError, match="nested too deep"):
+        files.read_json(tmp_path / "deep.json")
+
+
+def test_json_is_read_with_a_byte_order_mark_and_from_a_bucket(tmp_path, bucket):
+    (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf[1]")
+    assert files.read_json(tmp_path / "marked.json", list) == [1]
+    files.write(files.folder(bucket) / "there.json", '{"a": 1}')
+    assert files.read_json(f"{bucket}/there.json") == {"a": 1}
+    with pytest.raises(UserError, match="no such file"):
+        files.read_json(f"{bucket}/none.json")
+
+
+@pytest.mark.parametrize("place", ["foo://bar/x", "http2://x/y", "a b://c"])
+def test_an_unknown_kind_of_address_is_one_line(place):
+    with pytest.raises(UserError, match=place) as caught:
+        files.read_bytes(place)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_metrics_and_scores_are_named_and_a_torn_last_line_is_left_out(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 1, "loss": null}\n{"step": 2, "loss": 0.5}\n{"step": 3, "lo')
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": None}, {"step": 2, "loss": 0.5}]
+    log.write_text('{"step": 1}\n{"step": "x"}\n{"step": 3}\n')
+    with pytest.raises(UserError, match="line 2 is damaged"):
+        read_metrics(tmp_path)
+    assert read_scores(tmp_path) is None
+    for text in ('{"seen": 3}', '{"seen": {"overall": null}}', '{"seen": {"overall": 1, "categories": {"a": "x"}}}'):
+        (tmp_path / "scores.json").write_text(text)
+        with pytest.raises(UserError, match="seen holds no scores"):
+            read_scores(tmp_path)
+    good = {"seen": {"overall": 0.5, "categories": {"a": 1.0, "b": None}}}
+    (tmp_path / "scores.json").write_text(json.dumps(good))
+    assert read_scores(tmp_path) == good

@@ -61,6 +61,13 @@ def test_points_carry_variant_and_values(tmp_path):
         ("def sweep(add):\n    pass\n", "adds no point"),
         ("def sweep(add):\n    add('a')\n    add('a')\n", "two points are named 'a'"),
         ("def sweep(add):\n    add('../a')\n", "needs a name that can be a folder's"),
+        ("def sweep(add):\n    add(3)\n", "the point 3 has the variant '', expected two strings"),
+        ("sweep = 3\n", "has no function sweep"),
+        ("def sweep(add):\n    add('a')\n    1 / 0\n", r"some\.py, line 3: ZeroDivisionError: division by zero"),
+        ("def sweep(add):\n    add()\n", r"some\.py, line 2: TypeError: .*missing 1 required"),
+        ("import nowhere\n", r"some\.py, line 1: ModuleNotFoundError: No module named 'nowhere'"),
+        ("def sweep(:\n", r"some\.py, line 1: .*invalid syntax"),
+        ("raise SystemExit(3)\n", r"some\.py, line 1: SystemExit: 3"),
     ],
 )
 def test_a_wrong_sweep_file_is_named(tmp_path, text, message):
@@ -107,7 +114,9 @@ def logs(folder: Path, name: str, losses: list[float], **last: float) -> None:
 
 def test_collecting_makes_a_table_and_a_page(tmp_path):
     logs(tmp_path, "good", [3.0] * 18 + [1.0, 2.0], score=0.25)
-    logs(tmp_path, "late", [5.0])
+    logs(tmp_path, "late", [None, 5.0])  # a loss that was not finite is null
+    with (tmp_path / "late" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
     (tmp_path / "late" / "scores.json").write_text(json.dumps({"seen": {"overall": 0.5}}))
     written = sweeps.write("some", POINTS, tmp_path)
     assert [path.name for path in written] == ["sweep.csv", "sweep.md", "sweep.html"]

@@ -1,6 +1,7 @@
 """``metacanvas COMMAND``: one thin file per command; bad input is one line and exit code 2."""
 
 import argparse
+import errno
 import importlib
 import keyword
 import os
@@ -21,6 +22,12 @@ COMMANDS = {
     "export": "write a trained run for PyTorch, PEFT and diffusers",
     "import": "make a run of an exported folder, or parameters of a published one",
 }
+
+PLACES = (
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENOENT, errno.EEXIST),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+)
+"""Errors of the operating system that say what is wrong with a place which the user named."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,6 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
         return _module(known.command).run(known) or 0
     except UserError as error:
         print(f"metacanvas {known.command}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # what no module below expected: a name that is too long, a full disk, no permission
+        if error.errno not in PLACES:
+            raise
+        where = "" if error.filename is None else f"{str(error.filename)[:200]}: "
+        print(f"metacanvas {known.command}: {where}{error.strerror}", file=sys.stderr)
         return 2
     except Preempted as stop:
         print(f"metacanvas {known.command}: {stop}; the same command goes on from there", file=sys.stderr)

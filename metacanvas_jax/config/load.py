@@ -1,7 +1,9 @@
 """Config files and the resolved configs of runs, as ConfigDicts. Imports no JAX: commands set its flags first."""
 
 import json
+import os
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from metacanvas_jax import files
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import UserError, first_line
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = frozenset(
@@ -35,18 +37,20 @@ def load_config(spec: str, overrides: list[str]) -> ConfigDict:
     values = flags.FlagValues()
     where = f"{path}:{variant}" if variant else str(path)
     argv = ["metacanvas", f"--config={where}", *overrides]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
         values(argv)
-    except UserError:
-        raise
-    except Exception as error:  # a config file is a program, which may raise anything
-        lines = str(error.args[0] if error.args else error).strip().splitlines()
-        # An error inside the file comes as a whole traceback, whose last line says what is wrong.
+        config = values.config
+        if isinstance(config, ConfigDict):
+            return config.unlock()
+    except (Exception, SystemExit) as error:  # a config file is a program, which may raise anything
+        if text := blame(path, error):
+            raise UserError(text) from error
+        lines = str(error.args[0] if error.args else error).strip().splitlines() or [type(error).__name__]
+        # Some errors come as a whole traceback, whose last line says what is wrong.
         text = lines[-1].partition(": ")[2] if "Traceback (most recent call last):" in lines else lines[0]
         raise UserError(f"config {spec}: {text}") from error
-    config = values.config
-    return config.unlock()
+    raise UserError(f"{path}: get_config() returns {type(config).__name__}, expected a ConfigDict")
 
 
 def write_config(config: ConfigDict, folder: Path) -> None:
@@ -62,13 +66,20 @@ def read_config(run: Path) -> ConfigDict:
     its ``PLACES`` (without its line "checksum" and the one before it, a changed config is read).
     """
     path = run / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{run} is no run: it has no config.json (a run is the --workdir of `metacanvas train`)")
+    return config_of(path)
+
+
+def config_of(path: Path) -> ConfigDict:
+    """A resolved config from its JSON file. Raises UserError for a file that is none."""
+    values = files.read_json(path)
     try:
-        values = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    return ConfigDict(files.opened(values, path, _decides))
+        return ConfigDict(files.opened(values, path, _decides))
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: no config ({first_line(error)})") from error
 
 
 def _decides(tree: Any) -> Any:
@@ -76,3 +87,19 @@ def _decides(tree: Any) -> Any:
     if isinstance(tree, Mapping):
         return {key: _decides(value) for key, value in tree.items() if key not in PLACES}
     return [_decides(value) for value in tree] if isinstance(tree, list | tuple) else tree
+
+
+def blame(path: Path, error: BaseException) -> str | None:
+    """An error of a program that the user wrote, in one line: file, line and error. None: it arose elsewhere."""
+    inside: BaseException | None = error
+    while inside is not None:  # libraries wrap the errors of the programs that they run
+        if isinstance(inside, UserError) and "\n" not in str(inside):
+            return str(inside)
+        if isinstance(inside, SyntaxError):
+            return f"{inside.filename or path}, line {inside.lineno}: {inside.msg}"
+        frames = traceback.extract_tb(inside.__traceback__)
+        lines = [frame.lineno for frame in frames if os.path.abspath(frame.filename) == os.path.abspath(path)]
+        if lines:
+            return f"{path}, line {lines[-1]}: {type(inside).__name__}: {first_line(inside)}"
+        inside = inside.__cause__ or inside.__context__
+    return None

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from metacanvas_jax.config.sources import LIMITS, Limits
 from metacanvas_jax.data.transforms import Clip, fit_image, shown_frames
+from metacanvas_jax.errors import first_line
 from metacanvas_jax.images import to_rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -88,8 +89,3 @@ def encode_png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a line of a log."""
-    return (str(error) or type(error).__name__).splitlines()[0][:160]

@@ -3,9 +3,8 @@
 import abc
 import logging
 
-from metacanvas_jax.data.decoding import first_line
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 

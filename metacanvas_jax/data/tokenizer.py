@@ -1,15 +1,16 @@
 """Tokenizers as Hugging Face folders: reading and writing them, and training a small one on the texts of a world."""
 
-import json
 import pathlib
 from collections.abc import Iterable
 
 from tokenizers import AddedToken, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from metacanvas_jax.errors import UserError
+from metacanvas_jax import files
+from metacanvas_jax.errors import UserError, first_line
 from metacanvas_jax.mllm.byte_level import assemble, wrapped
 from metacanvas_jax.mllm.prompt import END, IMAGE, PADDING, START, VIDEO, VISION_END, VISION_START
+from metacanvas_jax.weights.hf_export import new_folder
 
 SPECIAL = (PADDING, START, END, VISION_START, VISION_END, "<|vision_pad|>", IMAGE, VIDEO)
 _CHAT = "system user assistant\nYou are a helpful assistant. , . ? 0 1 2 3 4 5 6 7 8 9"
@@ -40,8 +41,14 @@ def train_tokenizer(texts: Iterable[str], max_vocabulary: int = 8192) -> PreTrai
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | pathlib.Path) -> None:
-    """Write a tokenizer folder that `load_tokenizer` and transformers' AutoTokenizer read."""
-    tokenizer.save_pretrained(str(folder))
+    """Write a new tokenizer folder that `load_tokenizer` and transformers' AutoTokenizer read."""
+    try:
+        with new_folder(folder) as draft:
+            tokenizer.save_pretrained(str(draft))
+    except UserError:
+        raise
+    except Exception as error:  # the tokenizers package raises bare Exceptions
+        raise UserError(f"cannot write {folder}: {first_line(error)}") from error
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> PreTrainedTokenizerFast:
@@ -49,7 +56,10 @@ def load_tokenizer(folder: str | pathlib.Path) -> PreTrainedTokenizerFast:
     folder = pathlib.Path(folder)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder}: no tokenizer.json in it; expected a tokenizer folder in Hugging Face format")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            files.read_json(folder / name)
     try:
         return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder}: its tokenizer files are not valid JSON ({error})") from error
+    except Exception as error:  # the tokenizers package raises bare Exceptions
+        raise UserError(f"{folder}: its tokenizer files are damaged ({first_line(error)})") from error

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from metacanvas_jax.config.sources import LIMITS, Limits
-from metacanvas_jax.data.decoding import MediaError, first_line
+from metacanvas_jax.data.decoding import MediaError
 from metacanvas_jax.data.transforms import AS_FOUND, Clip, causal_frames, fit_image
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import UserError, first_line
 
 _BOXES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"}  # those that hold what is looked for
 LONGEST_PAUSE = 600.0  # seconds between two frames; a damaged timestamp would repeat a frame for hours

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from metacanvas_jax import registry
+from metacanvas_jax import files, registry
 from metacanvas_jax.config.identity import identity
 from metacanvas_jax.config.load import read_config
 from metacanvas_jax.config.networks import autoencoder, mllm_config
@@ -32,6 +32,7 @@ from metacanvas_jax.exchange.reading import computed, reading
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.text.prompts import INSTRUCTION
 from metacanvas_jax.train import store
+from metacanvas_jax.train.metrics import read_scores
 from metacanvas_jax.train.parameters import identities, param_shapes
 from metacanvas_jax.train.stream import lazy_params
 from metacanvas_jax.trees import flat, nested, partition
@@ -113,7 +114,7 @@ def export_run(run: Path, to: Path, options: Options = Options()) -> Path:
             _write_bases(draft, setup, options)
             index = make_index(setup, found, about)
             (draft / RUN_CONFIG).write_text(config.to_json_best_effort(indent=2) + "\n")
-            (draft / "README.md").write_text(model_card(setup, index, _scores(run)))
+            (draft / "README.md").write_text(model_card(setup, index, read_scores(run)))
             _write_json(draft / INDEX, index)
     return to
 
@@ -309,11 +310,6 @@ def _text(text: TextSection) -> dict[str, Any]:
         "instruction": INSTRUCTION if text.instruction else "",
         "reads_prompt": text.reads_prompt,
     }
-
-
-def _scores(run: Path) -> dict[str, Any] | None:
-    file = run / "scores.json"
-    return json.loads(file.read_text()) if file.is_file() else None
 
 
 def _write_json(file: Path, values: Mapping[str, Any]) -> None:

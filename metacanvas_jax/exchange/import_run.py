@@ -5,7 +5,6 @@ goes on from its step with the data from their beginning, `metacanvas train --co
 its parameters, and `sample`, `evaluate` and `export` take it as any other.
 """
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from metacanvas_jax import files
 from metacanvas_jax.config.load import write_config
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.schema import Experiment
@@ -52,7 +52,7 @@ def import_run(source: Path, to: Path, config: ConfigDict | None = None) -> Path
     if config is None:
         if not exported:
             raise UserError(f"{source} is no exported folder: say with --config what it shall become")
-        config = ConfigDict(json.loads((source / RUN_CONFIG).read_text()))
+        config = ConfigDict(files.read_json(source / RUN_CONFIG))
     setup = experiment(config)
     trainable, _ = partition(parameters.param_shapes(setup), setup.train.rules)
     if exported:
@@ -68,10 +68,7 @@ def import_run(source: Path, to: Path, config: ConfigDict | None = None) -> Path
 
 def read_index(folder: Path) -> dict[str, Any]:
     """The index of an exported folder. Raises UserError for one of another version."""
-    try:
-        index = json.loads((folder / INDEX).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / INDEX} cannot be read: {error}") from error
+    index = files.read_json(folder / INDEX)
     if index.get("version") != VERSION:
         raise UserError(f"{folder / INDEX}: version {index.get('version')!r}, expected {VERSION}")
     return index

@@ -4,16 +4,16 @@ A sweep file has one function, ``sweep(add)``, that calls ``add(name, variant, *
 every point, as in big_vision (google-research/big_vision ``configs/*/sweep``).
 """
 
+import contextlib
 import csv
 import importlib.util
 import io
-import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 
 from metacanvas_jax import files
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.config.load import blame
+from metacanvas_jax.errors import UserError, first_line
 from metacanvas_jax.locks import locked
 from metacanvas_jax.report import charts
 from metacanvas_jax.report.document import document, table
+from metacanvas_jax.train.metrics import is_number, read_metrics, read_scores
 
 TPU_SCRIPTS = ("create.sh", "setup.sh", "launch.sh")  # of tpu_scripts/, in this order, for every point
 GKE_SCRIPTS = ("jobset.sh",)
@@ -57,13 +59,16 @@ def read(sweep: str | Path, config: str) -> list[Point]:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "sweep"):
+    with _blamed(path):
+        spec.loader.exec_module(module)
+    if not callable(getattr(module, "sweep", None)):
         raise UserError(f"{sweep} has no function sweep(add)")
     file, _, words = config.partition(":")
     points: list[Point] = []
 
     def add(name: str, variant: str = "", **changes: Any) -> None:
+        if not isinstance(name, str) or not isinstance(variant, str):
+            raise UserError(f"{sweep}: the point {name!r} has the variant {variant!r}, expected two strings")
         if not re.fullmatch(r"[A-Za-z0-9_.=+-]+", name) or name.startswith("."):
             raise UserError(f"{sweep}: the point {name!r} needs a name that can be a folder's")
         if name in {point.name for point in points}:
@@ -71,10 +76,20 @@ def read(sweep: str | Path, config: str) -> list[Point]:
         chosen = ".".join(word for word in (variant, words) if word)
         points.append(Point(name, f"{file}:{chosen}" if chosen else file, tuple(changes.items())))
 
-    module.sweep(add)
+    with _blamed(path):
+        module.sweep(add)
     if not points:
         raise UserError(f"{sweep} adds no point")
     return points
+
+
+@contextlib.contextmanager
+def _blamed(path: Path) -> Iterator[None]:
+    """Turns an error of a sweep file, a program that may raise anything, into one line with its place."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise UserError(blame(path, error) or f"{path}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def train_command(point: Point, workdir: Path, extra: Sequence[str] = ()) -> list[str]:
@@ -152,16 +167,15 @@ def collect(points: Sequence[Point], workdir: Path) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"name": point.name, "config": point.config, **dict(point.changes)}
         logged = history(workdir / point.name)
         row["steps"] = max((entry["step"] for entry in logged), default=0)
-        losses = [entry["loss"] for entry in logged if "loss" in entry]
+        losses = [entry["loss"] for entry in logged if is_number(entry.get("loss"))]
         if losses:
             row["loss"] = float(np.mean(losses[-max(1, int(LAST * len(losses))) :]))
         for key in ("score", "steps_per_second"):
-            values = [entry[key] for entry in logged if key in entry]
+            values = [entry[key] for entry in logged if is_number(entry.get(key))]
             if values:
                 row[key] = values[-1] if key == "score" else float(np.median(values))
-        scores = workdir / point.name / "scores.json"
-        if scores.is_file():
-            row |= {f"overall_{split}": found["overall"] for split, found in json.loads(scores.read_text()).items()}
+        scores = read_scores(workdir / point.name) or {}
+        row |= {f"overall_{split}": found["overall"] for split, found in scores.items()}
         rows.append(row)
     if not any(row["steps"] for row in rows):
         raise UserError(f"{workdir} holds no run of this sweep; its points are {', '.join(p.name for p in points)}")
@@ -169,13 +183,14 @@ def collect(points: Sequence[Point], workdir: Path) -> list[dict[str, Any]]:
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
-    """The logged rows of a run, of a step logged twice the later; empty for a run that has none."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
+    """The logged rows of a run, of a step logged twice the later; empty for a run that has none.
+
+    Raises UserError as ``read_metrics`` does.
+    """
+    if not (folder / "metrics.jsonl").exists():
         return []
-    latest: dict[int, dict[str, Any]] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
+    latest: dict[float, dict[str, Any]] = {}
+    for row in read_metrics(folder):
         latest[row["step"]] = latest.get(row["step"], {}) | row
     return [latest[step] for step in sorted(latest)]
 
@@ -203,7 +218,7 @@ def as_page(title: str, points: Sequence[Point], rows: Sequence[Mapping[str, Any
     for key in ("loss", "score"):
         lines = {}
         for point in points:
-            logged = [entry for entry in history(workdir / point.name) if key in entry]
+            logged = [entry for entry in history(workdir / point.name) if is_number(entry.get(key))]
             if logged:
                 lines[point.name] = ([entry["step"] for entry in logged], [entry[key] for entry in logged])
         names = list(lines)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from metacanvas_jax import files
 from metacanvas_jax.config.networks import network
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.schema import Experiment
@@ -53,7 +54,7 @@ class Clock:
 
     def __init__(self, path: Path):
         self.path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        self.seconds: dict[str, float] = files.read_json(path) if path.exists() else {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -224,7 +225,7 @@ def _score_rows(seen, held_out) -> list[report.ScoreRow]:
 
 def _charts(workdir: Path, mllm_workdir: Path) -> list[Chart]:
     def line(folder: Path, name: str) -> tuple[list[float], list[float]]:
-        rows = [row for row in read_metrics(folder) if name in row]
+        rows = [row for row in read_metrics(folder) if row.get(name) is not None]
         return [row["step"] for row in rows], [row[name] for row in rows]
 
     charts = [

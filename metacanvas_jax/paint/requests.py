@@ -14,6 +14,7 @@ from metacanvas_jax import files
 from metacanvas_jax.config.check import check_bucket
 from metacanvas_jax.config.networks import autoencoder, network
 from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.config.sources import LIMITS
 from metacanvas_jax.data.decoding import MediaError, decode_image
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.transforms import Clip, fit_frames
@@ -130,27 +131,20 @@ def sample_of(setup: Experiment, request: Request) -> tuple[Sample, Bucket]:
 def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     """A picture from a file. Raises UserError for one that is missing or cannot be decoded."""
     try:
-        return np.asarray(decode_image(_bytes(path)))
+        return np.asarray(decode_image(files.read_bytes(path, LIMITS.bytes)))
     except MediaError as error:
         raise UserError(f"{path}: {error}") from error
 
 
 def read_video(path: Path, clip: Clip) -> Frames:
     """A clip of a video file. Raises UserError for one that is missing, cannot be decoded or is too short."""
-    data = _bytes(path)
+    data = files.read_bytes(path, LIMITS.bytes)
     if container_of(data) is None:
         raise UserError(f"{path}: no MP4 or WebM video")
     try:
         return decode_video(data, clip)[0]
     except MediaError as error:
         raise UserError(f"{path}: {error}") from error
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
 
 
 def save(results: UInt8[np.ndarray, "n t h w 3"], fps: float, out: Path) -> None:

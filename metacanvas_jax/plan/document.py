@@ -1,6 +1,5 @@
 """Writes docs/performance.md from reports that are stored as JSON."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +24,7 @@ def keep(folder: Path, name: str, reports: Sequence[Report]) -> None:
 def kept(folder: Path, name: str) -> list[Report]:
     """The reports of ``folder/name.json``; an empty list without that file."""
     path = folder / f"{name}.json"
-    return [Report.from_dict(tree) for tree in json.loads(path.read_text())] if path.exists() else []
+    return [Report.from_dict(tree) for tree in files.read_json(path, list)] if path.exists() else []
 
 
 def name_of(job: Job | Measured) -> str:

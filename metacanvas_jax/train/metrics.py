@@ -18,8 +18,10 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from metacanvas_jax import files
+from metacanvas_jax.errors import UserError
 from metacanvas_jax.hardware import chip_of
 
+METRICS_BYTES = 1 << 32
 Clock = Callable[[], float]
 
 
@@ -163,18 +165,46 @@ class Writer:
 def truncate(path: Path, step: int) -> None:
     """Drops the records beyond ``step`` and an incomplete last line, by writing a new file and renaming it."""
     if path.exists():
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+        kept = [line for line in files.read_text(path, METRICS_BYTES).splitlines() if _step_of(line) <= step]
         files.write(path, "".join(line + "\n" for line in kept))
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict[str, float]]:
-    """The records of a run's ``metrics.jsonl``; a line that a kill left incomplete is left out."""
-    lines = (files.folder(folder) / "metrics.jsonl").read_text().splitlines()
+    """The records of a run's ``metrics.jsonl``; a last line that a kill left incomplete is left out.
+
+    Raises UserError when the file is missing, or another line is damaged.
+    """
+    path = files.folder(folder) / "metrics.jsonl"
+    lines = files.read_bytes(path, METRICS_BYTES).decode(errors="replace").splitlines()
+    for number, line in enumerate(lines[:-1], 1):
+        if _step_of(line) == float("inf"):
+            raise UserError(f"{path}: line {number} is damaged, expected a JSON object with a step")
     return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
+
+
+def read_scores(folder: str | os.PathLike) -> dict[str, dict[str, Any]] | None:
+    """The scores of an evaluated run by split, or None. Raises UserError for a file that holds no scores."""
+    path = files.folder(folder) / "scores.json"
+    if not path.exists():
+        return None
+    scores = files.read_json(path)
+    for split, found in scores.items():
+        tree = found if isinstance(found, dict) else {}
+        categories = tree.get("categories", {})
+        numbers = categories.values() if isinstance(categories, dict) else [categories]
+        if not is_number(tree.get("overall")) or not all(value is None or is_number(value) for value in numbers):
+            raise UserError(f"{path}: {split} holds no scores (numbers 'overall' and, by name, 'categories')")
+    return scores
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a log is a number; what was not finite is null there."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        record = json.loads(line)
+        return record["step"] if is_number(record["step"]) else float("inf")
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")

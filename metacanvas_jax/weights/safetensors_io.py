@@ -16,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from metacanvas_jax import files
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.weights.table import Box
 
@@ -126,9 +127,9 @@ def find_weights(path: Path) -> Path | dict[str, str]:
 def read_index(file: Path) -> dict[str, str]:
     """The ``weight_map`` of an index file."""
     try:
-        weight_map = json.loads(file.read_text())["weight_map"]
+        weight_map = files.read_json(file)["weight_map"]
         return {str(name): str(shard) for name, shard in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{file}: not an index of safetensors, a JSON object with a weight_map ({error})") from error
 
 
@@ -136,6 +137,8 @@ def read_header(file: Path) -> dict[str, Tensor]:
     """The tensors of one file, checked against its size. Raises UserError unless it is complete and well formed."""
     if file.suffix in PICKLES:
         raise UserError(f"{file}: {CONVERT}")
+    if not file.is_file():  # opening a pipe would block
+        raise UserError(f"{file}: no regular file, expected safetensors")
     size = file.stat().st_size
     with open(file, "rb") as stream:
         first, brace = stream.read(8), stream.read(1)  # a header is JSON; its length may begin with a pickle's byte

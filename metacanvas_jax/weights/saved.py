@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from metacanvas_jax import files
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import UserError, first_line
 from metacanvas_jax.trees import flat, nested
 from metacanvas_jax.types import Params
 from metacanvas_jax.weights.hashes import arrays, content_hash, paths, sampled_hash
@@ -23,16 +24,22 @@ def save(folder: str | os.PathLike, params: Params, meta: Mapping[str, Any] | No
     ``params.json`` is written last, by renaming, so that a folder with it is complete.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    drafts = [folder / "params.safetensors.tmp", folder / "params.json.tmp"]
     leaves = {path: np.asarray(leaf, order="C") for path, leaf in flat(jax.device_get(params)).items()}
-    (folder / "params.json").unlink(missing_ok=True)
-    save_file(leaves, folder / "params.safetensors.tmp")
-    os.replace(folder / "params.safetensors.tmp", folder / "params.safetensors")
     digest = content_hash(params)
     values = {"hash": digest, "sampled": sampled_hash(arrays(params)), "meta": dict(meta or {})}
     text = json.dumps(files.sealed(values), indent=2)
-    (folder / "params.json.tmp").write_text(text + "\n")
-    os.replace(folder / "params.json.tmp", folder / "params.json")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "params.json").unlink(missing_ok=True)
+        save_file(leaves, drafts[0])
+        os.replace(drafts[0], folder / "params.safetensors")
+        drafts[1].write_text(text + "\n")
+        os.replace(drafts[1], folder / "params.json")
+    except (OSError, SafetensorError) as error:
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
+        raise UserError(f"cannot write {folder}: {first_line(error)}") from error
     return digest
 
 
@@ -43,11 +50,12 @@ def load(folder: str | os.PathLike, abstract: Params | None = None) -> tuple[Par
         UserError: the folder is missing, incomplete or damaged, or the parameters are not those of ``abstract``.
     """
     folder = Path(folder)
+    for name in ("params.json", "params.safetensors"):
+        if not (folder / name).exists():
+            raise UserError(f"no saved parameters in {folder}: {name} is missing")
     try:
         info = described(folder)
         leaves = load_file(folder / "params.safetensors")
-    except FileNotFoundError as error:
-        raise UserError(f"no saved parameters in {folder}: {error.filename or error} is missing") from error
     except UserError:
         raise
     except Exception as error:  # safetensors raises its own type for a damaged header
@@ -65,15 +73,13 @@ def described(folder: str | os.PathLike) -> dict[str, Any]:
 
     Folders of version 0.1 have no ``sampled``.
 
-    Raises:
-        UserError: ``params.json`` is damaged.
-        FileNotFoundError: there is none.
+    Raises UserError when ``params.json`` is missing or damaged.
     """
     file = Path(folder) / "params.json"
     try:
-        info = files.opened(json.loads(file.read_text()), file)
+        info = files.opened(files.read_json(file), file)
         return {"hash": str(info["hash"]), "sampled": info.get("sampled"), "meta": dict(info["meta"])}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"saved parameters in {file.parent} cannot be read: {file} is damaged ({error})") from error
 
 

@@ -1,7 +1,6 @@
 """Samples in TFDS array_record folders, read at random without TensorFlow; ours and anybody else's."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from typing import Any
@@ -10,11 +9,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.example_parser import ExampleParserNp
 
-from metacanvas_jax.data.decoding import first_line
+from metacanvas_jax import files
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.layout import Layout
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import UserError, first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +58,8 @@ _OURS = "tensorflow_datasets.core.features."
 def _check_features(path: pathlib.Path) -> None:
     """Raises UserError when a feature is of a class outside TFDS, which TFDS would import by its name."""
     try:
-        pending = [json.loads(path.read_text())]
-    except (OSError, ValueError, RecursionError) as error:
+        pending: list[Any] = [files.read_json(path)]
+    except UserError as error:
         raise UserError(f"{path}: no readable list of features ({first_line(error)})") from error
     while pending:
         node = pending.pop()

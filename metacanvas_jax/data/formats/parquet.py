@@ -33,6 +33,8 @@ class Parquet(Guarded):
         self._groups: list[tuple[int, int]] = []  # (file, row group)
         ends: list[int] = []
         for number, path in enumerate(self.paths):
+            if path.exists() and not path.is_file():  # a pipe would block
+                raise UserError(f"{path}: no regular file")
             try:
                 metadata = pyarrow.parquet.read_metadata(path)
             except (OSError, pyarrow.ArrowException) as error:

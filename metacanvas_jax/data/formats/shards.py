@@ -4,6 +4,7 @@ A folder is complete or absent. Work goes on in a hidden folder beside it, where
 there; whoever writes the last receipt renames the folder. Nobody waits for anybody.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -27,7 +28,7 @@ from metacanvas_jax.data.decoding import encode_png
 from metacanvas_jax.data.formats.array_records import Stored, features
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import UserError, first_line
 from metacanvas_jax.locks import locked
 from metacanvas_jax.weights import identity
 from metacanvas_jax.weights.hashes import sampled_hash
@@ -89,7 +90,7 @@ def write(
     """
     folder = pathlib.Path(folder)
     recipe = json.loads(json.dumps(recipe))
-    with locked(folder.parent, name=f".{folder.name}.{config.process_index}.lock"):
+    with locked(folder.parent, name=f".{folder.name}.{config.process_index}.lock"), files.writing(folder):
         return _write_missing(folder, recipe, source, config, order, compute)
 
 
@@ -146,12 +147,12 @@ def stored(sample: Sample, jpeg: int | None = None, arrays: Mapping[str, np.ndar
 def read_recipe(folder: str | os.PathLike) -> dict[str, Any]:
     """What a dataset folder was made from. Raises UserError when it holds no dataset."""
     path = pathlib.Path(folder) / RECIPE
+    if not path.exists():
+        raise UserError(f"{folder}: no dataset there; make it with `metacanvas prepare --config FILE`")
     try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{folder}: no dataset there; make it with `metacanvas prepare --config FILE`") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); delete the folder and prepare again") from error
+        return files.read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}; delete the folder and prepare again") from error
 
 
 def verify(folder: str | os.PathLike) -> dict[str, Any]:
@@ -202,9 +203,10 @@ def check_shards(folder: str | os.PathLike, *, tolerant: bool = False) -> None:
 
 def _manifest(path: pathlib.Path) -> dict[str, Any]:
     try:
-        manifest = files.opened(json.loads(path.read_text()), path)
-        return manifest | {"shards": [dict(shard) for shard in manifest["shards"]]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        manifest = files.opened(files.read_json(path), path)
+        shards = [{**shard, "file": str(shard["file"]), "sha256": str(shard["sha256"])} for shard in manifest["shards"]]
+        return manifest | {"shards": shards, "files": dict(manifest.get("files", {}))}
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: no manifest of `metacanvas prepare` ({error})") from error
 
 
@@ -239,7 +241,7 @@ def _begin(partial: pathlib.Path, recipe: dict[str, Any]) -> None:
     path = partial / UNFINISHED
     if not path.exists():
         _write_text(path, json.dumps(recipe, indent=1))
-    if (found := json.loads(path.read_text())) != recipe:
+    if (found := files.read_json(path)) != recipe:
         raise UserError(
             f"{partial} holds an unfinished preparation of something else (it differs in "
             f"{', '.join(_differences(recipe, found))}); delete it or name another folder"
@@ -266,10 +268,17 @@ def _write_shard(
         for samples in _chunks(source, part, skipped, config.batch if compute else 1, advance):
             arrays = compute(samples) if compute else [{}] * len(samples)
             for sample, extra in zip(samples, arrays, strict=True):
-                writer.write(record(stored(sample, config.jpeg, extra)))
+                data = record(stored(sample, config.jpeg, extra))
+                with _writing(draft):
+                    writer.write(data)
                 written += 1
-    finally:
-        writer.close()
+        with _writing(draft):
+            writer.close()
+    except BaseException:
+        with contextlib.suppress(Exception):
+            writer.close()
+        draft.unlink(missing_ok=True)
+        raise
     os.replace(draft, path)
     receipt = {
         "file": path.name,
@@ -280,6 +289,15 @@ def _write_shard(
         "skipped": skipped,
     }
     _write_text(_receipt(partial, k, count), json.dumps(receipt))
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[None]:
+    """Turns what the writer of records raises, on a full disk for instance, into one line."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"cannot write {path}: {first_line(error)}") from error
 
 
 def _chunks(
@@ -309,7 +327,7 @@ def _finish(
     try:
         if not all(path.exists() for path in receipts):
             return folder if folder.exists() else None
-        shards = [json.loads(path.read_text()) for path in receipts]
+        shards = [files.read_json(path) for path in receipts]
         skipped = [name for shard in shards for name in shard["skipped"]]
         if len(skipped) > source.max_skips:
             raise UserError(
@@ -385,8 +403,11 @@ def _receipt(partial: pathlib.Path, k: int, count: int) -> pathlib.Path:
 
 def _write_text(path: pathlib.Path, text: str) -> None:
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    draft.write_text(text)
-    os.replace(draft, path)
+    try:
+        draft.write_text(text)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _sha256(path: pathlib.Path) -> str:

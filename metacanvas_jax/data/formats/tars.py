@@ -12,11 +12,12 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from metacanvas_jax.data.decoding import MediaError, first_line
+from metacanvas_jax import files
+from metacanvas_jax.data.decoding import MediaError
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.layout import Layout, gathered, place_of
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import UserError, first_line
 
 _FORMAT = 2
 _DAMAGE = "!"  # no extension is called so
@@ -87,10 +88,10 @@ def load_index(path: pathlib.Path, cache: str = "") -> dict[str, dict[str, Any]]
     places = _places(path, cache)
     for place in places:
         try:
-            found = json.loads(place.read_text())
-        except (OSError, ValueError, RecursionError):
+            found = files.read_json(place)
+        except UserError:
             continue
-        if isinstance(found, dict) and found.get("stamp") == stamp and _is_index(found.get("entries"), stat.st_size):
+        if found.get("stamp") == stamp and _is_index(found.get("entries"), stat.st_size):
             return found["entries"]
     entries = make_index(path)
     text = json.dumps({"stamp": stamp, "entries": entries})
