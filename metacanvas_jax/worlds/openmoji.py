@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.worlds.svg import check
 
 OBJECTS: dict[str, str] = {
     "cat": "1F408",
@@ -78,6 +79,10 @@ def drawing(code: str, size: int) -> UInt8[np.ndarray, "h w 4"]:
     if not path.is_file():
         raise UserError(f"OpenMoji has no drawing {code!r} (looked for {path})")
     svg = path.read_text(encoding="utf-8")
+    try:
+        check(svg)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
     png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
     return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
 

@@ -7,19 +7,20 @@ whose licences differ; nothing of them is copied into this repository.
 import dataclasses
 import functools
 import itertools
-import json
 import pathlib
 import re
 
 import numpy as np
 from jaxtyping import UInt8
 
+from metacanvas_jax import files
 from metacanvas_jax.data.decoding import MediaError, decode_animation, decode_image
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.layout import Layout, check
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.transforms import fit_image
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.worlds import svg
 from metacanvas_jax.worlds.openmoji import package
 
 TONES = {"1f3fb": "light", "1f3fc": "medium-light", "1f3fd": "medium", "1f3fe": "medium-dark", "1f3ff": "dark"}
@@ -48,8 +49,9 @@ class Icon:
     def render(self, size: tuple[int, int] | None) -> UInt8[np.ndarray, "h w 3"]:
         """The drawing on white; 128 x 128 pixels where no size is wanted."""
         side = max(size or (128, 128))
-        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}">{self.body}</svg>'
-        png = package("resvg_py").svg_to_bytes(svg_string=svg, width=side, height=side, skip_system_fonts=True)
+        drawing = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}">{self.body}</svg>'
+        svg.check(drawing)
+        png = package("resvg_py").svg_to_bytes(svg_string=drawing, width=side, height=side, skip_system_fonts=True)
         return fit_image(decode_image(bytes(png)), size)
 
 
@@ -105,7 +107,7 @@ class Clips(Guarded):
         self._captions: dict[pathlib.Path, str] = {}
         for file in sorted(path.rglob("*.webp")):
             entry = names.get(_characters(file.stem))
-            if entry and _is_animated(file):
+            if entry and file.is_file() and _is_animated(file):
                 self._captions[file] = entry["en"].strip(":").replace("_", " ").lower()
         files = list(self._captions)
         self._clips = _toned_clips(files) if layout.task == "video_editing" else [(file,) for file in files]
@@ -145,10 +147,8 @@ class Clips(Guarded):
 def _icons(file: pathlib.Path) -> tuple[Icon, ...]:
     """The visible drawings of a set."""
     try:
-        if file.stat().st_size > _LARGEST_SET:
-            raise ValueError(f"{file.stat().st_size} bytes, at most {_LARGEST_SET} are allowed")
-        tree = json.loads(file.read_text())
-        title = json.loads((file.parent / "info.json").read_text())["name"]
+        tree = files.read_json(file, limit=_LARGEST_SET)
+        title = files.read_json(file.parent / "info.json")["name"]
         icons = {key: icon for key, icon in tree["icons"].items() if not icon.get("hidden")}
         width, height = tree.get("width", 16), tree.get("height", 16)  # 16: Iconify's own default
         found = []
@@ -156,7 +156,7 @@ def _icons(file: pathlib.Path) -> tuple[Icon, ...]:
             toned = _TONED.fullmatch(key)
             name, tone = (toned["base"], toned["tone"]) if toned and toned["base"] in icons else (key, "")
             found.append(Icon(title, name, tone, icon["body"], icon.get("width", width), icon.get("height", height)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: no Iconify set ({type(error).__name__}: {error})") from error
     return tuple(found)
 
