@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "metacanvas_jax"
 # From the bottom to the top; a line's packages may import each other, and everything above them in this list.
 ORDER = (
-    ("errors", "hardware", "images"),
+    ("errors", "hardware", "images", "limits"),
     ("types", "files", "locks", "trees"),
     ("tasks",),
     ("worlds",),

@@ -146,6 +146,14 @@ def test_a_word_that_is_none_of_the_choices_is_refused(file, change, message):
         (MINI, {"mllm.video_fps": 0.0}, "mllm.video_fps is 0.0, expected a positive number"),
         (MINI, {"dit.mlp_ratio": 0.0}, "dit.mlp_ratio is 0.0, expected a positive number"),
         (MINI, {"mllm.image_pixels": (9, 4)}, "mllm.image_pixels is (9, 4), expected the least and the most pixels"),
+        (MINI, {"canvas.rows": 1_000_000}, "canvas.rows is 1000000, expected at most 1024"),
+        (MINI, {"canvas.rows": 1000, "canvas.columns": 1000}, "canvas: a canvas of 1000000 tokens, at most 65536"),
+        (MINI, {"dit.layers": 10**9}, "dit.layers is 1000000000, expected at most 1024"),
+        (MINI, {"mllm.language.head_width": 10**6}, "mllm.language.head_width is 1000000, expected at most"),
+        (MINI, {"mllm.buckets": (64, 10**9)}, "mllm.buckets[1] is 1000000000, expected at most"),
+        (MINI, {"sampler.steps": 10**9}, "sampler.steps is 1000000000, expected at most 10000"),
+        (MINI, {"train.steps": 10**12}, "train.steps is 1000000000000, expected at most 2147483647"),
+        (MINI, {"seed": 2**32}, "seed is 4294967296, expected at most 4294967295"),
         (MINI, {"hardware": ({"topology": "v9:4x4"},)}, "hardware[0]: topology 'v9:4x4' is no name of a TPU slice"),
     ],
 )
@@ -279,6 +287,27 @@ def test_widths_of_connectors_follow_from_the_networks(file):
         assert config[section].get(name) is None
         assert getattr(getattr(built, section), name) == size
     assert experiment(changed(file, derived)) == built  # as older versions wrote them
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return None", r"get_config\(\) returns NoneType, expected a ConfigDict"),
+        ("return {'a': 1}", r"get_config\(\) returns dict, expected a ConfigDict"),
+        ("x = 1\n    raise TypeError('a\\nb')", r"bad\.py, line 3: TypeError: a$"),
+        ("raise KeyError('width')", r"bad\.py, line 2: KeyError: 'width'"),
+        ("raise OSError(2, 'gone')", r"bad\.py, line 2: OSError: .*gone"),
+        ("raise ValueError", r"bad\.py, line 2: ValueError: ValueError"),
+        ("import sys; sys.exit(3)", r"bad\.py, line 2: SystemExit: 3"),
+        ("return get_config()", r"bad\.py, line 2: RecursionError"),
+        ("x = (", r"bad\.py, line 2: .*never closed"),
+    ],
+)
+def test_a_config_file_that_fails_is_one_line_with_its_place(tmp_path, body, message):
+    (tmp_path / "bad.py").write_text(f"def get_config():\n    {body}\n")
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(str(tmp_path / "bad.py"), [])
+    assert str(caught.value).startswith(f"{tmp_path}/bad.py") and "\n" not in str(caught.value)
 
 
 def test_config_files_import_those_beside_them(tmp_path, monkeypatch):

@@ -313,7 +313,17 @@ BAD = {
         lambda folder: edit_config(folder, block_out_channels=["8", "16"]),
         "not a AutoencoderKL that can be built",
     ),
-    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "not JSON"),
+    "a huge size": (
+        lambda folder: edit_config(folder, latent_channels=10**6),
+        "latent_channels is 1000000, at most 131072 is allowed",
+    ),
+    "a size beyond any network": (
+        lambda folder: edit_config(folder, layers_per_block=10**12),
+        "layers_per_block is 1000000000000, at most 16777216 is allowed",
+    ),
+    "a negative size": (lambda folder: edit_config(folder, latent_channels=-4), "latent_channels is -4, expected no"),
+    "JSON nested too deep": (lambda folder: (folder / "config.json").write_text("[" * 10**5), "nested too deep"),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "no such file; expected a model folder"),
     "NaN": (with_nan, "decoder.conv_in.weight holds NaN or infinity"),
 }

@@ -1,5 +1,6 @@
 """Sections of an experiment that contradict each other. They are refused before anything is built or read."""
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -7,6 +8,7 @@ from metacanvas_jax import registry
 from metacanvas_jax.config.ignored import refuse_ignored
 from metacanvas_jax.config.networks import autoencoder, mllm_config, transformer
 from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.config.sources import LIMITS
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.tasks import TASKS, Bucket
 
@@ -113,6 +115,8 @@ def check_bucket(experiment: Experiment, bucket: Bucket, where: str) -> None:
     rows, columns = vae.spatial * dit.patch[1], vae.spatial * dit.patch[2]
     if bucket.size[0] % rows or bucket.size[1] % columns:
         raise UserError(f"{where}: {bucket.size} pixels are no multiples of {rows} x {columns} (latent and patch)")
+    if (pixels := math.prod(bucket.size) * bucket.frames) > LIMITS.decoded_pixels:
+        raise UserError(f"{where}: {pixels} pixels in all frames, at most {LIMITS.decoded_pixels} are allowed")
     if (bucket.frames - 1) % vae.temporal:
         raise UserError(f"{where}: expected 1 + {vae.temporal} k frames, found {bucket.frames}")
     if bucket.frames > 1 and not dit.videos:

@@ -15,6 +15,7 @@ from metacanvas_jax import registry
 from metacanvas_jax.config.check import check
 from metacanvas_jax.config.schema import Experiment, MllmSection, TextSection
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.limits import most
 from metacanvas_jax.parallel.mesh import PRESETS
 from metacanvas_jax.weights.record import Family, Network
 
@@ -143,6 +144,8 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         raise UserError(f"config: {key} is {value}, expected a positive number")
     if hint is int and value < _least(key):
         raise UserError(f"config: {key} is {value}, expected at least {_least(key)}")
+    if hint in (int, float) and value > most(plain := re.sub(r"\[\d+\]", "", key)):
+        raise UserError(f"config: {key} is {value}, expected at most {most(plain)}")
     return value
 
 

@@ -5,6 +5,7 @@ positions of its tokens make it so; they follow the block rule of ``positions.py
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from metacanvas_jax.limits import CANVAS_TOKENS
 from metacanvas_jax.mllm.base import Mllm
 from metacanvas_jax.nn.layers import Dtype
 from metacanvas_jax.nn.resize import linear_resize
@@ -45,6 +47,8 @@ class CanvasConfig:
     def __post_init__(self):
         if min(self.shape) < 1:
             raise ValueError(f"a canvas needs at least one keyframe, row and column, not {self.shape}")
+        if math.prod(self.shape) > CANVAS_TOKENS:
+            raise ValueError(f"a canvas of {math.prod(self.shape)} tokens, at most {CANVAS_TOKENS} are allowed")
         if self.spacing < 0:
             raise ValueError(f"canvas spacing must not be negative: {self.spacing}")
 

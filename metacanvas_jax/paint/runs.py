@@ -90,6 +90,7 @@ def assembled(setup: Experiment, *, verify: bool = False) -> Trained:
             source.identity(whole=True)
     painter = Painter(setup)  # missing tokenizers are errors before any weight is read, too
     abstract = parameters.param_shapes(setup)
+    parameters.check_memory(flat(abstract))
     have = flat(parameters.read_folders(setup, abstract))
     missing = [path for path in flat(abstract) if path not in have]
     if missing:

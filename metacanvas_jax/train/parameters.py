@@ -1,7 +1,9 @@
 """All parameters of an experiment: their shapes, their random start, and the weights that a run starts with."""
 
 import functools
-from collections.abc import Callable, Iterable
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,20 @@ def some(
         return {path: leaves[path] for path in wanted}
 
     return jax.jit(made, out_shardings=shardings)(key) if wanted else {}
+
+
+def check_memory(abstract: Mapping[str, Any]) -> None:
+    """Raises UserError, naming the largest, when parameters by path need more memory than a CPU machine has."""
+    if jax.default_backend() != "cpu":
+        return  # an accelerator says so itself
+    sizes = {path: math.prod(leaf.shape) * leaf.dtype.itemsize for path, leaf in abstract.items()}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if sum(sizes.values()) > memory:
+        largest = max(sizes, key=lambda path: sizes[path])
+        raise UserError(
+            f"the parameters need {sum(sizes.values()) / 1e9:.3g} GB and this machine has {memory / 1e9:.3g} GB; "
+            f"the largest is {largest} {list(abstract[largest].shape)}"
+        )
 
 
 def start_weights(experiment: Experiment, abstract: Params) -> Params:

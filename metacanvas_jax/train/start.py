@@ -13,7 +13,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.rules import Rules, check_whole, placed, shardings
 from metacanvas_jax.train.checkpoints import Checkpoints
 from metacanvas_jax.train.job import FitConfig, Job
-from metacanvas_jax.train.parameters import some
+from metacanvas_jax.train.parameters import check_memory, some
 from metacanvas_jax.train.state import TrainState, abstract_state, cast, new_state
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Params
@@ -57,6 +57,7 @@ def begin(
     """
     resumes, known = checkpoints.saved is not None, flat(shapes.trainable) | flat(shapes.frozen)
     needed = flat(shapes.frozen) if resumes else known
+    check_memory(known)
     loaded = {} if job.load is None else _loaded(job.load(nested(needed)), known, needed)
     frozen = _cast(_filled(job, key, shapes.frozen, loaded), config.frozen_dtype)
     if resumes:

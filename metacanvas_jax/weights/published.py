@@ -5,7 +5,6 @@ A pipeline folder of diffusers (one with ``model_index.json``) stands for the su
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any, NoReturn
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from metacanvas_jax.errors import UserError
+from metacanvas_jax import files
+from metacanvas_jax.errors import UserError, first_line
+from metacanvas_jax.limits import PUBLISHED
 from metacanvas_jax.types import Params
 from metacanvas_jax.weights import hf_import
 from metacanvas_jax.weights.table import Entry
@@ -70,7 +71,10 @@ class Fields:
         self._asked.add(name)
         if default is _REQUIRED and name not in self.values:
             raise UserError(f"{self.file}: {self.within}{name} is missing")
-        return self.values.get(name, default)
+        value = self.values.get(name, default)
+        if isinstance(value, int) and abs(value) > PUBLISHED:
+            raise UserError(f"{self.file}: {self.within}{name} is {value}, at most {PUBLISHED} is allowed")
+        return value
 
     def inside(self, name: str) -> "Fields":
         """The values of a nested object. Raises UserError if there is none."""
@@ -154,16 +158,8 @@ def subfolder(folder: str | Path, name: str) -> Path:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """An object from a JSON file. Raises UserError for a file that is missing or something else."""
-    try:
-        values = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file; expected a model folder of transformers or diffusers") from None
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: expected a JSON object")
-    return values
+    """An object from a JSON file of a model folder. Raises UserError as ``files.read_json`` does."""
+    return files.read_json(file, hint="expected a model folder of transformers or diffusers")
 
 
 def read_all(file: Path, values: Mapping[str, Any], name: str, read: Callable[[Fields], Any]) -> Any:
@@ -176,8 +172,8 @@ def read_all(file: Path, values: Mapping[str, Any], name: str, read: Callable[[F
         found = read(f)
     except UserError:
         raise
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{file}: not a {name} that can be built ({str(error).splitlines()[0]})") from error
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        raise UserError(f"{file}: not a {name} that can be built ({first_line(error)})") from error
     f.finish()
     return found
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import flax.linen as nn
 
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.limits import out_of_range
 from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.types import Params
 from metacanvas_jax.weights import published
@@ -99,7 +100,10 @@ class Network:
         name = published.model_name(values)
         if name != self.published:
             raise UserError(f"{file}: the model is {name or 'not named'}, expected {self.published or self.name}")
-        return published.read_all(file, values, name, self.read)
+        config = published.read_all(file, values, name, self.read)
+        if found := out_of_range(config):
+            raise UserError(f"{file}: {found}")
+        return config
 
     def check(self, folder: str | Path, config: Any, key: str) -> None:
         """Raises UserError naming the first size in which the network of a published folder differs from ``config``.
