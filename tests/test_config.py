@@ -296,7 +296,7 @@ def test_widths_of_connectors_follow_from_the_networks(file):
         ("return {'a': 1}", r"get_config\(\) returns dict, expected a ConfigDict"),
         ("x = 1\n    raise TypeError('a\\nb')", r"bad\.py, line 3: TypeError: a$"),
         ("raise KeyError('width')", r"bad\.py, line 2: KeyError: 'width'"),
-        ("raise OSError(2, 'gone')", r"bad\.py, line 2: OSError: .*gone"),
+        ("raise OSError(2, 'gone')", r"bad\.py, line 2: FileNotFoundError: .*gone"),
         ("raise ValueError", r"bad\.py, line 2: ValueError: ValueError"),
         ("import sys; sys.exit(3)", r"bad\.py, line 2: SystemExit: 3"),
         ("return get_config()", r"bad\.py, line 2: RecursionError"),

@@ -43,6 +43,7 @@ def load_config(spec: str, overrides: list[str]) -> ConfigDict:
         config = values.config
         if isinstance(config, ConfigDict):
             return config.unlock()
+        getattr(config, "unlock", None)  # where reading failed, the library puts an object that raises here
     except (Exception, SystemExit) as error:  # a config file is a program, which may raise anything
         if text := blame(path, error):
             raise UserError(text) from error
