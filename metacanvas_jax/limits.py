@@ -46,6 +46,6 @@ def out_of_range(config: Any, prefix: str = "") -> str | None:
         numbers = [number for number in numbers if isinstance(number, int | float)]
         if max(numbers, default=0) > most(field.name):
             return f"{prefix}{field.name} is {max(numbers)}, at most {most(field.name)} is allowed"
-        if min(numbers, default=0) < 0:
+        if any(isinstance(number, int) and number < 0 for number in numbers):
             return f"{prefix}{field.name} is {min(numbers)}, expected no negative number"
     return None

@@ -321,7 +321,7 @@ BAD = {
         lambda folder: edit_config(folder, layers_per_block=10**12),
         "layers_per_block is 1000000000000, at most 16777216 is allowed",
     ),
-    "a negative size": (lambda folder: edit_config(folder, latent_channels=-4), "latent_channels is -4, expected no"),
+    "a negative size": (lambda folder: edit_config(folder, latent_channels=-4), "latent_channels -4 must be >= 1"),
     "JSON nested too deep": (lambda folder: (folder / "config.json").write_text("[" * 10**5), "nested too deep"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "no such file; expected a model folder"),
