@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from metacanvas_jax import files, registry
+from metacanvas_jax import registry
 from metacanvas_jax.config.identity import identity
 from metacanvas_jax.config.load import read_config
 from metacanvas_jax.config.networks import autoencoder, mllm_config
