@@ -1,13 +1,16 @@
 """Samples in TFDS array_record folders, read at random without TensorFlow; ours and anybody else's."""
 
 import dataclasses
+import io
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.example_parser import ExampleParserNp
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from metacanvas_jax import files
 from metacanvas_jax.data.guard import Guarded
@@ -50,6 +53,20 @@ def features() -> tfds.features.FeaturesDict:
             "arrays": text,
         }
     )
+
+
+def serializer() -> Callable[[Stored], bytes]:
+    """Turns stored samples into the bytes of a record."""
+    known = features()
+    serialize = ExampleSerializer(known.get_serialized_info()).serialize_example
+
+    def record(sample: Stored) -> bytes:
+        values = vars(sample).copy()
+        for key in ("target", "source", "references"):
+            values[key] = [io.BytesIO(data) for data in values[key]]
+        return serialize(known.encode_example(values))
+
+    return record
 
 
 _OURS = "tensorflow_datasets.core.features."

@@ -20,12 +20,11 @@ import numpy as np
 import safetensors.numpy
 import tensorflow_datasets as tfds
 from PIL import Image
-from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tqdm import tqdm
 
 from metacanvas_jax import files
 from metacanvas_jax.data.decoding import encode_png
-from metacanvas_jax.data.formats.array_records import Stored, features
+from metacanvas_jax.data.formats.array_records import Stored, features, serializer
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError, first_line
@@ -215,20 +214,6 @@ def _sampled(file: pathlib.Path) -> str | None:
     if not file.is_file() or not file.stat().st_size:
         return None
     return sampled_hash([(NAME, np.memmap(file, np.uint8, mode="r"))])
-
-
-def serializer() -> Callable[[Stored], bytes]:
-    """Turns stored samples into the bytes of a record."""
-    known = features()
-    serialize = ExampleSerializer(known.get_serialized_info()).serialize_example
-
-    def record(sample: Stored) -> bytes:
-        values = vars(sample).copy()
-        for key in ("target", "source", "references"):
-            values[key] = [io.BytesIO(data) for data in values[key]]
-        return serialize(known.encode_example(values))
-
-    return record
 
 
 def _part(order: Sequence[int], k: int, config: WriteConfig) -> Sequence[int]:
