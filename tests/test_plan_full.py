@@ -16,6 +16,7 @@ def test_full_size_jobs_fit_their_slices(number):
     # own derivative of a product with a float32 result mixes dtypes.
     with jax.default_matmul_precision(None), jax.numpy_dtype_promotion("standard"):
         reports = list(run_job(job))
+    assert reports
     for report in reports:
         assert report.passed, f"{job.title} on {job.on.topology}: {report.verdict}"
         if report.program.startswith("train"):
