@@ -53,6 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
         SourceSection("parquet", f"{base.DATA}/OmniEdit/*.parquet", "image_editing", weight=0.9, max_skips=1000),
         SourceSection("parquet", f"{base.DATA}/HQEdit/*.parquet", "image_editing", weight=0.1, max_skips=1000),
     )
+    config.data.caption_dropout = 0.0  # sampling uses no guidance: without its instruction an edit teaches nothing
     config.time = base.section(TimeConfig(shift=1.88))  # what FLUX's dynamic shift is for 1,024 tokens
     config.sampler = base.section(schema.SamplerSection("flux_dynamic", "euler", steps=28, guidance=1.0))
     config.optimizer = base.section(OptimizerConfig(learning_rate=1e-6, b2=0.99))

@@ -46,7 +46,7 @@ def get_config(variant: str = "canvas") -> ConfigDict:
     config.name = f"miniature_{variant}"
     world = SceneWorld(size=60, patch=15, cell=30, sprite=28, objects=OBJECTS, colours=COLOURS, mixture=MIXTURE)
     config.world = base.section(world)
-    config.data = base.section(schema.DataSection(path=f"{CACHE}/data"))
+    config.data = base.section(schema.DataSection(path=f"{CACHE}/data", caption_dropout=0.1))
     language = LanguageConfig(
         vocab=515,
         width=128,

@@ -49,6 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.context_connector = base.context_connector()
     config.buckets = base.buckets(Bucket("text_to_image", (512, 512), length=256))
     config.sources = base.sources(SourceSection("webdataset", f"{base.DATA}/BLIP3o-60k/*.tar", max_skips=100))
+    config.data.caption_dropout = 0.1  # SANA's recipe; sampling uses guidance
     config.time = base.section(TimeConfig(shift=3.0))  # SANA's recipe
     config.sampler = base.section(schema.SamplerSection("sana_dpm", "dpmpp_2m", steps=20, shift=3.0, guidance=4.5))
     rules = (("(mllm|text|vae)/.*", "freeze"), (".*", "train"))

@@ -31,7 +31,7 @@ def shrink(config: ConfigDict, miniature: str) -> ConfigDict:
     kind = config.dit.kind
     with config.ignore_type():
         config.world = base.section(SceneWorld(objects=OBJECTS))
-        config.data = base.section(schema.DataSection(path=f"{CACHE}/data", count=512))
+        config.data.update({"path": f"{CACHE}/data", "count": 512})
         networks(config, kind)
         config.start = config.dit_weights = ""
         rows: Any = config.buckets

@@ -46,6 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sources = base.sources(
         *(SourceSection("records", f"{base.DATA}/images", task, max_skips=1000) for task in TASKS)
     )
+    config.data.caption_dropout = 0.1  # sampling uses guidance
     config.time = base.section(TimeConfig("uniform", shift=5.0))  # Wan's shift, in training as in sampling
     config.sampler = base.section(schema.SamplerSection("wan_unipc", "unipc", steps=50, shift=5.0, guidance=5.0))
     config.optimizer = base.section(OptimizerConfig(learning_rate=1e-3, warmup_steps=100))

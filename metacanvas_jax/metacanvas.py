@@ -22,7 +22,7 @@ once per noise level.
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from metacanvas_jax.connectors.canvas import CanvasConnector
 from metacanvas_jax.connectors.context import ContextConnector, joined
@@ -112,5 +112,12 @@ class MetaCanvas(nn.Module):
         """Patch tokens with the canvas added: the DiT runs on them instead of its own patch tokens."""
         if plan.canvas is None:
             return self.dit.embed(latents, time, plan.text, given)
-        latents = self.canvas_connector.add_to_latents(latents, plan.canvas)
-        return self.canvas_connector.add(self.dit.embed(latents, time, plan.text, given), plan.canvas)
+        added = _where(plan.kept, self.canvas_connector.add_to_latents(latents, plan.canvas), latents)
+        tokens = self.dit.embed(added, time, plan.text, given)
+        drawn = self.canvas_connector.add(tokens, plan.canvas)
+        return drawn.replace(grid=_where(plan.kept, drawn.grid, tokens.grid))
+
+
+def _where(kept: Bool[Array, " b"] | None, x: Float[Array, "b *n"], other: Float[Array, "b *n"]) -> Float[Array, "b *n"]:
+    """The samples of ``x`` that are kept, those of ``other`` in place of the rest; ``x`` itself where all are kept."""
+    return x if kept is None else jnp.where(kept.reshape(-1, *(1 for _ in x.shape[1:])), x, other)

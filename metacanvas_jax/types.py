@@ -101,10 +101,14 @@ class Context:
 
 @struct.dataclass
 class Plan:
-    """What MetaCanvas gives a DiT: the text states, and the canvas in the DiT's width (None without canvas)."""
+    """What MetaCanvas gives a DiT: the text states, and the canvas in the DiT's width (None without canvas).
+
+    ``kept`` says which samples of a batch get their canvas (None: all of them).
+    """
 
     text: States
     canvas: Float[Array, "b k y x d"] | None = None
+    kept: Bool[Array, " b"] | None = None
 
 
 @struct.dataclass

@@ -142,6 +142,7 @@ def test_a_word_that_is_none_of_the_choices_is_refused(file, change, message):
         (MINI, {"sampler.guidance": float("nan")}, "sampler.guidance is nan, expected a finite number"),
         (MINI, {"sampler.shift": 0.0}, "sampler: the shift of a schedule must be positive"),
         (MINI, {"data.caption_dropout": 1.5}, "data: caption_dropout is 1.5, expected a share between 0 and 1"),
+        (MINI, {"data.canvas_dropout": -0.1}, "data: canvas_dropout is -0.1, expected a share between 0 and 1"),
         (MINI, {"mllm.buckets": ()}, "mllm.buckets is empty"),
         (MINI, {"mllm.video_fps": 0.0}, "mllm.video_fps is 0.0, expected a positive number"),
         (MINI, {"dit.mlp_ratio": 0.0}, "dit.mlp_ratio is 0.0, expected a positive number"),
@@ -206,6 +207,7 @@ def test_a_number_out_of_range_is_refused(file, change, message):
         (MINI, {"optimizer.clip": 0.0}, "optimizer.clip is 0.0, expected a positive norm or None"),
         (MINI, {"optimizer.decay_rule": "["}, "optimizer.decay_rule: '[' is not a regular expression"),
         (MINI, {"train.accumulate": 3}, "train.accumulate 3 does not divide the batch of 40 samples"),
+        (TEACH, {"train.accumulate": 2}, "train.accumulate is 2, expected 1 with recall 4: the recall loss"),
         (T2I, {"sources": ()}, None),
         (
             T2I,
@@ -246,6 +248,8 @@ def test_values_that_contradict_each_other_are_refused(file, change, message):
         (TEACH, {"mllm.weights": "somewhere"}, "mllm.weights has no effect: objective 'understand' trains the MLLM"),
         (TEACH, {"canvas": {"rows": 1, "columns": 1}}, "canvas has no effect: objective 'understand' trains"),
         (TEACH, {"recall": 0}, "recall_within has no effect: recall is 0"),
+        (TEACH, {"data.canvas_dropout": 0.1}, "data.canvas_dropout has no effect: objective 'understand' trains"),
+        (TEXT, {"data.canvas_dropout": 0.1}, "data.canvas_dropout has no effect: there is no canvas"),
         (TEXT, {"mllm.vision": None}, "mllm.image_tokens has no effect: no mllm.vision"),
         (
             T2I,

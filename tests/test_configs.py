@@ -147,6 +147,15 @@ def test_what_trains_is_what_the_paper_trains(file, variant):
         assert [path for path in trained if not re.fullmatch(WITHIN[file], path)] == []
 
 
+@pytest.mark.parametrize(("file", "variant"), TRAINED)
+def test_captions_are_dropped_where_sampling_uses_guidance_and_nowhere_else(file, variant):
+    """The share is that of the large experiment, in its miniature too."""
+    for spec in (f"configs/{file}.py:{variant}", f"configs/{file}.py:{variant}.miniature"):
+        setup = experiment(load_config(spec, []))
+        assert setup.data.caption_dropout == (0.0 if setup.sampler.guidance == 1.0 else 0.1)
+        assert setup.data.canvas_dropout == 0.0
+
+
 def test_a_step_has_the_shapes_of_its_batch():
     setup = miniature("video_stage3")
     buckets = [b for b in setup.shapes if b.task in ("image_to_video", "reference_to_video")]

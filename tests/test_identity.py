@@ -57,6 +57,7 @@ HOW = {
 WHAT = {
     "seed": 99,
     "data.caption_dropout": 0.9,
+    "data.canvas_dropout": 0.3,
     "sources.0.weight": 0.9,
     "sources.0.kind": "jsonl",
     "dit.heads": 7,

@@ -91,6 +91,19 @@ def test_zero_initialised_canvas_changes_nothing_bit_for_bit(model_and_params):
     np.testing.assert_array_equal(np.asarray(with_canvas), np.asarray(without))
 
 
+@pytest.mark.parametrize("fuse", ["after_patchify", "before_patchify"])
+def test_a_sample_whose_canvas_is_left_out_is_drawn_without_one(fuse):
+    model = make(connector=dataclasses.replace(CONNECTOR, fuse=fuse, latent_channels=4))
+    params = perturbed(fresh(model))
+    inputs, latents, time = data()
+    plan = model.apply({"params": params}, inputs, method=lambda model, inputs: model.plan(model.read(inputs)))
+    velocity = jax.jit(lambda plan: model.apply({"params": params}, latents, time, plan, method="velocity"))
+    drawn, without = velocity(plan), velocity(plan.replace(canvas=None))
+    assert np.abs(drawn - without).max(axis=(1, 2, 3, 4)).min() > 1e-3
+    found = velocity(plan.replace(kept=jnp.array([True, False])))
+    np.testing.assert_allclose(found, jnp.stack([drawn[0], without[1]]), rtol=1e-5, atol=1e-6)
+
+
 def test_trained_canvas_changes_the_velocity(model_and_params):
     model, params = model_and_params
     params = perturbed(params)
@@ -200,3 +213,25 @@ def test_loss_is_the_squared_error_of_the_velocity(model_and_params):
     value, _ = jax.jit(lambda p: loss(p, {}, Prepared(context, latents), key))(params)
     noise = jax.random.normal(jax.random.split(key, 3)[1], latents.shape)
     np.testing.assert_allclose(value, jnp.mean((noise - latents) ** 2), rtol=1e-5)
+
+
+def test_canvases_are_dropped_at_the_given_share_beside_the_same_noise(model_and_params):
+    model, params = model_and_params
+    params = perturbed(params)
+    vae = PatchPca(PatchPcaConfig(patch=2, channels=4))
+    inputs, latents, _ = data()
+    prepared = Prepared(jax.jit(lambda p: model.apply({"params": p}, inputs, method="read"))(params), latents)
+    keys = jax.random.split(jax.random.key(7), 200)
+
+    def losses(model, params, **options):
+        loss = painting(model, vae, TimeConfig(), **options)[1]
+        return np.asarray(jax.jit(jax.vmap(lambda key: loss(params, {}, prepared, key)[0]))(keys))
+
+    text_only = {name: params[name] for name in ("mllm", "context_connector", "dit")}
+    without, drawn = losses(make(canvas=False), text_only), losses(model, params)
+    np.testing.assert_allclose(losses(model, params, canvas_dropout=1.0), without, rtol=1e-4)
+    half = losses(model, params, canvas_dropout=0.3)
+    whole, none = np.isclose(half, drawn, rtol=1e-5), np.isclose(half, without, rtol=1e-5)
+    assert (whole & none).sum() == 0
+    assert whole.mean() == pytest.approx(0.7**2, abs=0.12)  # both samples of the batch keep their canvas
+    assert none.mean() == pytest.approx(0.3**2, abs=0.07)

@@ -31,6 +31,11 @@ def check(experiment: Experiment) -> None:
             raise UserError(f"config: {key}: {regex!r} is not a regular expression: {error}") from error
     if experiment.objective == "paint":
         _check_painter(experiment)
+    if experiment.recall and experiment.train.accumulate > 1:
+        raise UserError(
+            f"config: train.accumulate is {experiment.train.accumulate}, expected 1 with recall {experiment.recall}: "
+            "the recall loss is a mean over other tokens than the loss of the answers, which weights the microbatches"
+        )
     for bucket in experiment.shapes:
         if bucket.batch % experiment.train.accumulate:
             raise UserError(

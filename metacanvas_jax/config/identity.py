@@ -41,6 +41,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
             source.pop(name)
     # Checkpoints from before these keys existed were made with the values that are now their defaults.
     defaults = {
+        "data": {"canvas_dropout": 0.0},
         "mllm": {"image_tokens": None, "video_fps": 2.0, "kind": MllmSection.kind},
         "text": {"kind": TextSection.kind},
         "dit": {"lora": None},

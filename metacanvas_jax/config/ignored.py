@@ -31,6 +31,7 @@ def _by_a_reader(experiment: Experiment) -> Iterator[Row]:
         yield name, bool(getattr(experiment, name)), why
     for name in ("weights", "context_cache"):
         yield f"mllm.{name}", bool(getattr(experiment.mllm, name)), why
+    yield "data.canvas_dropout", experiment.data.canvas_dropout != 0, why
     yield "recall_within", experiment.recall_within is not None and not experiment.recall, "recall is 0"
 
 
@@ -45,6 +46,7 @@ def _by_a_painter(experiment: Experiment) -> Iterator[Row]:
     writes = canvas is not None or experiment.queries is not None
     adapters = getattr(mllm.language, "lora", None) is not None and not writes
     yield "mllm.language.lora", adapters, "adapters act on the tokens of a canvas or of queries, and there are none"
+    yield "data.canvas_dropout", canvas is None and experiment.data.canvas_dropout != 0, "there is no canvas"
     if canvas is not None:
         images = canvas.keyframes > 1 and not transformer(experiment).videos
         yield "canvas.keyframes", images, "this DiT makes images only"

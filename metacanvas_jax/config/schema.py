@@ -67,21 +67,24 @@ class DataSection:
 
     ``path`` and ``count`` are those of scenes drawn from the world, which a config without sources trains on.
     ``picture_weight`` is the share of captioned OpenMoji pictures, from ``pictures_path``, among them. A share
-    ``caption_dropout`` of the samples has the empty prompt. A run stops after ``max_skips`` corrupt records.
+    ``caption_dropout`` of the samples has the empty prompt: what the model learns on them is the other side of
+    classifier-free guidance. A share ``canvas_dropout`` of the samples is drawn without a canvas. A run stops after
+    ``max_skips`` corrupt records.
     """
 
     path: str
     count: int = 20_000
     pictures_path: str = ""
     picture_weight: float = 0.0
-    caption_dropout: float = 0.1
+    caption_dropout: float = 0.0
+    canvas_dropout: float = 0.0
     threads: int = 2
     in_memory: bool = True
     max_skips: int = 0
 
     def __post_init__(self) -> None:
         """Raises ValueError for a share outside of [0, 1]."""
-        for name in ("picture_weight", "caption_dropout"):
+        for name in ("picture_weight", "caption_dropout", "canvas_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
 

@@ -31,7 +31,7 @@ class PipelineConfig:
     batch: int
     seed: int = 0
     shuffle: bool = True
-    caption_dropout: float = 0.1
+    caption_dropout: float = 0.0
     threads: int = 2
     prefetch: int = 4
 

@@ -83,6 +83,7 @@ def train_program(experiment: Experiment, mesh: Mesh, bucket: Bucket, rules: Rul
         experiment.time,
         channels=experiment.given_channels,
         guidance=experiment.dit_guidance,
+        canvas_dropout=experiment.data.canvas_dropout,
     )
     step = make_step(
         prepare,

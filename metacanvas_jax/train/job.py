@@ -149,6 +149,7 @@ def make_job(experiment: Experiment, *, verify: bool = False) -> Job:
             experiment.time,
             channels=experiment.given_channels,
             guidance=experiment.dit_guidance,
+            canvas_dropout=experiment.data.canvas_dropout,
         )
         frozen = identities(experiment, whole=verify)
     return Job(

@@ -32,11 +32,18 @@ class Prepared:
 
 
 def painting(
-    model: MetaCanvas, vae: nn.Module, time: TimeConfig, *, channels: bool = False, guidance: float | None = None
+    model: MetaCanvas,
+    vae: nn.Module,
+    time: TimeConfig,
+    *,
+    channels: bool = False,
+    guidance: float | None = None,
+    canvas_dropout: float = 0.0,
 ) -> tuple[Prepare, Loss]:
     """Rectified flow of the DiT under the MLLM's plan (paper A.2). The frozen tree holds ``vae`` beside the model.
 
-    ``channels`` and ``guidance`` are those of ``tasks.for_dit``.
+    ``channels`` and ``guidance`` are those of ``tasks.for_dit``. A share ``canvas_dropout`` of the samples is drawn
+    without a canvas.
     """
 
     def prepare(frozen: Params, batch: Batch, key: Key[Array, ""]) -> Prepared:
@@ -64,6 +71,9 @@ def painting(
         task, (samples, frames) = TASKS[prepared.task.name], noise.shape[:2]
         level = tasks.frame_levels(task, sample_time(time_key, (samples,), time), frames)
         given = tasks.for_dit(prepared.given, noise, channels=channels, guidance=guidance)
+        if canvas_dropout:
+            canvas_key = jax.random.fold_in(key, 3)  # of its own: with a share of 0 no random number changes
+            plan = plan.replace(kept=~jax.random.bernoulli(canvas_key, canvas_dropout, (samples,)))
         velocity = lambda latents, t: model.apply(variables, latents, t, plan, given, method="velocity")  # noqa: E731
         return flow_loss(velocity, prepared.latents, noise, level, tasks.loss_mask(task, samples, frames)), {}
 
