@@ -118,6 +118,8 @@ class MetaCanvas(nn.Module):
         return drawn.replace(grid=_where(plan.kept, drawn.grid, tokens.grid))
 
 
-def _where(kept: Bool[Array, " b"] | None, x: Float[Array, "b *n"], other: Float[Array, "b *n"]) -> Float[Array, "b *n"]:
+def _where(
+    kept: Bool[Array, " b"] | None, x: Float[Array, "b *n"], other: Float[Array, "b *n"]
+) -> Float[Array, "b *n"]:
     """The samples of ``x`` that are kept, those of ``other`` in place of the rest; ``x`` itself where all are kept."""
     return x if kept is None else jnp.where(kept.reshape(-1, *(1 for _ in x.shape[1:])), x, other)

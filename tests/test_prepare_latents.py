@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from metacanvas_jax.data.sources import open_source
 from metacanvas_jax.data.tokenizer import save_tokenizer, train_tokenizer
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.paint.previews import samples_of
 from metacanvas_jax.tasks import TASKS
 from metacanvas_jax.train.objectives import painting
 from metacanvas_jax.train.optimizer import make_optimizer
@@ -140,6 +142,51 @@ def test_prepare_latents_leaves_targets_undecoded_that_nobody_looks_at(setup):
     assert sample.target.shape == (1, 60, 60, 3) and whole.target.shape == (5, 60, 60, 3)
     np.testing.assert_array_equal(sample.target, whole.target[:1])
     np.testing.assert_array_equal(sample.source, whole.source)
+
+
+VIDEOS = [name for name, task in TASKS.items() if task.makes == "video"]
+
+
+@pytest.fixture(scope="module")
+def cut(setup, tmp_path_factory):
+    """The video tasks of the setup from folders without the frames that latents replace."""
+    folder, sections = tmp_path_factory.mktemp("cut"), []
+    compute, computed = precompute.make_latents(setup, batch=4)
+    quiet = WriteConfig(progress=False, first_frame=True)
+    for bucket in (b for b in setup.buckets if b.task in VIDEOS):
+        drawn, clip = SourceSection("animations", task=bucket.task, count=COUNT), Clip(bucket.size, 5, bucket.fps)
+        options = {"compute": compute, "computed": computed}
+        sources.prepare(drawn, folder / bucket.task, clip, quiet, setup.world, **options)
+        sections.append(SourceSection("records", str(folder / bucket.task), bucket.task, latents=True))
+    return dataclasses.replace(setup, sources=tuple(sections))
+
+
+@pytest.mark.parametrize("task", VIDEOS)
+def test_prepare_latents_without_the_frames_that_they_replace_is_the_same_batch(setup, cut, task):
+    whole, first = (inputs.batches(only(which, task)) for which in (setup, cut))
+    for _ in range(2):
+        jax.tree.map(np.testing.assert_array_equal, next(whole), next(first))
+    folders = [next(s.path for s in which.sources if s.task == task) for which in (setup, cut)]
+    large, small = (sum(path.stat().st_size for path in Path(f).glob("*array_record*")) for f in folders)
+    assert small < large
+    with pytest.raises(UserError, match="the first frame of each target only: give this source latents=True, or"):
+        inputs.batches(only(encoding(cut), task))
+    (bucket,) = only(cut, task).shapes
+    shown, full = (samples_of(Inputs(only(which, task)), bucket) for which in (cut, setup))
+    assert [sample.prompt for sample in shown] == [sample.prompt for sample in full]
+    for a, b in zip(shown, full, strict=True):
+        np.testing.assert_array_equal(a.target, np.repeat(b.target[:1], 5, axis=0))
+
+
+def test_prepare_latents_takes_a_folder_that_holds_every_frame_as_it_is(setup):
+    section = next(s for s in setup.sources if s.task == "text_to_video")
+    before = {path.name: path.stat().st_mtime_ns for path in Path(section.path).iterdir()}
+    compute, computed = precompute.make_latents(setup, batch=4)
+    drawn, clip = SourceSection("animations", task="text_to_video", count=COUNT), Clip((60, 60), 5, 4.0)
+    quiet = WriteConfig(progress=False, first_frame=True)
+    again = sources.prepare(drawn, section.path, clip, quiet, setup.world, compute=compute, computed=computed)
+    assert again == Path(section.path)
+    assert {path.name: path.stat().st_mtime_ns for path in again.iterdir()} == before
 
 
 def altered(setup, task, change):

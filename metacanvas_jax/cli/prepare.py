@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--latents-dtype", choices=("float32", "float16"), default="float32", help="float16 takes half the space"
     )
+    source.add_argument(
+        "--every-frame", action="store_true", help="with --latents: store the pixels of whole target videos as well"
+    )
     source.add_argument("--process", metavar="I/N", help="this is process I (from 0) of N, on one file system")
     parser.add_argument("--contexts", action="store_true", help="store what the config's MLLM makes of every prompt")
     parser.add_argument("--verify", type=Path, metavar="FOLDER", help="compare every shard with the manifest")
@@ -94,6 +97,8 @@ def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
         raise UserError("--source needs --out, the folder to write")
     if arguments.latents and setup is None:
         raise UserError("--latents needs --config, which says what they are computed with")
+    if arguments.every_frame and not arguments.latents:
+        raise UserError("--every-frame goes with --latents; without latents every frame is stored anyway")
     try:
         section = SourceSection(
             kind=arguments.source,
@@ -108,7 +113,10 @@ def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     index, count = _process(arguments.process)
-    config = shards.WriteConfig(arguments.per_shard, arguments.jpeg, arguments.batch, index, count)
+    first_frame = arguments.latents and not arguments.every_frame
+    config = shards.WriteConfig(
+        arguments.per_shard, arguments.jpeg, arguments.batch, index, count, first_frame=first_frame
+    )
     world = SceneWorld() if setup is None else setup.world
     compute, identity = None, {}
     if arguments.latents:

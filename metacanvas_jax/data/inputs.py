@@ -105,6 +105,10 @@ def batches(experiment: Experiment) -> grain.DatasetIterator:
     inputs, streams = Inputs(experiment), []
     for number, bucket in enumerate(experiment.shapes):
         stored = latents.stored(experiment, bucket)
+        if not stored:
+            for section in experiment.sources:
+                if section.task == bucket.task and section.path:
+                    latents.check_whole(section)
         examples = inputs.examples(bucket, stored=stored)
         sources = sources_of(experiment, bucket, stored=stored)
         batches = _stream(experiment, sources, examples, bucket.batch, seed=number)

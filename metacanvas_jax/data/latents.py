@@ -7,12 +7,14 @@ one.
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.config.weights import weight_folders
-from metacanvas_jax.data.formats.shards import read_recipe
+from metacanvas_jax.data.formats.records import first_frames_only
+from metacanvas_jax.data.formats.shards import RECIPE, read_recipe
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.tasks import Bucket
@@ -63,6 +65,15 @@ def check(experiment: Experiment, section: SourceSection, clip: Clip) -> None:
     there = recipe.get("clip", {})
     if _clip(there.get("size"), there.get("frames"), there.get("fps")) != _clip(clip.size, clip.frames, clip.fps):
         raise UserError(f"{section.path}: its latents are those of {_said(there)}, the bucket has {_said(vars(clip))}")
+
+
+def check_whole(section: SourceSection) -> None:
+    """Raises UserError where a run needs every frame of the targets, and a source holds their first frame alone."""
+    if (Path(section.path) / RECIPE).is_file() and first_frames_only(read_recipe(section.path)):
+        raise UserError(
+            f"{section.path} holds latents and the first frame of each target only: give this source latents=True, or "
+            "prepare it with --every-frame"
+        )
 
 
 def _clip(size: Any, frames: int | None, fps: float | None) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -14,10 +15,10 @@ from metacanvas_jax.data.formats.emoji import Clips, Styles
 from metacanvas_jax.data.formats.folders import Files, JsonLines
 from metacanvas_jax.data.formats.parquet import Parquet
 from metacanvas_jax.data.formats.records import Records
-from metacanvas_jax.data.formats.shards import FORMAT, WRITE_ALL, Compute, WriteConfig, write
+from metacanvas_jax.data.formats.shards import FORMAT, RECIPE, WRITE_ALL, Compute, WriteConfig, read_recipe, write
 from metacanvas_jax.data.formats.tars import WebDataset
 from metacanvas_jax.data.guard import Guarded
-from metacanvas_jax.data.layout import STORED, Layout
+from metacanvas_jax.data.layout import STORED, VIDEO, Layout
 from metacanvas_jax.data.transforms import AS_FOUND, Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.worlds.scenes import SceneWorld
@@ -119,6 +120,10 @@ def prepare(
         recipe |= {"seed": section.seed, "world": dataclasses.asdict(world) if world else None}
     else:
         recipe["path"] = str(pathlib.Path(section.path).absolute())
+    if config.first_frame and section.task in VIDEO:
+        if (pathlib.Path(folder) / RECIPE).is_file() and read_recipe(folder) == json.loads(json.dumps(recipe)):
+            return pathlib.Path(folder)  # it holds every frame, as older folders do, and serves as well
+        recipe["frames"] = "first"
     return write(folder, recipe, source, config, compute=compute)
 
 

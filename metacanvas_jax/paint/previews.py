@@ -1,5 +1,6 @@
 """What training shows of its progress: for every task what was given, the target, and what was painted."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -35,9 +36,18 @@ def write(painter: Painter, params: Params, folder: files.Path, step: int) -> No
 
 
 def samples_of(inputs: Inputs, bucket: Bucket) -> list[Sample]:
-    """The first samples of a bucket's first source. Raises UserError when it is not there."""
+    """The first samples of a bucket's first source. Raises UserError when it is not there.
+
+    A source that holds the first frame of its targets only shows that frame in place of the others.
+    """
     records, examples = sources_of(inputs.experiment, bucket)[0].records, inputs.examples(bucket)
-    return [examples.fitted(records[i]) for i in range(min(SAMPLES, len(records)))]
+    samples = [records[i] for i in range(min(SAMPLES, len(records)))]
+    return [
+        examples.fitted(dataclasses.replace(sample, target=np.repeat(sample.target, bucket.frames, axis=0)))
+        if len(sample.target) < bucket.frames
+        else examples.fitted(sample)
+        for sample in samples
+    ]
 
 
 def strips(

@@ -7,7 +7,7 @@ what it was made from.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tensorflow_datasets.core.hashing import Hasher
@@ -98,7 +98,8 @@ class Records(ArrayRecords):
       folder: the folder.
       max_skips: how many corrupt records may be replaced by the next good one before a UserError names one.
       in_memory: keep every sample decoded once it has been read.
-      layout: the task and shape to read in; as they were stored by default.
+      layout: the task and shape to read in; as they were stored by default. Where only the first frame of each
+        target is stored, targets have one frame.
 
     Raises UserError when there is no dataset or it is incomplete.
     """
@@ -110,10 +111,16 @@ class Records(ArrayRecords):
         in_memory: bool = False,
         layout: Layout = AS_STORED,
     ) -> None:
-        read_recipe(folder)
+        if first_frames_only(read_recipe(folder)):
+            layout = dataclasses.replace(layout, first_frame=True)
         shards.check_files(folder)
         super().__init__(folder, layout, max_skips=max_skips, in_memory=in_memory)
         shards.check_shards(folder, tolerant=max_skips > 0)
+
+
+def first_frames_only(recipe: Mapping[str, Any]) -> bool:
+    """Whether a folder holds the first frame of its targets alone, because their latents replace the others."""
+    return recipe.get("frames") == "first"
 
 
 def scene_of(sample: Sample) -> Scene:

@@ -47,7 +47,8 @@ class WriteConfig:
 
     ``per_shard`` samples, bad ones included, go into each. ``jpeg`` is a quality from 1 to 100 (None: PNG, without
     loss). Process ``process_index`` of ``process_count`` writes every so-manieth shard. ``batch`` samples at a time are
-    given to what is computed ahead. Raises UserError for impossible numbers.
+    given to what is computed ahead. With ``first_frame`` no more than that of a target is stored: its latents replace
+    the others. Raises UserError for impossible numbers.
     """
 
     per_shard: int = 1024
@@ -56,6 +57,7 @@ class WriteConfig:
     process_index: int = 0
     process_count: int = 1
     progress: bool = True
+    first_frame: bool = False
 
     def __post_init__(self) -> None:
         if self.per_shard < 1 or self.batch < 1:
@@ -253,6 +255,8 @@ def _write_shard(
         for samples in _chunks(source, part, skipped, config.batch if compute else 1, advance):
             arrays = compute(samples) if compute else [{}] * len(samples)
             for sample, extra in zip(samples, arrays, strict=True):
+                if config.first_frame:
+                    sample = dataclasses.replace(sample, target=sample.target[:1])
                 data = record(stored(sample, config.jpeg, extra))
                 with _writing(draft):
                     writer.write(data)
