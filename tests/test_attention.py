@@ -110,6 +110,15 @@ def test_long_sequences_are_chunked_on_a_cpu_and_keep_their_dtype():
     assert lowered.out_info.dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize(("samples", "chunked"), [(48, False), (64, True)])
+def test_short_sequences_of_many_samples_are_chunked_where_the_scores_would_not_fit(samples, chunked):
+    q, k = (jax.ShapeDtypeStruct((samples, n, 40, 8), jnp.bfloat16) for n in (CHUNK, 4 * CHUNK))
+    assert ("while" in jax.jit(attention).lower(q, k, k).as_text()) == chunked
+    if chunked:
+        with pytest.raises(UserError, match=r"would take 2\.5 GiB"):
+            jax.eval_shape(functools.partial(attention, implementation="xla"), q, k, k)
+
+
 def test_memory_of_the_square_of_a_long_sequence_is_refused():
     q = jax.ShapeDtypeStruct((1, 27280, 24, 128), jnp.bfloat16)
     with pytest.raises(UserError, match=r"scores of q \(1, 27280, 24, 128\) .* 66.5 GiB, expected at most 2"):

@@ -5,7 +5,7 @@ tpu         the Pallas kernels of ``flash_fixed_max.py``
 cuda        cuDNN for 16-bit inputs with no mask, padding, a causal mask, or causal with padding; else chunks
 cpu         one head after the other, in chunks of queries (``attention_cpu.py``)
 other       chunks of queries of all heads; the backward pass recomputes their scores
-any         short sequences: the plain formula, fused by XLA
+any         short sequences, while all scores take at most 2 GiB: the plain formula, fused by XLA
 ==========  =====================================================================================================
 """
 
@@ -70,7 +70,7 @@ def _attend(
         chosen |= {"cudnn": cudnn_attention, "by_head": head_by_head_attention}
         return chosen[implementation](q, k, v, mask=mask, scale=scale)
     n, m = q.shape[1], k.shape[1]
-    if n <= CHUNK and m <= 4 * CHUNK:
+    if n <= CHUNK and m <= 4 * CHUNK and _scores_bytes(q, k) <= LARGEST_SCORES:
         return plain_attention(q, k, v, mask=mask, scale=scale)
     on_cuda = _on_cuda(q, k, mask)
     names = {"tpu": flash_attention, "gpu": on_cuda, "cpu": head_by_head_attention}
@@ -101,8 +101,7 @@ def plain_attention(
     Raises:
         UserError: the scores take more than ``LARGEST_SCORES`` bytes.
     """
-    (b, n, h, _), m = q.shape, k.shape[1]
-    size = 4 * b * h * n * m
+    n, m, size = q.shape[1], k.shape[1], _scores_bytes(q, k)
     if size > LARGEST_SCORES:
         raise UserError(
             f"attention: the scores of q {tuple(q.shape)} and k {tuple(k.shape)} would take {size / 2**30:.1f} GiB, "
@@ -112,6 +111,11 @@ def plain_attention(
         dense = dense_mask(mask, n, m)
         out = jax.nn.dot_product_attention(q, k, v, mask=dense, scale=scale, implementation="xla")
     return checkpoint_name(out, "attention_out")
+
+
+def _scores_bytes(q: jax.Array, k: jax.Array) -> int:
+    """Bytes of the float32 scores of all heads of all samples."""
+    return 4 * q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1]
 
 
 def _on_cuda(q: jax.Array, k: jax.Array, mask: MaskSpec) -> Callable:
