@@ -55,6 +55,16 @@ def test_reported_psnr_is_that_of_the_decoded_patches(pictures, fitted, codec):
     assert fitted[1] > 30
 
 
+def test_parameters_that_a_run_keeps_in_bfloat16_give_the_latents_of_their_rounded_values(pictures, fitted):
+    model, video = PatchPca(CONFIG), as_video(pictures[:2])
+    halves = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), fitted[0])
+    rounded = jax.tree.map(lambda x: x.astype(jnp.float32), halves)
+    for method, given in (("encode", video), ("decode", jnp.ones((2, 1, 3, 4, 12)))):
+        found = model.apply({"params": halves}, given, method=method)
+        assert found.dtype == jnp.float32
+        np.testing.assert_array_equal(found, model.apply({"params": rounded}, given, method=method))
+
+
 def test_latents_have_unit_variance_on_average_and_partly_whitened_channels(pictures, codec):
     encode, _ = codec
     video = as_video(pictures)

@@ -89,16 +89,22 @@ class PatchPca(Autoencoder):
 
     def to_latents(self, video: Float[Array, "b t H W 3"]) -> Float[Array, "b t h w c"]:
         """Patches projected on the directions, times the gains."""
+        mean, basis, scale = self._parameters()
         patches = to_patches(video.astype(jnp.float32), self.config.patch)
-        centred = patches - jnp.expand_dims(self.mean, range(4))
-        return jnp.einsum("bthwv,vc->bthwc", centred, self.basis * self.scale[None])
+        centred = patches - jnp.expand_dims(mean, range(4))
+        return jnp.einsum("bthwv,vc->bthwc", centred, basis * scale[None])
 
     def to_pixels(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b t H W 3"]:
         """Pixels, clipped to [-1, 1]."""
-        back = (self.basis / self.scale[None]).T
+        mean, basis, scale = self._parameters()
+        back = (basis / scale[None]).T
         patches = jnp.einsum("bthwc,cv->bthwv", latents.astype(jnp.float32), back)
-        patches = patches + jnp.expand_dims(self.mean, range(4))
+        patches = patches + jnp.expand_dims(mean, range(4))
         return jnp.clip(from_patches(patches, self.config.patch), -1, 1)
+
+    def _parameters(self) -> list[Float[Array, "..."]]:
+        """White level, directions and gains in float32, in which they are used; a run may store them in bfloat16."""
+        return [x.astype(jnp.float32) for x in (self.mean, self.basis, self.scale)]
 
 
 def fit(images: UInt8[np.ndarray, "n H W 3"], config: PatchPcaConfig) -> tuple[Params, float]:
