@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import sys
+import threading
 
 import grain
 import jax.numpy as jnp
@@ -218,6 +219,36 @@ def test_every_epoch_holds_every_sample_once_in_a_new_order():
     assert list(other) != list(first)
 
 
+class Together(Numbered):
+    """Samples of which none is read before ``count`` of them are being read."""
+
+    def __init__(self, count):
+        super().__init__(48)
+        self.barrier = threading.Barrier(count, timeout=20)
+
+    def __getitem__(self, index):
+        self.barrier.wait()
+        return super().__getitem__(index)
+
+
+def test_samples_of_one_batch_are_read_at_the_same_time_and_stay_in_their_order():
+    config = PipelineConfig(12, seed=3, caption_dropout=0.3, threads=4, prefetch=1)
+    kwargs = {"format": lambda sample, rng: (sample.prompt, rng.random()), "collate": list}
+    found = _take(_stream(config, sources=[Source(Together(4))], **kwargs), 6)
+    config = PipelineConfig(12, seed=3, caption_dropout=0.3, threads=0)
+    assert found == _take(_stream(config, sources=[Source(Numbered(48))], **kwargs), 6)
+
+
+@pytest.mark.parametrize(("threads", "prefetch"), [(0, 0), (1, 3), (3, 0), (3, 1), (8, 5)])
+def test_a_position_goes_on_with_any_number_of_threads_and_batches_ahead(threads, prefetch):
+    whole = _take(_stream(PipelineConfig(12, seed=3)), 9)
+    iterator = _stream(PipelineConfig(12, seed=3, threads=threads, prefetch=prefetch))
+    first = _take(iterator, 4)
+    again = _stream(PipelineConfig(12, seed=3))
+    again.set_state(iterator.get_state())
+    np.testing.assert_array_equal([*first, *_take(again, 5)], whole)
+
+
 def test_global_batch_is_the_same_for_any_number_of_hosts():
     def draws(samples):
         return [(sample.prompt, number) for sample, number in samples]
@@ -288,7 +319,7 @@ def test_batches_of_scenes_are_uint8_videos_of_one_frame(folder):
         stack_pixels([Sample("", np.zeros((1, 4, 4, 3), np.uint8)), Sample("", np.zeros((1, 5, 4, 3), np.uint8))])
 
 
-@pytest.mark.parametrize("changes", [{"batch": 0}, {"caption_dropout": 1.5}, {"threads": -1}])
+@pytest.mark.parametrize("changes", [{"batch": 0}, {"caption_dropout": 1.5}, {"threads": -1}, {"prefetch": -1}])
 def test_impossible_pipelines_are_refused(changes):
     with pytest.raises(UserError, match=next(iter(changes))):
         PipelineConfig(**{"batch": 4, **changes})

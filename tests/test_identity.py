@@ -34,6 +34,7 @@ def setup():
 
 HOW = {
     "data.threads": 7,
+    "data.prefetch": 9,
     "data.in_memory": False,
     "data.max_skips": 9,
     "sources.0.max_skips": 9,

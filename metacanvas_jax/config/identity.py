@@ -6,7 +6,7 @@ from typing import Any
 
 from metacanvas_jax.config.schema import Experiment, MllmSection, TextSection
 
-HOW = frozenset({"remat", "chunk", "threads", "in_memory", "max_skips"})
+HOW = frozenset({"remat", "chunk", "threads", "prefetch", "in_memory", "max_skips"})
 """Keys, at any depth, that say how a run computes and reads. They change its memory and speed, not its result."""
 
 

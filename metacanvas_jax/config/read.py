@@ -21,7 +21,7 @@ from metacanvas_jax.weights.record import Family, Network
 
 # These whole numbers may be 0, which turns something off or counts from there; all others are sizes and at least 1.
 MAY_BE_ZERO = (
-    *("seed", "threads", "recall", "references", "max_skips", "warmup_steps", "keep_best"),
+    *("seed", "threads", "prefetch", "recall", "references", "max_skips", "warmup_steps", "keep_best"),
     *("log_every", "checkpoint_every", "preview_every", "evaluate_every"),
     *("per_category", "per_category_held_out", "during_training"),
     *("extra_channels", "chunk", "attention_from", "full_attention_layers", "rope_sections"),

@@ -69,7 +69,8 @@ class DataSection:
     ``picture_weight`` is the share of captioned OpenMoji pictures, from ``pictures_path``, among them. A share
     ``caption_dropout`` of the samples has the empty prompt: what the model learns on them is the other side of
     classifier-free guidance. A share ``canvas_dropout`` of the samples is drawn without a canvas. A run stops after
-    ``max_skips`` corrupt records.
+    ``max_skips`` corrupt records. Each process reads ``threads`` samples at the same time, and up to ``prefetch``
+    batches ahead of the step.
     """
 
     path: str
@@ -79,6 +80,7 @@ class DataSection:
     caption_dropout: float = 0.0
     canvas_dropout: float = 0.0
     threads: int = 2
+    prefetch: int = 4
     in_memory: bool = True
     max_skips: int = 0
 

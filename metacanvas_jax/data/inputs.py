@@ -164,5 +164,6 @@ def _stream(
         seed=experiment.seed + 1000 * seed,  # far from the numbers of the sources, which are added to it
         caption_dropout=experiment.data.caption_dropout if experiment.objective == "paint" else 0.0,
         threads=experiment.data.threads,
+        prefetch=experiment.data.prefetch,
     )
     return pipeline(sources, config, examples.collate, format=examples, process_index=part, process_count=parts)

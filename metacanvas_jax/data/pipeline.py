@@ -7,6 +7,7 @@ batches and so means the same place on any host.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grain
@@ -26,7 +27,10 @@ Collate = Callable[[Sequence[Any]], Any]
 
 @dataclasses.dataclass(frozen=True)
 class PipelineConfig:
-    """How a stream is read. ``batch`` is that of all hosts together; ``prefetch`` counts batches."""
+    """How a stream is read. ``batch`` is that of all hosts together.
+
+    ``threads`` samples are read at the same time (0: when a batch is asked for), up to ``prefetch`` batches ahead.
+    """
 
     batch: int
     seed: int = 0
@@ -68,23 +72,32 @@ def pipeline(
     if format is not None:
         stream = stream.random_map(format)
     share = config.batch // process_count
-    batches = _Share(stream, process_index, share, config.batch).batch(share, drop_remainder=True, batch_fn=collate)
-    return batches.to_iter_dataset(grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch))
+    batches = _Batches(
+        stream, collate, config.batch, range(process_index * share, (process_index + 1) * share), config.threads
+    )
+    # Two batches at a time, so that the samples of the next one are read while one is put together.
+    ahead = min(2, config.threads, config.prefetch)
+    return batches.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=config.prefetch))
 
 
-class _Share(grain.MapDataset):
-    """Of every ``batch`` elements the ``share`` that belong to one host, neighbours, in their order."""
+class _Batches(grain.MapDataset):
+    """Of every ``batch`` elements the ``share`` that belongs to one host, in their order, as one batch.
 
-    def __init__(self, stream: grain.MapDataset, process_index: int, share: int, batch: int) -> None:
+    The elements of a batch are read by ``threads`` threads at the same time. Element and order depend on neither.
+    """
+
+    def __init__(self, stream: grain.MapDataset, collate: Collate, batch: int, share: range, threads: int) -> None:
         super().__init__(stream)
-        self._first, self._share, self._batch = process_index * share, share, batch
+        self._collate, self._batch, self._share = collate, batch, share
+        self._map = map if threads < 2 else ThreadPoolExecutor(threads, "read samples").map
 
     def __len__(self) -> int:
-        return len(self.parents[0]) // self._batch * self._share
+        return len(self.parents[0]) // self._batch
 
     def __getitem__(self, index: int) -> Any:
-        step, place = divmod(index, self._share)
-        return self.parents[0][step * self._batch + self._first + place]
+        return self._collate(
+            list(self._map(self.parents[0].__getitem__, (index * self._batch + i for i in self._share)))
+        )
 
 
 def drop_caption(sample: Sample, rng: np.random.Generator, probability: float) -> Sample:
