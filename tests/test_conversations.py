@@ -45,7 +45,7 @@ def test_a_conversation_gives_the_prompt_once_and_weighs_every_answer(prompter):
     assert text.count("what is drawn ?") == 1
     real = int(example["mask"].sum())
     np.testing.assert_array_equal(example["positions"][:, :real], np.broadcast_to(np.arange(real), (3, real)))
-    assert not example["weights"][real:].any()
+    assert real < 96 and not example["weights"][real:].any()
     assert np.all(example["slots"] >= 96)
 
 

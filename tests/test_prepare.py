@@ -125,6 +125,7 @@ def test_prepare_by_three_processes_is_prepare_by_one(tmp_path):
     assert not (tmp_path / "set").exists()
     folder = shards.write(tmp_path / "set", {}, Numbered(10), config[1])
     assert shards.write(tmp_path / "set", {}, Numbered(10), config[0]) == folder
+    assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
     for path in whole.iterdir():
         assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
     with pytest.raises(UserError, match="process 3 of 3"):
