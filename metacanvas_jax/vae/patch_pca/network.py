@@ -4,6 +4,7 @@ A white patch has the latent zero, so that an empty background is easy for the d
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -102,7 +103,7 @@ class PatchPca(Autoencoder):
         patches = patches + jnp.expand_dims(mean, range(4))
         return jnp.clip(from_patches(patches, self.config.patch), -1, 1)
 
-    def _parameters(self) -> list[Float[Array, "..."]]:
+    def _parameters(self) -> list[Any]:
         """White level, directions and gains in float32, in which they are used; a run may store them in bfloat16."""
         return [x.astype(jnp.float32) for x in (self.mean, self.basis, self.scale)]
 
