@@ -199,7 +199,7 @@ def test_prepare_as_jpeg_is_smaller_and_close(tmp_path):
         errors[quality] = np.abs(found.target[0].astype(int) - photograph).max()
         np.testing.assert_allclose(flat.target, 77, atol=0 if quality is None else 1)
     assert sizes[95] < 0.9 * sizes[None]  # records lie in blocks of 64 KiB
-    assert errors[None] == 0 < errors[95] < 16 and errors[95] < errors[30]
+    assert errors[None] == 0 < errors[95] <= 20 and errors[95] < errors[30]
 
 
 @pytest.mark.miniature
