@@ -115,7 +115,7 @@ class Records(ArrayRecords):
             layout = dataclasses.replace(layout, first_frame=True)
         shards.check_files(folder)
         super().__init__(folder, layout, max_skips=max_skips, in_memory=in_memory)
-        shards.check_shards(folder, tolerant=max_skips > 0)
+        shards.check_places(folder)
 
 
 def first_frames_only(recipe: Mapping[str, Any]) -> bool:
