@@ -154,8 +154,9 @@ def json_hash(values: Any) -> str:
 
 
 def sealed(values: Mapping[str, Any], decides: Callable[[Any], Any] = dict) -> dict[str, Any]:
-    """A JSON object with a checksum of itself, or of what ``decides`` returns of it."""
-    return {**values, "sealed": True, "checksum": json_hash(decides(values))}
+    """A JSON object with a checksum of itself, or of what ``decides`` returns of it, in place of an earlier one."""
+    plain = {key: value for key, value in values.items() if key not in SEAL}
+    return {**plain, "sealed": True, "checksum": json_hash(decides(plain))}
 
 
 def opened(values: Any, where: str | os.PathLike, decides: Callable[[Any], Any] = dict) -> dict[str, Any]:
