@@ -156,8 +156,9 @@ def test_inputs_that_sana_cannot_use_raise(change, message):
     [
         {"cross_heads": 3},
         {"heads": 2, "head_width": 15, "interpolation_scale": 1.0},
+        {"least_time": 0.0},
     ],
-    ids=["cross_heads", "width_of_positions"],
+    ids=["cross_heads", "width_of_positions", "least_time"],
 )
 def test_configs_that_do_not_fit_together_raise(change):
     with pytest.raises(ValueError, match="SanaConfig"):
@@ -179,3 +180,13 @@ def test_fresh_network_with_zero_out_predicts_zero_and_its_blocks_ignore_the_cap
     (grid, velocity), (other_grid, _) = apply(text), apply(other)
     assert not np.any(velocity)
     assert np.array_equal(grid, other_grid)
+
+
+def test_a_network_that_predicts_data_gives_the_velocity_that_leads_there():
+    config = dataclasses.replace(TINY, predicts="data", least_time=0.3)
+    latents, time, text = inputs(config, (4, 4))
+    params = jit(Sana(config).init)(jax.random.key(0), latents, time, text)
+    velocity = jit(Sana(config).apply)(params, latents, time, text)
+    data = jit(Sana(TINY).apply)(params, latents, time, text)
+    levels = np.array([0.999, 0.3], np.float32).reshape(2, 1, 1, 1, 1)  # the second noise level is below the least
+    np.testing.assert_allclose(velocity, (latents - data) / levels, rtol=1e-5, atol=1e-5)

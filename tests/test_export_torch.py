@@ -212,3 +212,23 @@ def test_frames_that_the_mllm_reads_and_frames_of_a_clip_are_ours(count, fps):
         reading.clip(2 * count, 2 * fps, count, fps)
         == frame_indices(2 * count, 2 * fps, Clip(None, count, fps)).tolist()
     )
+
+
+@pytest.mark.parametrize(("least", "time", "expected"), [(None, 0.5, 0.5), (0.05, 0.5, 3.0), (0.05, 0.01, 30.0)])
+def test_an_exported_network_that_predicts_data_gives_the_velocity_that_leads_there(least, time, expected):
+    from types import SimpleNamespace
+
+    from metacanvas_jax.dit.sana.torch_side import Given, Plan, Side
+
+    class Net(torch.nn.Module):
+        """Its output is 0.5 everywhere."""
+
+        config = SimpleNamespace(patch_size=1)
+        patch_embed = torch.nn.Identity()
+
+        def forward(self, latents, **given):
+            return SimpleNamespace(sample=torch.full_like(latents, 0.5))
+
+    latents, plan = torch.full((2, 3, 1, 2, 2), 2.0), Plan(torch.zeros(2, 1, 4), torch.ones(2, 1))
+    side = Side(Net(), None, {"time_scale": 1000.0} | ({} if least is None else {"least_time": least}))
+    torch.testing.assert_close(side.velocity(latents, time, plan, Given()), torch.full_like(latents, expected))

@@ -44,7 +44,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
         "data": {"canvas_dropout": 0.0},
         "mllm": {"image_tokens": None, "video_fps": 2.0, "kind": MllmSection.kind},
         "text": {"kind": TextSection.kind},
-        "dit": {"lora": None},
+        "dit": {"lora": None, "predicts": "velocity", "least_time": 0.05},
     }
     for section, values in defaults.items():
         for name, value in values.items():

@@ -285,6 +285,7 @@ def make_index(setup: Experiment, found: list[Part], about: Mapping[str, Any]) -
             "mask_context": getattr(setup.dit, "mask_context", True),
             "pooled": getattr(setup.dit, "pooled", None),
             "guidance": setup.dit_guidance,
+            "least_time": setup.dit.least_time if getattr(setup.dit, "predicts", "velocity") == "data" else None,
         },
         "vae": {
             "kind": registry.of(setup.vae).name,

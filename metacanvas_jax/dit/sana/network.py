@@ -14,6 +14,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from metacanvas_jax.diffusion.flow import expand_time
 from metacanvas_jax.dit.base import DiT
 from metacanvas_jax.dit.blocks import NORM_EPS, PROJECTIONS, LinearBlock
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm, layer_norm, lecun_init, zeros_init
@@ -35,6 +36,8 @@ class SanaConfig:
     made for ``sample_size`` is added. ``caption_norm_init`` is the gain that a new network starts with (0.01 in the
     paper). ``zero_init_out`` starts the last projection and the output of the cross-attentions at zero, as is usual
     when a DiT is trained from scratch. ``time_scale`` turns noise levels in [0, 1] into the network's timesteps.
+    ``predicts`` is what the last projection gives: the "velocity", as in the paper, or the "data" ``x``. In that case
+    the velocity is ``(z - x) / t`` with a noise level ``t`` of at least ``least_time`` (arXiv 2511.13720).
     ``lora`` adds adapters, without dropout, to the layers of the blocks that it targets (of ``PROJECTIONS``).
     ``unroll`` is that of ``nn/stack.py``.
     """
@@ -54,6 +57,8 @@ class SanaConfig:
     time_scale: float = 1000.0
     caption_norm_init: float = 0.01
     zero_init_out: bool = False
+    predicts: Literal["velocity", "data"] = "velocity"
+    least_time: float = 0.05
     lora: LoraConfig | None = None
     remat: Remat = "none"
     unroll: int = 1
@@ -63,6 +68,8 @@ class SanaConfig:
         """Raises ValueError on sizes that do not fit together."""
         if self.width % self.cross_heads:
             raise ValueError(f"SanaConfig: width {self.width} is no multiple of cross_heads {self.cross_heads}.")
+        if not 0 < self.least_time <= 1:
+            raise ValueError(f"SanaConfig: least_time must lie in (0, 1], not {self.least_time}.")
         if self.interpolation_scale is not None and self.width % 4:
             raise ValueError(f"SanaConfig: positions need a width that is a multiple of 4, not {self.width}.")
         if self.lora is not None and (unknown := set(self.lora.targets) - set(PROJECTIONS)):
@@ -103,11 +110,15 @@ def sana_1_5_1600m(**changes) -> SanaConfig:
 
 
 class Carried(NamedTuple):
-    """``Tokens.private`` of SANA: time embedding [b d], its six chunks [b 6 d], caption states [b l d]."""
+    """``Tokens.private`` of SANA: time embedding [b d], its six chunks [b 6 d], caption states [b l d].
+
+    ``latents`` [b t h w c] are the noisy latents, for a network that predicts data.
+    """
 
     embedded: jax.Array
     chunks: jax.Array
     caption: jax.Array
+    latents: jax.Array | None = None
 
 
 class Sana(DiT):
@@ -152,7 +163,8 @@ class Sana(DiT):
             x = x + jnp.asarray(positions, x.dtype)[None]
         embedded, chunks = self.time(c.time_scale * time)
         caption = self.caption_fc2(jax.nn.gelu(self.caption_fc1(text.states), approximate=True))
-        private = Carried(embedded, chunks, self.caption_norm(caption))
+        noisy = latents if c.predicts == "data" else None
+        private = Carried(embedded, chunks, self.caption_norm(caption), noisy)
         return Tokens(grid=x[:, None], time=time, private=private)
 
     def run(self, tokens: Tokens, text: States) -> Tokens:
@@ -166,7 +178,11 @@ class Sana(DiT):
         table = self.table[None].astype(jnp.float32) + tokens.private.embedded[:, None].astype(jnp.float32)
         x = modulate(layer_norm(tokens.grid[:, 0], eps=c.eps), table[:, 0], table[:, 1])
         x = rearrange(self.out(x), "b y x (p q c) -> b (y p) (x q) c", p=c.patch, q=c.patch)
-        return x[:, None].astype(jnp.float32)
+        out = x[:, None].astype(jnp.float32)
+        if c.predicts == "velocity":
+            return out
+        time = jnp.maximum(tokens.time.astype(jnp.float32), c.least_time)
+        return (tokens.private.latents.astype(jnp.float32) - out) / expand_time(time, out.ndim)
 
 
 def sincos_positions(grid: tuple[int, int], width: int, base: int, scale: float) -> np.ndarray:

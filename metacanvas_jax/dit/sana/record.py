@@ -32,7 +32,10 @@ RECORD = Network(
     write=published.write,
     table=table,
     subfolder="transformer",
-    free=("dtype", "remat", "unroll", "lora", "time_scale", "caption_norm_init", "zero_init_out"),
+    free=(
+        *("dtype", "remat", "unroll", "lora", "time_scale"),
+        *("caption_norm_init", "zero_init_out", "predicts", "least_time"),
+    ),
     sizes=_sizes,
     schedules={"sana_dpm": lambda steps, shift, tokens: sana_dpm(steps, shift)},
     samplings={"DPMSolverMultistepScheduler": published.sampling},

@@ -38,7 +38,11 @@ class Side(Backbone):
                 encoder_attention_mask=plan.mask.to(latents.dtype),
                 timestep=self.settings["time_scale"] * time,
             )
-        return out.sample[:, :, None]
+        out = out.sample[:, :, None]
+        least = self.settings.get("least_time")  # None, or no such key, where the network predicts velocities
+        if least is None:
+            return out
+        return (latents.float() - out.float()) / time.clamp(min=least).view(-1, 1, 1, 1, 1)
 
 
 class CanvasBlock(SanaTransformerBlock):
