@@ -37,6 +37,7 @@ def load_config(spec: str, overrides: list[str]) -> ConfigDict:
     values = flags.FlagValues()
     where = f"{path}:{variant}" if variant else str(path)
     argv = ["metacanvas", f"--config={where}", *overrides]
+    sys.modules.pop("config_config", None)  # the library would run the file inside the module of the last one
     try:
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
         values(argv)

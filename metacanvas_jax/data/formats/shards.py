@@ -241,7 +241,8 @@ def _write_shard(
     path = partial / _file(k, count)
     draft = path.with_name(f"{path.name}.tmp")
     record, written, skipped = serializer(), 0, []
-    writer = ArrayRecordWriter(str(draft), "group_size:1")
+    with _writing(draft):
+        writer = ArrayRecordWriter(str(draft), "group_size:1")
     try:
         for samples in _chunks(source, part, skipped, config.batch if compute else 1, advance):
             arrays = compute(samples) if compute else [{}] * len(samples)
