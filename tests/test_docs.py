@@ -1,6 +1,6 @@
 """Every file and every name of the package that docs, configs and scripts mention exists."""
 
-import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -18,8 +18,10 @@ DOTTED = re.compile(r"\bmetacanvas_jax(?:\.\w+)+\b(?!\.py|/)")
 
 
 def exists(name: str) -> bool:
-    """Whether a dotted name is a module of the package, or an attribute of one."""
+    """Whether a dotted name is a module of the package, or an attribute of one; the PyTorch side only with torch."""
     module, *rest = name.split(".")
+    if rest[:1] == ["torch_export"] and importlib.util.find_spec("torch") is None:
+        return (PACKAGE / "torch_export").is_dir()
     path = PACKAGE
     while rest and ((path / rest[0]).is_dir() or (path / f"{rest[0]}.py").exists()):
         path = path / rest[0]
