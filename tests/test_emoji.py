@@ -177,7 +177,7 @@ def test_a_miniature_on_emoji_makes_what_it_needs(tmp_path, monkeypatch):
     class Ready(Exception):
         pass
 
-    def ready(setup):
+    def ready(*_, **__):
         raise Ready
 
     monkeypatch.chdir(tmp_path)

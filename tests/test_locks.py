@@ -106,14 +106,16 @@ def test_two_trainings_of_one_folder_are_refused_before_anything_is_written(tmp_
     from metacanvas_jax.launch import training
 
     for name in ("make_job", "check_workdir", "hooks_of"):
-        monkeypatch.setattr(training, name, lambda *_: {})
+        monkeypatch.setattr(training, name, lambda *_, **__: {})
     monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("the second training has begun"))
     process = holder(tmp_path)
-    with pytest.raises(UserError, match=f"{tmp_path} is in use by process {process.pid}"):
-        training.train(load_config("configs/miniature.py:text", []), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [NAME]
-    process.kill()
-    process.communicate()
+    try:
+        with pytest.raises(UserError, match=f"{tmp_path} is in use by process {process.pid}"):
+            training.train(load_config("configs/miniature.py:text", []), tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [NAME]
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_two_sweeps_of_one_folder_are_refused(tmp_path):
