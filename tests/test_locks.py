@@ -76,14 +76,14 @@ def test_a_number_that_another_process_has_now_is_no_owner(tmp_path):
     owner = dataclasses.replace(locks._this("t"), started="1")
     (tmp_path / NAME).write_text(json.dumps(dataclasses.asdict(owner)))
     with locked(tmp_path):
-        pass
+        assert json.loads((tmp_path / NAME).read_text())["token"] != owner.token
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"host": 1}'])
 def test_a_damaged_lock_is_taken_over(text, tmp_path):
     (tmp_path / NAME).write_text(text)
     with locked(tmp_path, patience_s=0.1):
-        pass
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
 
 
 def test_a_heart_beats(tmp_path):
