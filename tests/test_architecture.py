@@ -33,6 +33,7 @@ ORDER = (
     ("launch",),
     ("miniature",),
     ("cli",),
+    ("__main__",),
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 APART = ("torch_export", "torch_side")  # the PyTorch package: it imports no JAX, hence hardly anything of this project

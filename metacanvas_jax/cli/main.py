@@ -8,6 +8,9 @@ import os
 import sys
 import types
 
+import shtab
+
+from metacanvas_jax import __version__
 from metacanvas_jax.errors import RESTART, Preempted, UserError
 
 COMMANDS = {
@@ -33,23 +36,13 @@ PLACES = (
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit code: 1 a plan that fails, 2 bad input, 75 asked to stop, 130 interrupted."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is fetched behind the user's back
-    parser = argparse.ArgumentParser(
-        prog="metacanvas",
-        description="MetaCanvas: a frozen MLLM plans on canvas tokens, a diffusion transformer paints the plan.",
-        epilog="example: metacanvas demo",
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, summary in COMMANDS.items():
-        module = _module(name)
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=f"example: {module.EXAMPLE}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add_arguments(command)
+    parser = make_parser()
     known, rest = parser.parse_known_args(arguments)
+    if known.command is None and not rest:
+        parser.print_help()
+        return 0
+    if known.command is None:
+        parser.error(f"unknown argument {rest[0]!r}; a command comes first: {', '.join(COMMANDS)}")
     overrides = [argument for argument in rest if argument.startswith("--config.")]
     if unknown := [argument for argument in rest if argument not in overrides]:
         parser.error(f"unknown argument {unknown[0]!r}; config values are set with --config.KEY=VALUE")
@@ -73,6 +66,29 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"metacanvas {known.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="metacanvas",
+        description="MetaCanvas: a frozen MLLM plans on canvas tokens, a diffusion transformer paints the plan.",
+        epilog="example: metacanvas demo",
+    )
+    parser.add_argument("--version", action="version", version=f"metacanvas_jax {__version__}")
+    shtab.add_argument_to(parser, "--print-completion", help="print a script that completes commands in this shell")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        module = _module(name)
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example: {module.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+    return parser
 
 
 def _module(command: str) -> types.ModuleType:

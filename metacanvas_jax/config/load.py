@@ -14,7 +14,9 @@ from ml_collections import ConfigDict, config_flags
 from metacanvas_jax import files
 from metacanvas_jax.errors import UserError, first_line
 
-ROOT = Path(__file__).resolve().parents[2]
+_PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = _PACKAGE.parent if (_PACKAGE.parent / "configs" / "base.py").exists() else _PACKAGE / "bundled"
+"""The folder of ``configs/``: the source tree, or the copy inside the installed package."""
 PLACES = frozenset(
     {"weights", "tokenizer", "path", "pictures_path", "context_cache", "cache", "vae_weights", "dit_weights", "start"}
 )
