@@ -12,7 +12,8 @@ BUNDLE = "metacanvas_jax/bundled"
 class BuildWithConfigs(build_py):
     """Copies ``configs`` below the package, so that installing it adds no package with so general a name."""
 
-    def run(self):
+    def run(self) -> None:
+        """Builds as always, then copies the config files."""
         super().run()
         if self.editable_mode:  # the source tree itself is used
             return

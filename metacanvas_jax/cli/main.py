@@ -10,7 +10,7 @@ import types
 
 import shtab
 
-from metacanvas_jax import __version__
+import metacanvas_jax
 from metacanvas_jax.errors import RESTART, Preempted, UserError
 
 COMMANDS = {
@@ -75,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="MetaCanvas: a frozen MLLM plans on canvas tokens, a diffusion transformer paints the plan.",
         epilog="example: metacanvas demo",
     )
-    parser.add_argument("--version", action="version", version=f"metacanvas_jax {__version__}")
+    parser.add_argument("--version", action="version", version=f"metacanvas_jax {metacanvas_jax.__version__}")
     shtab.add_argument_to(parser, "--print-completion", help="print a script that completes commands in this shell")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, summary in COMMANDS.items():
