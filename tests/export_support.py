@@ -18,6 +18,7 @@ from metacanvas_jax.data.tokenizer import save_tokenizer
 from metacanvas_jax.dit.flux.network import FluxConfig
 from metacanvas_jax.dit.sana.network import PROJECTIONS, SanaConfig
 from metacanvas_jax.dit.wan.network import WanConfig
+from metacanvas_jax.exchange.export_run import Options
 from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
@@ -32,6 +33,7 @@ from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.vae.patch_pca.network import PatchPcaConfig
 from metacanvas_jax.weights import saved
 
+QUIET = Options(progress=False)
 CHANNELS = 4
 LENGTH = 64
 LANGUAGE = LanguageConfig(
@@ -199,3 +201,15 @@ def save_text_encoder(folder: Path) -> ConfigDict:
     randomize(build_gemma(encoder)).save_pretrained(folder)
     bytes_tokenizer().save_pretrained(folder)
     return base.section(schema.TextSection(encoder, str(folder), str(folder), length=24))
+
+
+def draw(*shape, seed):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def is_mllm_adapter(path):
+    return path.startswith("mllm/") and "_lora/" in path
+
+
+def snapshot(folder):
+    return sorted(path.name for path in folder.iterdir())

@@ -9,6 +9,10 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from metacanvas_jax.config.sources import SourceSection
+from metacanvas_jax.data.sources import open_source
+from metacanvas_jax.data.transforms import Clip
+
 SIZE = (12, 16)
 
 
@@ -85,3 +89,7 @@ def gif(count, size=SIZE, milliseconds=100):
     buffer = io.BytesIO()
     pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=milliseconds)
     return buffer.getvalue()
+
+
+def opened(kind, path, clip=Clip(), **options):  # noqa: B008
+    return open_source(SourceSection(kind=kind, path=str(path), **options), clip)

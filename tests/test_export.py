@@ -1,20 +1,17 @@
 """Exported runs in PyTorch: the same latents as here, files that other libraries read, and never half a folder."""
 
 import json
-import logging
 import os
-import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import export_support as support
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from export_support import CHANNELS, LENGTH, save_run, trained_leaves
+from export_support import CHANNELS, LENGTH, QUIET, draw, is_mllm_adapter, save_run, snapshot
 from ml_collections import ConfigDict
 from PIL import Image
 from vae_support import FAST_COMPILE
@@ -31,21 +28,17 @@ from metacanvas_jax.dit.wan import table as wan
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.exchange import export_run as module
 from metacanvas_jax.exchange.export_run import Options, export_run
-from metacanvas_jax.exchange.import_run import import_run, read_exported
 from metacanvas_jax.mllm.media import read_image
 from metacanvas_jax.mllm.qwen2_5_vl import table as qwen2_5_vl
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
 from metacanvas_jax.tasks import clean_first_levels, replace_first_frame
-from metacanvas_jax.train import store
-from metacanvas_jax.train.checkpoints import check_workdir
-from metacanvas_jax.train.job import fit_config, make_job
-from metacanvas_jax.train.parameters import param_shapes, start_weights
+from metacanvas_jax.train.parameters import param_shapes
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Given as Conditions
-from metacanvas_jax.weights import hf_import, saved
 from metacanvas_jax.weights.hf_import import load_params
 from metacanvas_jax.weights.table import under
 
+pytest_plugins = "exported_support"
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", reason="needs the [torch] extra")
 pytest.importorskip("peft", reason="needs the [torch] extra")
@@ -53,47 +46,10 @@ pytest.importorskip("peft", reason="needs the [torch] extra")
 TABLES = {"sana": sana.table, "flux": flux.table, "wan": wan.table}
 GRIDS = {"sana": (1, 4, 6), "flux": (1, 4, 8), "wan": (3, 4, 6)}
 PROMPTS = ["a red cat", "a blue house, painted"]
-QUIET = Options(progress=False)
-
-
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory):
-    """A folder with a random MLLM and its tokenizer."""
-    folder = tmp_path_factory.mktemp("qwen")
-    support.save_qwen(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def exported(qwen, tmp_path_factory):
-    """``exported(backbone)``: config, trained leaves, the run, its export, and the base transformer."""
-    made = {}
-
-    def make(backbone):
-        if backbone not in made:
-            folder = tmp_path_factory.mktemp(backbone)
-            config = support.config(qwen, backbone)
-            leaves = trained_leaves(config)
-            save_run(folder / "run", config, leaves)
-            export_run(folder / "run", folder / "out", QUIET)
-            made[backbone] = (
-                config,
-                leaves,
-                folder / "run",
-                folder / "out",
-                support.save_transformer(backbone, folder / "base"),
-            )
-        return made[backbone]
-
-    return make
 
 
 def picture():
     return Image.fromarray(np.random.default_rng(5).integers(0, 256, (60, 84, 3), np.uint8))
-
-
-def draw(*shape, seed):
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 def whole(config, leaves, base, backbone):
@@ -161,10 +117,6 @@ def jax_latents(config, params, backbone, noise, given, image):
     return paint
 
 
-def is_mllm_adapter(path):
-    return path.startswith("mllm/") and "_lora/" in path
-
-
 @pytest.mark.parametrize("backbone", ["sana", "flux", "wan"])
 def test_exported_run_paints_the_same_latents_in_torch(exported, backbone):
     from metacanvas_jax.dit.torch_side import Given
@@ -201,17 +153,6 @@ def test_exported_run_paints_the_same_latents_in_torch(exported, backbone):
     assert np.abs(found[True, "canvas"] - found[True, "nowhere"]).max() > 1e-3, "the adapters change nothing"
 
 
-@pytest.mark.parametrize("backbone", ["sana", "flux", "wan"])
-def test_import_of_an_exported_run_is_bit_exact(exported, backbone):
-    config, leaves, _, folder, _ = exported(backbone)
-    setup = read.experiment(config)
-    trainable, _ = partition(param_shapes(setup), setup.train.rules)
-    back = flat(read_exported(folder, setup, trainable))
-    assert back.keys() == leaves.keys()
-    for path, value in leaves.items():
-        assert np.asarray(back[path]).tobytes() == value.tobytes(), path
-
-
 def test_exported_raw_parameters_in_bfloat16_and_shards(exported, tmp_path):
     from safetensors.torch import load_file
 
@@ -228,70 +169,6 @@ def test_exported_raw_parameters_in_bfloat16_and_shards(exported, tmp_path):
     assert torch.equal(tensors["proj_out.weight"], expected)
     about = json.loads((tmp_path / "out" / "metacanvas.json").read_text())
     assert (about["step"], about["ema"], about["dtype"]) == (7, False, "bfloat16")
-
-
-def test_exported_transformer_loads_in_diffusers_without_a_missing_key(exported):
-    from diffusers import SanaTransformer2DModel
-
-    _, _, _, folder, _ = exported("sana")
-    _, info = SanaTransformer2DModel.from_pretrained(folder / "transformer", output_loading_info=True)
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
-
-
-# peft asks transformers for an attribute that it renames.
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-def test_exported_adapters_of_the_mllm_load_in_peft_and_do_what_ours_do(exported, qwen):
-    from peft import PeftModel
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
-    from metacanvas_jax.torch_export.lora import Adapters, read_peft
-
-    _, leaves, _, folder, _ = exported("sana")
-    tokens = torch.arange(20, 30)[None]
-    positions = torch.arange(10).expand(3, 1, 10)
-    ours = Qwen2_5_VLForConditionalGeneration.from_pretrained(qwen / "qwen", dtype=torch.float32).eval()
-    adapters = Adapters(ours, *read_peft(folder / "mllm_lora"))
-    count = sum(is_mllm_adapter(path) and path.endswith("/a") for path in leaves) * support.LANGUAGE.layers
-    assert len(adapters.layers) == count
-    base = Qwen2_5_VLForConditionalGeneration.from_pretrained(qwen / "qwen", dtype=torch.float32)
-    theirs = PeftModel.from_pretrained(base, folder / "mllm_lora").eval()  # a warning is an error here
-    with torch.no_grad():
-        run = lambda model: model(input_ids=tokens, position_ids=positions).logits  # noqa: E731
-        with_adapters, adapted = run(ours), run(theirs)
-        with adapters.switched(False), theirs.disable_adapter():
-            plain, bare = run(ours), run(theirs)
-    torch.testing.assert_close(adapted, with_adapters, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(bare, plain, atol=0, rtol=0)
-    assert (adapted - bare).abs().max() > 1e-2
-
-
-def test_exported_adapters_of_the_transformer_load_in_diffusers_and_do_what_ours_do(exported, caplog):
-    from diffusers import SanaTransformer2DModel
-
-    from metacanvas_jax.torch_export.lora import Adapters, read_diffusers
-
-    _, leaves, _, folder, _ = exported("sana")
-    ours, theirs = (SanaTransformer2DModel.from_pretrained(folder / "transformer").eval() for _ in range(2))
-    adapters = Adapters(ours, *read_diffusers(folder / "transformer_lora"))
-    count = sum(path.startswith("dit/") and path.endswith("_lora/a") for path in leaves) * support.DITS["sana"].layers
-    assert len(adapters.layers) == count == 20
-    logging.getLogger("diffusers").addHandler(caplog.handler)
-    try:
-        theirs.load_lora_adapter(folder / "transformer_lora", weight_name="pytorch_lora_weights.safetensors")
-    finally:
-        logging.getLogger("diffusers").removeHandler(caplog.handler)
-    assert not caplog.records, caplog.text
-    call = {
-        "hidden_states": torch.from_numpy(draw(1, CHANNELS, 3, 4, seed=1)),
-        "encoder_hidden_states": torch.from_numpy(draw(1, 5, 16, seed=2)),
-        "timestep": torch.tensor([700.0]),
-    }
-    with torch.no_grad():
-        with_adapters, adapted = ours(**call).sample, theirs(**call).sample
-        with adapters.switched(False):
-            plain = ours(**call).sample
-    torch.testing.assert_close(adapted, with_adapters, atol=1e-5, rtol=1e-5)
-    assert (adapted - plain).abs().max() > 1e-2
 
 
 def test_an_imported_base_is_named_and_not_exported_again(exported, qwen, tmp_path):
@@ -320,10 +197,6 @@ def test_an_export_says_in_which_dtype_the_run_computed_and_frozen_weights_are_r
     for parameter in mllm.net.parameters():
         assert parameter.dtype == torch.float32
         torch.testing.assert_close(parameter, parameter.bfloat16().float(), atol=0, rtol=0)
-
-
-def snapshot(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def interrupt(*_):
@@ -384,104 +257,6 @@ def test_a_missing_base_is_named(exported, tmp_path):
         MetaCanvasPipeline.from_pretrained(tmp_path)
 
 
-def test_an_imported_export_is_a_run_with_the_same_parameters(exported, tmp_path):
-    config, leaves, _, folder, _ = exported("sana")
-    import_run(folder, tmp_path / "run")
-    setup = read.experiment(config)
-    trainable, _ = partition(param_shapes(setup), setup.train.rules)
-    with store.Store(tmp_path / "run" / "checkpoints", writable=False) as checkpoints:
-        assert checkpoints.steps() == [7]
-        for ema in (False, True):
-            back = flat(checkpoints.restore_params(trainable, ema=ema))
-            for path, value in leaves.items():
-                assert np.asarray(back[path]).tobytes() == value.tobytes(), path
-    check_workdir(make_job(setup), fit_config(setup), tmp_path / "run")  # training would go on from it
-
-
-def test_a_run_starts_with_what_another_trained(exported):
-    config, leaves, run, _, _ = exported("sana")
-    config = config.copy_and_resolve_references()
-    config.start = str(run)
-    setup = read.experiment(config)
-    begun = flat(start_weights(setup, param_shapes(setup)))
-    for path, value in leaves.items():
-        assert np.asarray(begun[path]).tobytes() == value.tobytes(), path
-    config.canvas.rows += 1
-    setup = read.experiment(config)
-    with pytest.raises(UserError, match=rf"{run}, the config's 'start': canvas/\S+ has shape \(1, .*\) there and"):
-        start_weights(setup, param_shapes(setup))
-
-
-def test_weights_are_read_once_and_only_those_that_a_run_needs(exported, monkeypatch):
-    config, leaves, run, _, base = exported("flux")
-    config = config.copy_and_resolve_references()
-    config.start, config.dit_weights = str(run), str(base)
-    setup = read.experiment(config)
-    seen = []
-    restore, load = store.Store.restore_params, hf_import.load_params
-
-    def counted_restore(self, abstract, *, only, **options):
-        seen.extend(only)
-        return restore(self, abstract, only=only, **options)
-
-    def counted_load(source, table, abstract, **options):
-        part = "dit" if source == base else "mllm"
-        seen.extend(f"{part}/{entry.path}" for entry in table)
-        return load(source, table, abstract, **options)
-
-    monkeypatch.setattr(store.Store, "restore_params", counted_restore)
-    monkeypatch.setattr(hf_import, "load_params", counted_load)
-    parts = {part: tree for part, tree in param_shapes(setup).items() if part in ("mllm", "dit")}
-    frozen = flat(partition(param_shapes(setup), setup.train.rules)[1])
-    begun = flat(start_weights(setup, param_shapes(setup)))
-    assert len(seen) == len(set(seen)), "nothing is read twice"
-    assert {path.partition("/")[0] for path in begun.keys() - leaves.keys()} == set(parts)
-    seen.clear()
-    continued = flat(start_weights(setup, nested(frozen)))  # the rest comes from the run's own checkpoint
-    unpublished = {path for path in frozen if path.startswith("vae/")}
-    assert set(continued) == frozen.keys() - unpublished
-    assert len(seen) == len(continued)
-    for path, value in continued.items():
-        np.testing.assert_array_equal(value, begun[path], path)
-
-
-def test_state_dicts_of_a_connector_are_read_and_pickles_are_not(exported, tmp_path):
-    from safetensors.torch import load_file
-
-    from metacanvas_jax.exchange.import_run import read_connector
-
-    config, leaves, _, folder, _ = exported("wan")
-    setup = read.experiment(config)
-    trainable, _ = partition(param_shapes(setup), setup.train.rules)
-    state = load_file(folder / "connector" / "model.safetensors")
-    torch.save({"model": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "connector.pt")
-    import torch.distributed.checkpoint as dcp
-
-    with pytest.warns(UserWarning, match="in a single process"):
-        dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
-    for source in (tmp_path / "connector.pt", tmp_path / "dcp"):
-        back = flat(read_connector(source, setup, trainable))
-        assert back.keys() == {path for path in leaves if not path.startswith(("mllm/", "dit/blocks"))}
-        for path, value in back.items():
-            assert np.asarray(value).tobytes() == leaves[path].tobytes(), path
-
-    class Bomb:
-        def __reduce__(self):
-            return (os.mkdir, (str(tmp_path / "exploded"),))
-
-    torch.save({"canvas.tokens": Bomb()}, tmp_path / "bomb.pt")
-    with pytest.raises(UserError, match="only tensors are read"):
-        read_connector(tmp_path / "bomb.pt", setup, trainable)
-    (tmp_path / "dcp" / ".metadata").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(UserError, match="more than the places of tensors"):
-        read_connector(tmp_path / "dcp", setup, trainable)
-    assert not (tmp_path / "exploded").exists()
-    state["canvas.tokens"] = state["canvas.tokens"][:1]
-    torch.save(state, tmp_path / "short.pt")
-    with pytest.raises(UserError, match=r"canvas\.tokens has shape \[1, 2, 3, 32\], expected \[2, 2, 3, 32\]"):
-        read_connector(tmp_path / "short.pt", setup, trainable)
-
-
 def test_damaged_checkpoints_are_not_exported(exported, tmp_path):
     _, _, run, _, _ = exported("sana")
     shutil.copytree(run, tmp_path / "run")
@@ -505,16 +280,3 @@ print([len(sides.every(family)) for family in ("dit", "vae", "text", "mllm")])
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert found.stdout == "[3, 4, 1, 1]\n", found.stderr
-
-
-def test_a_transformer_of_diffusers_is_imported_as_parameters_of_ours(exported, tmp_path):
-    from metacanvas_jax.cli.main import main
-
-    _, leaves, _, folder, _ = exported("sana")
-    assert main(["import", "--from", str(folder / "transformer"), "--to", str(tmp_path / "params")]) == 0
-    params, info = saved.load(tmp_path / "params")
-    expected = {path: value for path, value in leaves.items() if path.startswith("dit/") and "_lora/" not in path}
-    assert {f"dit/{path}" for path in flat(params)} == expected.keys()
-    for path, value in flat(params).items():
-        assert value.tobytes() == expected[f"dit/{path}"].tobytes(), path
-    assert info["meta"]["model"] == "SanaConfig"
