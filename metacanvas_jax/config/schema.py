@@ -180,15 +180,38 @@ class TrainSection:
     evaluate_every: int = 0
 
 
+EvaluatorName = Literal["scenes", "flow_loss"]
+"""The names of ``evaluate/evaluators.py``."""
+
+
 @dataclasses.dataclass(frozen=True)
 class EvalSection:
-    """The prompts of an evaluation per category and split, and the number of pictures drawn at once."""
+    """What evaluates a run, in training every ``train.evaluate_every`` steps.
+
+    ``evaluators`` are names of ``evaluate/evaluators.py``; the score of the first decides which checkpoints are best.
+    Without names, "scenes" scores a run on its world and "flow_loss" any other. ``batch`` pictures are drawn at once,
+    with the noise of ``seed``.
+
+    "scenes" draws ``per_category`` prompts of the seen split and ``per_category_held_out`` of the other, in training
+    only ``during_training`` seen ones. "flow_loss" computes the loss of ``samples`` samples per task, which training
+    does not read, at each noise level of ``levels``. They come from ``sources``, where a config names some, else from
+    what the sources of the training keep back (drawings: from another seed).
+    """
 
     per_category: int = 40
     per_category_held_out: int = 20
-    during_training: int = 8  # seen prompts per category, every train.evaluate_every steps
+    during_training: int = 8
     batch: int = 60
     seed: int = 123
+    evaluators: tuple[EvaluatorName, ...] = ()
+    samples: int = 32
+    levels: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    sources: tuple[SourceSection, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a noise level outside of [0, 1], or none."""
+        if not self.levels or not all(0 <= level <= 1 for level in self.levels):
+            raise ValueError(f"levels is {self.levels}, expected noise levels between 0 and 1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,43 +1,37 @@
-"""The evaluators by name. An evaluator draws what it scores with a painter, in training as afterwards."""
+"""The evaluators by name, and how several of them evaluate a run one after the other."""
 
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Mapping, Sequence
 
-from metacanvas_jax.evaluate import scenes
+from metacanvas_jax.config.schema import EvaluatorName, Experiment
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.evaluate import flow_loss, scenes
+from metacanvas_jax.evaluate.contract import Asked, Evaluator, Result
 from metacanvas_jax.paint.painter import Painter
 from metacanvas_jax.types import Params
 
-
-class Result(Protocol):
-    """What an evaluator found."""
-
-    def table(self) -> str:
-        """The scores for reading."""
-        ...
-
-    def metrics(self) -> dict[str, float]:
-        """The scores for the metrics of a training; "score" is the one that decides which checkpoint is best."""
-        ...
-
-    def save(self, path: Path) -> None:
-        """The scores as JSON."""
-        ...
+EVALUATORS: dict[EvaluatorName, Evaluator] = {"scenes": scenes.evaluate, "flow_loss": flow_loss.evaluate}
+"""A new evaluator is a module here, a line in this table and its name in ``config/schema.py``."""
 
 
-class Evaluator(Protocol):
-    """A function that draws and scores."""
-
-    def __call__(
-        self,
-        painter: Painter,
-        params: Params,
-        *,
-        training: bool = False,
-        guidance: float | None = None,
-        progress: bool = False,
-    ) -> Result:
-        """The scores of these parameters: during ``training`` on few prompts; ``guidance`` None is the config's."""
-        ...
+def names_of(setup: Experiment) -> tuple[EvaluatorName, ...]:
+    """The evaluators of a run: those of its config, else the judge of its world or, on other data, the loss."""
+    return setup.eval.evaluators or (("flow_loss",) if setup.sources else ("scenes",))
 
 
-EVALUATORS: dict[str, Evaluator] = {"scenes": scenes.evaluate}
+def run(painter: Painter, params: Params, names: Sequence[str], asked: Asked) -> dict[str, Result]:
+    """The results of some evaluators by their names. Raises UserError for a name that is none."""
+    for name in names:
+        if name not in EVALUATORS:
+            raise UserError(f"--evaluator is {name!r}, expected one of {', '.join(EVALUATORS)}")
+    return {name: EVALUATORS[name](painter, params, asked) for name in names}
+
+
+def metrics_of(results: Mapping[str, Result]) -> dict[str, float]:
+    """The metrics of all results. The "score" of a training is that of the first; others have their name in front."""
+    merged: dict[str, float] = {}
+    for name, result in results.items():
+        values = result.metrics()
+        if "score" in merged and "score" in values:
+            values = {key if key != "score" else f"{name}_score": value for key, value in values.items()}
+        merged |= values
+    return merged

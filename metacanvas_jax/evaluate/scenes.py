@@ -7,7 +7,9 @@ from pathlib import Path
 
 from metacanvas_jax import files
 from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.errors import UserError
 from metacanvas_jax.evaluate import geneval
+from metacanvas_jax.evaluate.contract import Asked
 from metacanvas_jax.evaluate.geneval import Evaluation
 from metacanvas_jax.paint.painter import Drawn, Painter
 from metacanvas_jax.types import Params
@@ -40,24 +42,39 @@ class Scored:
         files.write(path, json.dumps(tree, indent=1) + "\n")
 
 
-def evaluate(
-    painter: Painter, params: Params, *, training: bool = False, guidance: float | None = None, progress: bool = False
-) -> Scored:
-    """Draws and judges the evaluation prompts; during ``training`` only a few, all of the seen split."""
-    setup, judge, evaluations, drawings = painter.setup, Judge(painter.setup.world), {}, {}
-    for split in SPLITS[:1] if training else SPLITS:
-        scenes = prompts(setup, split, training=training)
+def evaluate(painter: Painter, params: Params, asked: Asked) -> Scored:
+    """Draws and judges the evaluation prompts; during a training only a few, all of the seen split.
+
+    Raises UserError for a run that draws no pictures of its world.
+    """
+    setup, evaluations, drawings = painter.setup, {}, {}
+    check(setup)
+    judge = Judge(setup.world)
+    for split in SPLITS[:1] if asked.training else SPLITS:
+        scenes = prompts(setup, split, training=asked.training)[: asked.limit]
         drawn = painter.draw(
             params,
             [scene.prompt for scene in scenes],
-            seed=setup.eval.seed,
-            guidance=guidance,
+            seed=setup.eval.seed if asked.seed is None else asked.seed,
+            guidance=asked.guidance,
+            canvas=asked.canvas,
             maps=True,
-            progress=progress,
+            progress=asked.progress,
         )
         evaluations[split] = geneval.evaluate(judge, drawn.pixels[:, 0], scenes)
         drawings[split] = drawn
     return Scored(evaluations, drawings)
+
+
+def check(setup: Experiment) -> None:
+    """Raises UserError unless the pictures of a run have the size of its world's, which the judge knows."""
+    bucket, size = setup.shapes[0], setup.world.size
+    if bucket.frames > 1 or bucket.size != (size, size):
+        rows, columns = bucket.size
+        raise UserError(
+            f"the evaluator 'scenes' judges pictures of {size} x {size} pixels of its world; this run draws "
+            f"{bucket.frames} x {rows} x {columns}: flow_loss, prompts or a benchmark fits it"
+        )
 
 
 def prompts(setup: Experiment, split: str, *, training: bool = False) -> list[Scene]:

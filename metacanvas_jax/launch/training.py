@@ -12,7 +12,8 @@ from metacanvas_jax.config.load import write_config
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.sources import EMOJI
-from metacanvas_jax.evaluate.evaluators import EVALUATORS
+from metacanvas_jax.evaluate import evaluators
+from metacanvas_jax.evaluate.contract import Asked
 from metacanvas_jax.launch.prepare import prepare
 from metacanvas_jax.locks import locked
 from metacanvas_jax.paint import previews
@@ -59,7 +60,7 @@ def train(
 
 def hooks_of(setup: Experiment, workdir: Path) -> dict:
     """What a training that paints does beside its steps, as arguments of ``fit``."""
-    painter, evaluator = Painter(setup), EVALUATORS["scenes"]
+    painter, names = Painter(setup), evaluators.names_of(setup)
 
     def preview(state: TrainState, frozen: Params, step: int) -> None:
         with warned("the preview", step):
@@ -67,7 +68,8 @@ def hooks_of(setup: Experiment, workdir: Path) -> dict:
 
     def evaluate(state: TrainState, frozen: Params, step: int) -> dict[str, float]:
         with warned("the evaluation", step):
-            return evaluator(painter, params_of(state, frozen), training=True).metrics()
+            results = evaluators.run(painter, params_of(state, frozen), names, Asked(training=True))
+            return evaluators.metrics_of(results)
         return {}
 
     return {"preview": preview, "evaluate": evaluate}

@@ -22,6 +22,7 @@ from metacanvas_jax.data.conversations import UnderstandExamples
 from metacanvas_jax.data.inputs import prompter
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.evaluate import scenes
+from metacanvas_jax.evaluate.contract import Asked
 from metacanvas_jax.launch.prepare import prepare
 from metacanvas_jax.launch.training import train
 from metacanvas_jax.miniature import exam as understanding
@@ -88,7 +89,7 @@ def demo(mllm: ConfigDict, painter: ConfigDict, workdir: Path, mllm_workdir: Pat
         train(painter, workdir)
     with clock.stage("drawing and judging"):
         trained = load(workdir)
-        scored = scenes.evaluate(trained.painter, trained.params, progress=True)
+        scored = scenes.evaluate(trained.painter, trained.params, Asked(progress=True))
         scored.save(workdir / "scores.json")
     missed = missed_bars(scored)
     data = report_data(trained, scored, answered, clock.seconds, workdir, mllm_workdir, missed)

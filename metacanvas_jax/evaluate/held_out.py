@@ -1,0 +1,46 @@
+"""The samples that evaluate a run: those that its training never reads."""
+
+import dataclasses
+import itertools
+
+from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.config.sources import DRAWN, SourceSection
+from metacanvas_jax.data.inputs import sources_of
+from metacanvas_jax.data.mixture import RandomAccess
+from metacanvas_jax.data.samples import Sample
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.tasks import Bucket
+
+SEED = 1_000_003  # added to the seed of drawings
+
+
+class HeldOut:
+    """Samples of some sources by turns. The first ones are always the same."""
+
+    def __init__(self, records: list[RandomAccess]):
+        longest = max(len(source) for source in records)
+        self._places = [(source, i) for i, source in itertools.product(range(longest), records) if i < len(source)]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Sample:
+        source, place = self._places[index]
+        return source[place]
+
+
+def held_out(setup: Experiment, bucket: Bucket) -> HeldOut:
+    """The samples of a bucket's task that the training does not read, in the bucket's shape.
+
+    Raises UserError where there are none, or their source is not there.
+    """
+    sections = [section for section in setup.eval.sources if section.task == bucket.task]
+    if not sections and not setup.sources:
+        sections = [SourceSection("scenes", task=bucket.task, seed=setup.seed + SEED)]
+    if not sections:
+        drawn = [section for section in setup.sources if section.task == bucket.task and section.kind in DRAWN]
+        sections = [dataclasses.replace(section, path="", latents=False, seed=section.seed + SEED) for section in drawn]
+    if not sections:
+        raise UserError(f"no samples of {bucket.task} are kept out of the training: name some in eval.sources")
+    other = dataclasses.replace(setup, sources=tuple(sections))
+    return HeldOut([source.records for source in sources_of(other, bucket)])

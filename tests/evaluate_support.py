@@ -1,0 +1,36 @@
+"""Painters of the shipped experiments in miniature with random parameters, as evaluators get them."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+from experiments_support import miniature
+
+from metacanvas_jax.data.tokenizer import save_tokenizer, train_tokenizer
+from metacanvas_jax.paint.painter import Painter
+from metacanvas_jax.train.parameters import param_shapes
+from metacanvas_jax.worlds.questions import sample_texts
+
+
+def painter(folder, file: str, variant: str = "", **changes) -> Painter:
+    """One whose tokenizer lies in ``folder``; ``changes`` are sections of the experiment, or values of ``eval``."""
+    place = folder / "tokenizer"
+    setup = miniature(file, variant)
+    if not place.exists():
+        save_tokenizer(train_tokenizer(sample_texts(setup.world)), place)
+    text = None if setup.text is None else dataclasses.replace(setup.text, tokenizer=str(place))
+    values = {
+        "mllm": dataclasses.replace(setup.mllm, tokenizer=str(place)),
+        "text": text,
+        "sampler": dataclasses.replace(setup.sampler, steps=2),
+        "eval": dataclasses.replace(setup.eval, samples=4, batch=4),
+    }
+    return Painter(dataclasses.replace(setup, **values | changes))
+
+
+@functools.cache
+def params(setup):
+    """Random numbers, also where a run starts with zeros: the canvas then changes what is drawn."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: 0.05 * rng.normal(size=x.shape).astype(x.dtype), param_shapes(setup))
