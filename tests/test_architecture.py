@@ -32,7 +32,7 @@ ORDER = (
     ("evaluate",),
     ("launch",),
     ("miniature",),
-    ("cli",),
+    ("library", "cli"),
     ("__main__",),
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -17,6 +17,7 @@ from metacanvas_jax.data.inputs import Inputs
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.shapes import latent_grid
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.metacanvas import MetaCanvas
 from metacanvas_jax.paint.sampling import Paint, Recipe, Target, make_paint
 from metacanvas_jax.parallel import distributed
 from metacanvas_jax.tasks import TASKS, Bucket
@@ -43,13 +44,13 @@ class NonFinitePixels(UserError):
 class Painter:
     """The networks of an experiment, its prompts and its compiled samplers. Parameters are arguments.
 
-    Raises UserError for a tokenizer that is missing.
+    ``model`` is the network where it is not that of the config. Raises UserError for a tokenizer that is missing.
     """
 
-    def __init__(self, setup: Experiment):
+    def __init__(self, setup: Experiment, model: MetaCanvas | None = None):
         self.setup = setup
         self.inputs = Inputs(setup)
-        self._model, self._vae = network(setup), autoencoder(setup)
+        self._model, self._vae = network(setup) if model is None else model, autoencoder(setup)
         self._compiled = functools.lru_cache(maxsize=8)(self._compile)
 
     def _compile(self, bucket: Bucket, steps: int, guidance: float, maps: bool, canvas: bool, tile: int) -> Paint:

@@ -28,9 +28,12 @@ from metacanvas_jax.types import Params
 from metacanvas_jax.weights import identity
 
 
-def initial(experiment: Experiment, key: Key[Array, ""]) -> Params:
-    """All parameters with their logical axes: the model's and, beside them under ``vae``, the autoencoder's."""
-    model = network(experiment)
+def initial(experiment: Experiment, key: Key[Array, ""], model: Any = None) -> Params:
+    """All parameters with their logical axes: the model's and, beside them under ``vae``, the autoencoder's.
+
+    ``model`` is the network where it is not that of the config.
+    """
+    model = network(experiment) if model is None else model
     inputs = smallest_inputs(experiment)
     if experiment.objective == "understand":
         width = experiment.mllm.language.width
