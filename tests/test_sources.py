@@ -125,6 +125,29 @@ def test_source_of_files_reads_videos_beside_their_captions(tmp_path):
     np.testing.assert_allclose(doubled.mean((1, 2, 3)), [0, 0, 8, 8, 16, 16, 24, 24, 32], atol=2)
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_source_of_a_table_reads_edits_and_quoted_captions(tmp_path, delimiter):
+    (tmp_path / "pictures").mkdir()
+    for number in range(4):
+        (tmp_path / "pictures" / f"{number}.png").write_bytes(encoded(number))
+    lines = [
+        ["file_name", "text", "source"],
+        ["pictures/1.png", f'"a cat{delimiter}\nasleep"', ""],
+        ["pictures/2.png", "make it blue", "pictures/3.png"],
+        ["../2.png", "outside", ""],
+        ["pictures/1.png", "too", "many", "fields"],
+    ]
+    text = "\ufeff" + "\r\n".join(delimiter.join(line) for line in lines) + "\r\n\r\n"
+    (tmp_path / "metadata.csv").write_bytes(text.encode())
+    source = _open("csv", tmp_path, max_skips=2)
+    assert len(source) == 4 and source[0].prompt == f"a cat{delimiter}\nasleep"
+    np.testing.assert_array_equal(source[0].image, picture(1))
+    edit = _open("csv", tmp_path, task="image_editing", max_skips=3)[1]
+    np.testing.assert_array_equal(edit.source, picture(3)[None])
+    assert source.try_read(2) is None and source.try_read(3) is None and source.skipped == 2
+    assert source.key(0) == source.key(3) == "pictures/1.png"
+
+
 def test_source_of_any_tfds_folder(tmp_path):
     """A folder that TFDS itself wrote, with features of its own."""
     import tensorflow_datasets as tfds
@@ -207,6 +230,8 @@ def test_source_pictures_are_upright_and_transparency_lies_on_white():
         ("webdataset", "text.txt", r"text\.txt: no uncompressed tar"),
         ("jsonl", "nothing", "nothing: no rows of media"),
         ("jsonl", "empty.txt", r"empty\.txt: no samples of kind 'jsonl' there"),
+        ("csv", "nothing", "nothing: no such file"),
+        ("csv", "empty.txt", r"empty\.txt: no samples of kind 'csv' there"),
         ("files", "nothing", "nothing: no such folder"),
         ("tfds", "nothing", "nothing: no TFDS data set there"),
         ("records", "nothing", "nothing: no dataset there"),
@@ -230,6 +255,7 @@ def test_source_that_is_not_there_is_one_line(tmp_path, kind, name, message):
         ({"kind": "edits", "task": "text_to_video"}, "edits serve for image_editing"),
         ({"columns": (("picture", "jpg"),)}, "'picture' is no part of a sample"),
         ({"count": 0}, "count is 0"),
+        ({"validation": 1.0}, "validation is 1.0"),
     ],
 )
 def test_source_section_is_validated(changes, message):

@@ -10,6 +10,7 @@ Kind = Literal[
     "tfds",
     "webdataset",
     "jsonl",
+    "csv",
     "files",
     "parquet",
     "emoji_styles",
@@ -54,15 +55,17 @@ class SourceSection:
     """One source of samples.
 
     ``kind`` is the layout of ``path``: "records" (what `metacanvas prepare` writes), "tfds" (any TFDS folder of
-    array_records), "webdataset" (tars), "jsonl" (media and a file of rows), "files" (``CLIP.mp4`` + ``CLIP.txt``) and
-    "parquet"; tars and parquet files may be given by a pattern such as ``shards/*.tar``. "emoji_styles" and
-    "emoji_clips" are npm packages below ``path``. "scenes", "edits" and "animations" are OpenMoji drawings with exact
-    ground truth. They are drawn when they are read or, where ``path`` is given, once by `metacanvas prepare`.
+    array_records), "webdataset" (tars), "jsonl" and "csv" (media and a file of rows), "files" (``CLIP.mp4`` +
+    ``CLIP.txt``) and "parquet"; tars and parquet files may be given by a pattern such as ``shards/*.tar``.
+    "emoji_styles" and "emoji_clips" are npm packages below ``path``. "scenes", "edits" and "animations" are OpenMoji
+    drawings with exact ground truth. They are drawn when they are read or, where ``path`` is given, once by
+    `metacanvas prepare`.
 
     ``task`` is the task that the samples serve, ``weight`` their share among the sources of that task. ``columns`` are
     pairs (part of a sample, its name in the source) where the usual names do not apply. A run stops after ``max_skips``
     bad records; ``limits`` bound what one medium may hold. ``count`` and ``seed`` are those of drawings.
-    ``latents`` trains on the latents that `metacanvas prepare --latents` stored beside the samples.
+    ``latents`` trains on the latents that `metacanvas prepare --latents` stored beside the samples. A share
+    ``validation`` of the samples, chosen by the hash of their names, is kept out of the training (``data/split.py``).
     """
 
     kind: Kind
@@ -78,6 +81,7 @@ class SourceSection:
     count: int = 10_000
     seed: int = 0
     latents: bool = False
+    validation: float = 0.0
 
     def __post_init__(self) -> None:
         drawn = self.kind in DRAWN
@@ -92,6 +96,8 @@ class SourceSection:
             raise ValueError(f"weight {self.weight} and max_skips {self.max_skips} must not be negative")
         if self.latents and not (self.path and (drawn or self.kind == "records")):
             raise ValueError(f"latents are in records of `metacanvas prepare`, not in a source of kind {self.kind!r}")
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation is {self.validation}, expected a share of at least 0 and below 1")
         if self.count < 1:
             raise ValueError(f"count is {self.count}, expected at least 1")
         for name, kind in (("split", "tfds"), ("cache", "webdataset")):

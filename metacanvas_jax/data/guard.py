@@ -2,6 +2,7 @@
 
 import abc
 import logging
+from collections.abc import Iterable
 
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError, first_line
@@ -47,9 +48,17 @@ class Guarded(abc.ABC):
     def _counted(self) -> str:
         return f"{len(self._bad)} corrupt so far, {self.max_skips} allowed"
 
+    def key(self, index: int) -> str:
+        """What tells a record from the others wherever its folder lies: its hash decides about validation."""
+        return self.name(index)
+
     def __getitem__(self, index: int) -> Sample:
-        for step in range(len(self)):
-            sample = self.try_read((index + step) % len(self))
+        return self.first_good((index + step) % len(self) for step in range(len(self)))
+
+    def first_good(self, indices: Iterable[int]) -> Sample:
+        """The first of some records that is not bad. Raises UserError when too many are bad, or all of these."""
+        for index in indices:
+            sample = self.try_read(index)
             if sample is not None:
                 return sample
         if len(self._bad) > self.max_skips:  # other threads found them, and stop at their own

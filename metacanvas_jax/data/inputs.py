@@ -16,6 +16,7 @@ from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.shapes import latent_grid, media_config
 from metacanvas_jax.data.sources import open_source
+from metacanvas_jax.data.split import split
 from metacanvas_jax.data.tokenizer import load_tokenizer
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
@@ -117,20 +118,27 @@ def batches(experiment: Experiment) -> grain.DatasetIterator:
     return iter(streams[0].batches) if len(streams) == 1 else Mixture(streams, experiment.seed)
 
 
-def sources_of(experiment: Experiment, bucket: Bucket, *, stored: bool = False) -> list[Source]:
+def sources_of(
+    experiment: Experiment, bucket: Bucket, *, stored: bool = False, validation: bool = False
+) -> list[Source]:
     """The sources of a bucket's task, in its shape.
 
-    Their samples have pixels, or with ``stored`` the latents of those. A reconstruction has its own prompt.
+    Their samples have pixels, or with ``stored`` the latents of those. A reconstruction has its own prompt. The samples
+    are those to train on, or with ``validation`` those that a source keeps out of the training: sources that keep none
+    are then left out.
 
     Raises UserError when there is no source, one is not there, or its latents are not those of this experiment.
     """
-    opened = _opened(experiment, bucket, stored) if experiment.sources else _world_records(experiment)
+    if experiment.sources:
+        opened = _opened(experiment, bucket, stored, validation)
+    else:
+        opened = [] if validation else _world_records(experiment)
     if bucket.task != "reconstruction":
         return opened
     return [dataclasses.replace(source, records=Reworded(source.records, RECONSTRUCT)) for source in opened]
 
 
-def _opened(experiment: Experiment, bucket: Bucket, stored: bool) -> list[Source]:
+def _opened(experiment: Experiment, bucket: Bucket, stored: bool, validation: bool) -> list[Source]:
     clip = Clip(bucket.size, bucket.frames, bucket.fps if bucket.frames > 1 else None)
     sections = [section for section in experiment.sources if section.task == bucket.task]
     if not sections:
@@ -140,7 +148,11 @@ def _opened(experiment: Experiment, bucket: Bucket, stored: bool) -> list[Source
             latents.check(experiment, section, clip)
     else:
         sections = [dataclasses.replace(section, latents=False) for section in sections]
-    return [Source(open_source(section, clip, experiment.world), section.weight) for section in sections]
+    return [
+        Source(split(open_source(section, clip, experiment.world), section.validation, validation), section.weight)
+        for section in sections
+        if section.validation or not validation
+    ]
 
 
 def _world_records(experiment: Experiment) -> list[Source]:

@@ -12,7 +12,7 @@ from metacanvas_jax.config.sources import DRAWN, SourceSection
 from metacanvas_jax.data.formats.array_records import ArrayRecords
 from metacanvas_jax.data.formats.drawn import Drawn
 from metacanvas_jax.data.formats.emoji import Clips, Styles
-from metacanvas_jax.data.formats.folders import Files, JsonLines
+from metacanvas_jax.data.formats.folders import CsvRows, Files, JsonLines
 from metacanvas_jax.data.formats.parquet import Parquet
 from metacanvas_jax.data.formats.records import Records
 from metacanvas_jax.data.formats.shards import FORMAT, RECIPE, WRITE_ALL, Compute, WriteConfig, read_recipe, write
@@ -79,6 +79,7 @@ OPENERS: dict[str, Opener] = {
     "tfds": _tfds,
     "webdataset": _webdataset,
     "jsonl": _of_path(JsonLines),
+    "csv": _of_path(CsvRows),
     "files": _of_path(Files),
     "parquet": _parquet,
     "emoji_styles": _of_path(Styles),

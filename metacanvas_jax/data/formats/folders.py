@@ -1,19 +1,25 @@
-"""Loose media: a folder with a JSONL file of rows, or files of one name (``CLIP.mp4`` + ``CLIP.txt``)."""
+"""Loose media: a folder with a file of rows (JSONL, CSV), or files of one name (``CLIP.mp4`` + ``CLIP.txt``)."""
 
+import csv
 import dataclasses
+import io
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from metacanvas_jax import files
 from metacanvas_jax.data.decoding import MediaError
 from metacanvas_jax.data.guard import Guarded
-from metacanvas_jax.data.layout import Layout, gathered, place_of
+from metacanvas_jax.data.layout import NAMES, Layout, gathered, place_of
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import UserError, first_line
 
 JSONL = ("metadata.jsonl", "data.jsonl")
+CSV = ("metadata.csv", "data.csv")
+DELIMITERS = ",;\t"
 _LONGEST_ROW = 1 << 22
 
 
@@ -41,8 +47,18 @@ class JsonLines(Guarded):
         """The number of the row, from 1, without empty lines."""
         return f"row {index + 1}"
 
+    def key(self, index: int) -> str:
+        """The path of the target, which stays the same when rows are added; else the number of the row."""
+        try:
+            return _target(self._row(index), self.layout) or self.name(index)
+        except MediaError:
+            return self.name(index)
+
     def read(self, index: int) -> Sample:
         """The sample of a row."""
+        return self.layout.sample({"__key__": f"{self.path.name}:{index + 1}"} | self._row(index))
+
+    def _row(self, index: int) -> dict[str, Any]:
         if self._lengths[index] > _LONGEST_ROW:
             raise MediaError(f"a row of {self._lengths[index]} bytes, at most {_LONGEST_ROW} are allowed")
         with open(self.path, "rb") as file:
@@ -54,6 +70,54 @@ class JsonLines(Guarded):
             raise MediaError(f"not valid JSON ({error})") from error
         if not isinstance(row, dict):
             raise MediaError(f"a JSON {type(row).__name__}, wanted an object")
+        return row
+
+
+class CsvRows(Guarded):
+    """One sample a line, whose first line names the columns; paths are as in ``JsonLines``.
+
+    ``path`` is the CSV file, or a folder with a ``metadata.csv`` (Hugging Face's name) or ``data.csv``. Commas,
+    semicolons or tabs separate the columns. An empty field is one that is not there. Raises UserError for a file that
+    is missing, not UTF-8, or no table.
+    """
+
+    def __init__(self, path: pathlib.Path, layout: Layout, max_skips: int = 0, in_memory: bool = False) -> None:
+        super().__init__(max_skips, in_memory)
+        if path.is_dir():
+            path = next((path / name for name in CSV if (path / name).is_file()), path / CSV[0])
+        self.path, self.layout = path, inside(layout, path.parent)
+        text = files.read_text(path)
+        delimiter = max(DELIMITERS, key=text.partition("\n")[0].count)
+        try:
+            rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if any(row)]
+        except csv.Error as error:
+            raise UserError(f"{path}: no table ({first_line(error)})") from error
+        self._columns = [name.strip() for name in rows[0]] if rows else []
+        self._rows = rows[1:]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"CsvRows({str(self.path)!r})"
+
+    def name(self, index: int) -> str:
+        """The number of the row, from 1, without the names of the columns and empty lines."""
+        return f"row {index + 1}"
+
+    def key(self, index: int) -> str:
+        """The path of the target, else the number of the row."""
+        return _target(dict(zip(self._columns, self._rows[index], strict=False)), self.layout) or self.name(index)
+
+    def read(self, index: int) -> Sample:
+        """The sample of a row."""
+        fields = self._rows[index]
+        if len(fields) != len(self._columns):
+            raise MediaError(f"{len(fields)} fields, the first line names {len(self._columns)}")
+        row: dict[str, Any] = {name: field for name, field in zip(self._columns, fields, strict=True) if field}
+        rate = self.layout.columns.get("fps", "fps")
+        if rate in row:
+            row[rate] = float(row[rate])
         return self.layout.sample({"__key__": f"{self.path.name}:{index + 1}"} | row)
 
 
@@ -113,6 +177,13 @@ def inside(layout: Layout, folder: pathlib.Path) -> Layout:
         return path.read_bytes()
 
     return dataclasses.replace(layout, open=opened)
+
+
+def _target(row: Mapping[str, Any], layout: Layout) -> str | None:
+    """The path of a row's target, where that is what it has."""
+    names = (layout.columns["target"],) if "target" in layout.columns else NAMES["target"]
+    found = next((row[name] for name in names if name in row), None)
+    return found if isinstance(found, str) and found else None
 
 
 def _lines(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
