@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 from evaluate_support import painter, params
+from PIL import Image
 
 from metacanvas_jax.config.sources import SourceSection
+from metacanvas_jax.data.inputs import sources_of
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.evaluate import evaluators, flow_loss, held_out
 from metacanvas_jax.evaluate.contract import Asked
@@ -65,6 +67,22 @@ def test_its_samples_are_no_training_samples(editor):
     named = (SourceSection("edits", task="image_editing", seed=7),)
     given = dataclasses.replace(without, eval=dataclasses.replace(setup.eval, sources=named))
     assert held_out.held_out(given, setup.shapes[0])[1].name == "edits 7/1"
+
+
+def test_its_samples_are_those_that_a_source_keeps_back(editor, tmp_path):
+    setup, names = editor.setup, [f"{number:02d}" for number in range(30)]
+    for name in names:
+        for ending in ("source.png", "png"):
+            Image.new("RGB", setup.shapes[0].size, (int(name), 0, 0)).save(tmp_path / f"{name}.{ending}")
+        (tmp_path / f"{name}.txt").write_text("make it darker")
+    own = SourceSection("files", str(tmp_path), "image_editing", validation=0.2)
+    setup = dataclasses.replace(setup, sources=(own,))
+    (trained,) = sources_of(setup, setup.shapes[0])
+    held = held_out.held_out(setup, setup.shapes[0])
+    parts = [{records[i].name for i in range(len(records))} for records in (trained.records, held)]
+    assert parts[0] | parts[1] == set(names) and not parts[0] & parts[1] and parts[1]
+    with pytest.raises(UserError, match=f"'scenes' judges .* trained on {tmp_path}"):
+        evaluators.run(type(editor)(setup), {}, ("scenes",), Asked())
 
 
 def test_the_first_evaluator_decides_the_score(editor, alone):

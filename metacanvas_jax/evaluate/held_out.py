@@ -37,10 +37,15 @@ def held_out(setup: Experiment, bucket: Bucket) -> HeldOut:
     sections = [section for section in setup.eval.sources if section.task == bucket.task]
     if not sections and not setup.sources:
         sections = [SourceSection("scenes", task=bucket.task, seed=setup.seed + SEED)]
+    if not sections and (kept := sources_of(setup, bucket, validation=True) if setup.sources else []):
+        return HeldOut([source.records for source in kept])
     if not sections:
         drawn = [section for section in setup.sources if section.task == bucket.task and section.kind in DRAWN]
         sections = [dataclasses.replace(section, path="", latents=False, seed=section.seed + SEED) for section in drawn]
     if not sections:
-        raise UserError(f"no samples of {bucket.task} are kept out of the training: name some in eval.sources")
+        raise UserError(
+            f"no samples of {bucket.task} are kept out of the training: name some in eval.sources, or a share in "
+            "sources[i].validation"
+        )
     other = dataclasses.replace(setup, sources=tuple(sections))
     return HeldOut([source.records for source in sources_of(other, bucket)])

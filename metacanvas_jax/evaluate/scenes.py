@@ -7,6 +7,7 @@ from pathlib import Path
 
 from metacanvas_jax import files
 from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.config.sources import DRAWN
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.evaluate import geneval
 from metacanvas_jax.evaluate.contract import Asked
@@ -67,7 +68,13 @@ def evaluate(painter: Painter, params: Params, asked: Asked) -> Scored:
 
 
 def check(setup: Experiment) -> None:
-    """Raises UserError unless the pictures of a run have the size of its world's, which the judge knows."""
+    """Raises UserError unless a run draws pictures of its world, in their size: no others are known to the judge."""
+    own = [source for source in setup.sources if source.kind not in DRAWN]
+    if own:
+        raise UserError(
+            f"the evaluator 'scenes' judges pictures of the OpenMoji world; this run was trained on {own[0].path}: "
+            "flow_loss, prompts or a benchmark fits it"
+        )
     bucket, size = setup.shapes[0], setup.world.size
     if bucket.frames > 1 or bucket.size != (size, size):
         rows, columns = bucket.size

@@ -36,11 +36,15 @@ def write(painter: Painter, params: Params, folder: files.Path, step: int) -> No
 
 
 def samples_of(inputs: Inputs, bucket: Bucket) -> list[Sample]:
-    """The first samples of a bucket's first source. Raises UserError when it is not there.
+    """The first samples of a bucket's first source: of those that it keeps out of the training, where it keeps some.
+
+    Raises UserError when it is not there.
 
     A source that holds the first frame of its targets only shows that frame in place of the others.
     """
-    records, examples = sources_of(inputs.experiment, bucket)[0].records, inputs.examples(bucket)
+    kept = sources_of(inputs.experiment, bucket, validation=True)
+    records = (kept or sources_of(inputs.experiment, bucket))[0].records
+    examples = inputs.examples(bucket)
     samples = [records[i] for i in range(min(SAMPLES, len(records)))]
     return [
         examples.fitted(dataclasses.replace(sample, target=np.repeat(sample.target, bucket.frames, axis=0)))
