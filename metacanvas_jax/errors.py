@@ -20,5 +20,13 @@ class Preempted(Exception):
     """
 
 
+class Unreachable(Exception):
+    """Storage that gave no answer in any of several tries: a bucket, a network disk, the way to one.
+
+    It says nothing about the files themselves. The command line prints the message and exits with ``RESTART``.
+    """
+
+
 RESTART = 75
-"""Exit code of what a restart of the same command mends (EX_TEMPFAIL): preemption, or a process that was lost."""
+"""Exit code of what a restart of the same command mends (EX_TEMPFAIL): preemption, a process that was lost, storage
+that does not answer."""

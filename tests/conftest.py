@@ -51,3 +51,31 @@ def pytest_terminal_summary(terminalreporter):
         for what, count in sorted(_faults.items()):
             terminalreporter.write_line(f"{count:4d}  {what}")
         terminalreporter.write_line(f"{sum(_faults.values()):4d}  in all; {failed} tests failed")
+
+
+@pytest.fixture(scope="session")
+def bucket_address():
+    """Host and port of a bucket of this session, which clients of Google Cloud Storage now take for Google's."""
+    import bucket_support
+
+    if reason := bucket_support.why_not():
+        pytest.skip(reason)
+    try:
+        server = bucket_support.emulator()
+        address = server.__enter__()
+    except (RuntimeError, OSError) as error:
+        pytest.skip(f"no bucket: {error}")
+    yield address
+    server.__exit__(None, None, None)
+
+
+@pytest.fixture
+def bucket(bucket_address, request, monkeypatch):
+    """A place of its own in the bucket."""
+    import bucket_support
+
+    from metacanvas_jax import retries
+
+    monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.01)
+    name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)[:60]
+    return bucket_support.Bucket(bucket_address, f"gs://bucket/{name}-{os.getpid()}")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_files import bucket  # noqa: F401
 
+from metacanvas_jax import files
 from metacanvas_jax.cli.main import main
 from metacanvas_jax.config.load import ROOT, load_config
 from metacanvas_jax.config.read import experiment
@@ -242,8 +242,8 @@ def test_options_of_a_launch_alone_are_refused(cloud, capsys):
     assert "--gke goes with --tpu or --launch" in capsys.readouterr().err
 
 
-def test_runs_in_a_bucket_are_collected_there(bucket):  # noqa: F811
-    (bucket / "late").mkdir(parents=True)
-    (bucket / "late" / "metrics.jsonl").write_text('{"step": 1, "loss": 5.0}\n')
-    written = sweeps.write("some", POINTS, bucket)
-    assert str(written[0]) == "gs://bucket/run/sweep.csv" and "late,c.py,1,1.5,5.0" in written[0].read_text()
+def test_runs_in_a_bucket_are_collected_there(bucket):
+    folder = files.folder(f"{bucket.url}/run")
+    files.write(folder / "late" / "metrics.jsonl", '{"step": 1, "loss": 5.0}\n')
+    written = sweeps.write("some", POINTS, folder)
+    assert str(written[0]) == f"{bucket.url}/run/sweep.csv" and "late,c.py,1,1.5,5.0" in written[0].read_text()

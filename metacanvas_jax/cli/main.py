@@ -11,7 +11,7 @@ import types
 import shtab
 
 import metacanvas_jax
-from metacanvas_jax.errors import RESTART, Preempted, UserError
+from metacanvas_jax.errors import RESTART, Preempted, Unreachable, UserError
 
 COMMANDS = {
     "demo": "teach, train, draw, score and report the miniature with one command",
@@ -34,7 +34,7 @@ PLACES = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns its exit code: 1 a plan that fails, 2 bad input, 75 asked to stop, 130 interrupted."""
+    """Runs one command; returns its exit code: 1 a plan that fails, 2 bad input, 75 start again, 130 interrupted."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is fetched behind the user's back
     parser = make_parser()
     known, rest = parser.parse_known_args(arguments)
@@ -62,6 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except Preempted as stop:
         print(f"metacanvas {known.command}: {stop}; the same command goes on from there", file=sys.stderr)
+        return RESTART
+    except Unreachable as error:
+        print(f"metacanvas {known.command}: {error}; start the same command again", file=sys.stderr)
         return RESTART
     except KeyboardInterrupt:
         print(f"metacanvas {known.command}: interrupted", file=sys.stderr)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from metacanvas_jax.errors import RESTART, Preempted, UserError
+from metacanvas_jax.errors import RESTART, Preempted, Unreachable, UserError
 
 _KEYS = "metacanvas/watch"
 _BEAT_S = 2.0
@@ -134,10 +134,11 @@ def end_all(client: Any, error: BaseException) -> NoReturn:
 
     An unexpected error may only be the consequence of a lost process. The verdict on that process is awaited first.
     """
-    if not isinstance(error, UserError | KeyboardInterrupt):
+    if not isinstance(error, UserError | Unreachable | KeyboardInterrupt):
         time.sleep(_LOST_S + 3 * _BEAT_S)  # the watch may end the process meanwhile
         traceback.print_exception(error)
-    code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+    codes = {UserError: 2, Unreachable: RESTART, KeyboardInterrupt: 130}
+    code = next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
     text = _first_line(error) if str(error) else type(error).__name__
     name = f"process {jax.process_index()} ({socket.gethostname()})"
     verdict = {"message": f"{name}: {text}", "code": code}
