@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.nn.layers import Dense, RMSNorm
 from metacanvas_jax.nn.lora import Lora, LoraConfig
 from metacanvas_jax.parallel import mesh as mesh_module
@@ -180,6 +181,27 @@ def test_constraints_follow_mesh_rules_and_part_and_are_noted():
     with pytest.raises(UserError, match=r"shape \[3, 524288\] \(6 MiB\) in the model lies whole"):
         check_notes(notes, 2**20)
     check_notes(notes, 2**24)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["all keys", "causal"])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("name", ["", "mllm", "vae"])
+def test_attention_of_every_part_is_the_same_on_a_mesh(name, kv_heads, causal):
+    """Whichever axis a part's rules split over the devices of the tensor axis: tokens or heads."""
+    rng = np.random.default_rng(0)
+    heads = {"q": 4, "k": kv_heads, "v": kv_heads}
+    arrays = {x: rng.standard_normal((4, 8, count, 8), np.float32) for x, count in heads.items()}
+
+    def run(batch):
+        with part(name):
+            return attention(batch["q"], batch["k"], batch["v"], mask=MaskSpec(causal=causal))
+
+    alone = jax.jit(run)(arrays)
+    for sizes in (MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=1, fsdp=2, context=2, tensor=2)):
+        mesh = make_mesh(sizes)
+        with on_mesh(mesh):
+            spread = jax.jit(run)(put_batch(arrays, mesh))
+        np.testing.assert_allclose(spread, alone, atol=1e-5)
 
 
 def test_processes_that_hold_the_same_samples_read_the_same_part():

@@ -60,12 +60,12 @@ def sharded(attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, mask: Any,
         query_names, key_names = QUERIES, KEYS
         if mask.causal:  # a device would have to know the position of its queries in the sequence
             query_names = ("batch", "whole_seq", "heads", None)
-    heads = q.shape[2]
-    query_spec = spec_of(query_names, q.shape)
-    if spec_of(key_names, k.shape)[2] != query_spec[2]:
-        k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
-        key_names = (*key_names[:2], query_names[2], None)
-    key_spec = spec_of(key_names, k.shape)
+    query_spec, key_spec = spec_of(query_names, q.shape), spec_of(key_names, k.shape)
+    if key_spec[2] != query_spec[2]:
+        if query_spec[2] is not None:
+            k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+        # Where the rules split the tokens of the queries over the tensor axis, a device has the keys of all heads.
+        key_spec = PartitionSpec(*key_spec[:2], query_spec[2], None)
 
     # The arrays of a mask are sharded like the arrays they describe. They are arguments, as shard_map closes over none.
     owners = {"keys": key_spec, "query_segments": query_spec, "key_segments": key_spec}
