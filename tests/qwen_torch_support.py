@@ -90,3 +90,24 @@ def run_reference(model, prompts, explicit_positions, dtype=torch.float32):
     hook.remove()
     layers = torch.stack([*out.hidden_states[1:-1], before_norm[0]])
     return [x.float().numpy() for x in (*features, layers[:, mask], out.hidden_states[-1][mask], out.logits[mask])]
+
+
+def greedy(model, prompt, most):
+    """The tokens that transformers writes after one prompt, without the one that ends the text."""
+    ids = torch.from_numpy(prompt.tokens).long()[None]
+    arguments = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int(),
+    }
+    for kind, video in (("", False), ("_videos", True)):
+        group = [patches for patches, _ in prompt.media if (patches.seconds is not None) == video]
+        if group:
+            arguments[f"pixel_values{kind}"] = torch.cat([torch.from_numpy(patches.values) for patches in group])
+            arguments["video_grid_thw" if video else "image_grid_thw"] = torch.tensor([p.grid for p in group])
+        if group and video:
+            arguments["second_per_grid_ts"] = torch.tensor([patches.seconds for patches in group])
+    model.model.rope_deltas = None
+    written = model.generate(**arguments, do_sample=False, max_new_tokens=most, eos_token_id=END, pad_token_id=PAD)
+    text = written[0, ids.shape[1] :].tolist()
+    return text[: text.index(END)] if END in text else text

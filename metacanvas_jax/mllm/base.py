@@ -7,9 +7,9 @@ Its inputs are made on the host: ``prompt.py`` makes the tokens, ``media.py`` th
 from typing import Any
 
 import flax.linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from metacanvas_jax.types import Context, MllmInputs
+from metacanvas_jax.types import Context, KeyValues, MllmInputs
 
 
 class Mllm(nn.Module):
@@ -44,6 +44,20 @@ class Mllm(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "b n d"]:
         """Hidden states, after the final norm, of tokens that follow an encoded prompt. The adapters act here."""
+        raise NotImplementedError
+
+    def extend(
+        self,
+        tokens: Int[Array, "b n"],
+        positions: Int[Array, "3 b n"],
+        past: KeyValues,
+        mask: Bool[Array, "b l"],
+    ) -> tuple[Float[Array, "b n d"], KeyValues]:
+        """Text that goes on after ``past``, of which ``mask`` says what is seen: its hidden states, keys and values.
+
+        The keys and values that are returned are those of ``tokens`` alone, ``[layers b n g e]``; the caller puts them
+        where it keeps the others. Hidden states are after the final norm. No adapter acts. See ``generation.py``.
+        """
         raise NotImplementedError
 
     def logits(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:

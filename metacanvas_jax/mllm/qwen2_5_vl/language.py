@@ -1,8 +1,8 @@
 """The language model of Qwen2.5-VL: a pre-norm decoder with grouped heads and multimodal RoPE.
 
 Reference: transformers ``models/qwen2_5_vl/modeling_qwen2_5_vl.py``. With ``qkv_bias=False`` it is a Llama decoder.
-One stack of layers serves three uses: reading a context once, writing a canvas against the keys and values that were
-kept, and both in one pass. LoRA adapters exist on the canvas tokens only (paper, section 3.2).
+One stack of layers serves four uses: reading a context once, writing a canvas against the keys and values that were
+kept, both in one pass, and going on with text. LoRA adapters exist on the canvas tokens only (paper, section 3.2).
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from metacanvas_jax.kernels.attention import MaskSpec, attention
+from metacanvas_jax.kernels.attention_after import attention_after
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm
 from metacanvas_jax.nn.lora import Lora, LoraConfig
 from metacanvas_jax.nn.rope import inverse_frequencies, rotate
@@ -74,7 +75,9 @@ class LanguageConfig:
 class Pass:
     """How the layers are run: angles, mask, and from which token on the adapters act (None: nowhere).
 
-    ``keep`` is what every layer hands out: "cache" (its keys and values), "hidden" (its output) or "nothing".
+    ``keep`` is what every layer hands out: "cache" (its keys and values, those of the tokens before among them), "own"
+    (those of these tokens alone; ``mask.keys`` then says which of the tokens before are seen), "hidden" (its output) or
+    "nothing".
     """
 
     cos: jax.Array
@@ -120,16 +123,20 @@ class Layer(nn.Module):
         q = rotate(heads(y, "q", c.heads, "heads"), run.cos, run.sin)
         k = rotate(heads(y, "k", c.kv_heads, "kv_heads"), run.cos, run.sin)
         v = heads(y, "v", c.kv_heads, "kv_heads")
-        if past is not None:
-            k = jnp.concatenate([past.keys.astype(k.dtype), k], axis=1)
-            v = jnp.concatenate([past.values.astype(v.dtype), v], axis=1)
-        y = rearrange(attention(q, k, v, mask=run.mask), "b n h e -> b n (h e)")
+        if run.keep == "own":
+            y = attention_after(q, k, v, past.keys, past.values, run.mask.keys)
+        else:
+            if past is not None:
+                k = jnp.concatenate([past.keys.astype(k.dtype), k], axis=1)
+                v = jnp.concatenate([past.values.astype(v.dtype), v], axis=1)
+            y = attention(q, k, v, mask=run.mask)
+        y = rearrange(y, "b n h e -> b n (h e)")
         x = constrain(x + project(y, "o", c.width, ("heads", "embed")), ("batch", "seq", "embed"))
         y = RMSNorm(c.norm_eps, name="mlp_norm")(x)
         y = nn.silu(project(y, "gate", c.mlp, ("embed", "mlp"))) * project(y, "up", c.mlp, ("embed", "mlp"))
         y = constrain(y, ("batch", "seq", "mlp"))
         x = x + project(y, "down", c.width, ("mlp", "embed"))
-        kept = {"cache": (k, v), "hidden": x, "nothing": None}[run.keep]
+        kept = {"cache": (k, v), "own": (k, v), "hidden": x, "nothing": None}[run.keep]
         return constrain(x, ("batch", "seq", "embed")), kept
 
 
@@ -194,6 +201,13 @@ class Language(nn.Module):
         keys = jnp.concatenate([mask, jnp.ones(x.shape[:2], bool)], axis=1)
         spec = MaskSpec(causal=not bidirectional, offset=0 if bidirectional else mask.shape[1], keys=keys)
         return self._run(x, positions, spec, past=past, lora_from=0, deterministic=deterministic)[0]
+
+    def extend(
+        self, x: Float[Array, "b n d"], positions: Int[Array, "3 b n"], past: KeyValues, mask: Bool[Array, "b l"]
+    ) -> tuple[Float[Array, "b n d"], KeyValues]:
+        """Hidden states of text that goes on after ``past``, and its own keys and values. No adapter acts here."""
+        hidden, kept = self._run(x, positions, MaskSpec(causal=True, keys=mask), past=past, keep="own")
+        return hidden, KeyValues(*kept)
 
     def read_and_write(
         self,

@@ -17,7 +17,7 @@ from metacanvas_jax.mllm.qwen2_5_vl.vision import Vision, VisionConfig
 from metacanvas_jax.nn.layers import Dtype
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.parallel.activations import constrain, part
-from metacanvas_jax.types import Context, Media, MllmInputs
+from metacanvas_jax.types import Context, KeyValues, Media, MllmInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +146,17 @@ class Qwen25VL(Mllm):
         return self.language.write(
             canvas, positions, context.cache, context.mask, bidirectional=bidirectional, deterministic=deterministic
         )
+
+    @part("mllm")
+    def extend(
+        self,
+        tokens: Int[Array, "b n"],
+        positions: Int[Array, "3 b n"],
+        past: KeyValues,
+        mask: Bool[Array, "b l"],
+    ) -> tuple[Float[Array, "b n d"], KeyValues]:
+        """Hidden states of text that goes on after ``past``, and its own keys and values. No adapter acts."""
+        return self.language.extend(self.language.embed(tokens), positions, past, mask)
 
     @part("mllm")
     def joint(
