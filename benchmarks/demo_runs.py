@@ -12,13 +12,12 @@ import argparse
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from peak_memory import measured
 
 SEEDS = (0, 1, 2)
 PROCESSORS = {
@@ -68,14 +67,6 @@ def command(run: Run, work: Path, steps: int | None) -> list[str]:
     if steps is not None:
         changes += [f"--config.train.steps={steps}", f"--config.optimizer.total_steps={steps}"]
     return [*program, *words, "--workdir", str(work / run.name), *changes]
-
-
-def measured(words: list[str], environment: Mapping[str, str]) -> tuple[int, float]:
-    """Runs a command; its exit code and the most memory that it held, in GiB."""
-    process = subprocess.Popen(words, env=environment)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait for the process again
-    return process.returncode, usage.ru_maxrss / 2**20
 
 
 def one(run: Run, out: Path, work: Path) -> None:

@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import json
 import math
-import resource
 import shutil
 import tempfile
 from pathlib import Path
@@ -49,7 +48,7 @@ def export(folder: str, out: str, gigabytes: float, shard: float) -> dict:
         files = save_params(leaves, table(), out, max_shard_bytes=shard, progress=False)
     return {
         "above start": peak.peak - peak.before,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak": peak.peak,
         "seconds": peak.seconds,
         "files": len(files),
     }

@@ -1,21 +1,25 @@
 """The table of the demo's runs: what is planned, what is compared, and what a missing run leaves open."""
 
-import importlib.util
+import importlib
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def demo_runs():
-    path = Path(__file__).parent.parent / "benchmarks" / "demo_runs.py"
-    spec = importlib.util.spec_from_file_location("demo_runs", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["demo_runs"] = module
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        return importlib.import_module("demo_runs")
 
 
 def result(share, steps=1000, seconds_per_step=0.2):
@@ -31,9 +35,37 @@ def result(share, steps=1000, seconds_per_step=0.2):
     }
 
 
-def test_a_command_is_measured(demo_runs):
+def test_a_command_is_measured_whatever_its_parent_holds(demo_runs):
+    held = np.ones(3 * 2**26)  # 1.5 GiB
     code, peak = demo_runs.measured([sys.executable, "-c", "raise SystemExit(3)"], {})
-    assert code == 3 and 0 < peak < 1
+    assert code == 3 and 0 < peak < 0.5
+    code, peak = demo_runs.measured([sys.executable, "-c", "x = bytearray(2**29); x[::4096] = x[::4096]"], {})
+    assert code == 0 and 0.5 < peak < 1
+    assert held.any()
+
+
+def test_the_end_of_a_command_by_a_signal_is_told(demo_runs):
+    words = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
+    assert demo_runs.measured(words, {})[0] == -signal.SIGKILL
+    with pytest.raises(RuntimeError, match="nowhere: the command was not run"):
+        demo_runs.measured(["/nowhere"], {})
+
+
+@pytest.mark.parametrize(("number", "to"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
+def test_a_signal_reaches_the_command_which_may_still_finish(number, to, tmp_path):
+    waits = "import pathlib, signal, sys, time; signal.signal(int(sys.argv[1]), lambda *_: sys.exit(7)); "
+    waits += "pathlib.Path(sys.argv[2]).touch(); time.sleep(60)"
+    words = [sys.executable, "-c", waits, str(int(number)), str(tmp_path / "up")]
+    reading, writing = os.pipe()
+    script = [sys.executable, "-I", "-S", str(BENCHMARKS / "peak_memory.py"), str(writing), *words]
+    between = subprocess.Popen(script, pass_fds=(writing,), start_new_session=True)
+    os.close(writing)
+    while not (tmp_path / "up").exists():
+        time.sleep(0.01)
+    to(between.pid, number)
+    with os.fdopen(reading) as report:
+        status, _ = json.loads(report.read())
+    assert os.waitstatus_to_exitcode(status) == 7 and between.wait() == 0
 
 
 def test_nine_runs_and_two_of_text_only_for_every_seed(demo_runs):
