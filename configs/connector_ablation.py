@@ -4,8 +4,8 @@ Command:   metacanvas sweep --config configs/connector_ablation.py --sweep confi
            metacanvas train --config configs/connector_ablation.py:no_dit_block
 Variants:  full, no_time (no timestep in the DiT block), no_dit_block, no_vanilla_block, before_patchify (the canvas is
            added to the latents instead of the patch tokens), text (no canvas)
-Hardware:  64 TPU v6e chips (8x8), 5 images per chip
-Time:      about 1.5 h per variant (estimate)
+Hardware:  16 TPU v6e chips (4x4), 20 images per chip
+Time:      about 3 h per variant (estimate)
 Score:     GenEval 68.02, 67.42, 66.39, 66.19, 65.34, 64.09 in the order above
 """
 

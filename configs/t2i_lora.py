@@ -5,8 +5,8 @@ Variants:  dit_lora   adapters in the DiT; the MLLM is frozen            Table 8
            no_rope    canvas tokens numbered like text (no M-RoPE)       Table 10
            mllm_lora  adapters of rank 32 in the MLLM as well            B.5
 Data:      BLIP3o-60k at 512 x 512
-Hardware:  64 TPU v6e chips (8x8), 5 images per chip
-Time:      about 2.5 h for 20,000 steps (estimate: 8 PFLOP a step at 35 % of peak)
+Hardware:  16 TPU v6e chips (4x4), 20 images per chip
+Time:      about 4.5 h for 20,000 steps from stored latents (estimate: 0.77 s a step, docs/performance.md)
 Score:     GenEval 0.86, 0.85, 0.87 in the order above (MetaQuery-XL 0.80, BLIP3o-8B 0.84)
 Chosen here, as the paper does not say: adapters on every projection of the blocks, alpha = rank, the length, batch and
 learning rate of t2i_scratch.py.

@@ -7,8 +7,8 @@ Variants:  canvas          text and canvas (the method)                        F
            metaquery       256 learnable queries in place of the text          Fig. 4 (4)
            text_metaquery  the text, followed by the 256 queries               Fig. 4 (5)
 Data:      BLIP3o-60k at 512 x 512
-Hardware:  64 TPU v6e chips (8x8), 5 images per chip
-Time:      about 1.5 h for 20,000 steps (estimate: 5 PFLOP a step at 35 % of peak)
+Hardware:  16 TPU v6e chips (4x4), 20 images per chip
+Time:      about 3 h for 20,000 steps from stored latents (estimate: 0.55 s a step, docs/performance.md)
 Score:     GenEval 68.02 (canvas), 64.09 (text); (1) learns fastest and has the best score, (2) works without text
 """
 
@@ -60,9 +60,8 @@ def get_config(variant: str = "") -> ConfigDict:
     # On v5e neither the whole MLLM nor the activations of 20 samples have room.
     small = ("--config.mesh.whole=()", "--config.train.accumulate=2")
     config.hardware = base.hardware(
-        schema.Hardware("v6e:8x8", kept=False),
+        schema.Hardware("v6e:4x4"),
         schema.Hardware("v5e:4x4", overrides=small),
         schema.Hardware("v5e:4x4", overrides=small, pixels=True),
-        schema.Hardware("v6e:4x4"),
     )
     return tiny.shrink(config, miniature) if miniature else config

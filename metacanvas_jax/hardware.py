@@ -1,4 +1,7 @@
-"""The chips that programs are planned for and run on: one table of what their makers state, and the names of slices."""
+"""The chips that programs are planned for and run on, and the slices that Google Cloud offers of them.
+
+The tables state what the makers publish; imports nothing but the standard library.
+"""
 
 import dataclasses
 import math
@@ -68,6 +71,78 @@ EXAMPLES = "v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4, or v5p:4x4x4*2 for two s
 
 
 @dataclasses.dataclass(frozen=True)
+class Machine:
+    """A TPU VM, the host of ``chips`` chips: its machine type on GKE and the GB of its memory."""
+
+    name: str
+    chips: int
+    memory: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Offer:
+    """How Google Cloud offers a generation.
+
+    ``accelerator`` is the beginning of the accelerator type; a number of chips follows, or of TensorCores where
+    ``counted`` is 2. ``runtime`` is the system image of a TPU VM (empty: the generation is offered on GKE alone),
+    ``node`` the selector of node pools on GKE. ``machines`` are the kinds of TPU VMs. A slice of one VM has the machine
+    with exactly its chips; a larger slice has VMs with four chips each, although two such VMs of v5e and v6e lie on one
+    physical host of eight chips. ``flat`` lists all sizes of a generation whose torus has two dimensions.
+
+    Sources: docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x (sizes, VMs, memory) and regions-zones, as of
+    November 2026.
+    """
+
+    accelerator: str
+    counted: int
+    runtime: str
+    node: str
+    machines: tuple[Machine, ...]
+    zones: tuple[str, ...]
+    flat: tuple[str, ...] = ()
+
+
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+OFFERS = {
+    "v4": Offer(
+        "v4-", 2, "tpu-ubuntu2204-base", "tpu-v4-podslice", (Machine("ct4p-hightpu-4t", 4, 407),), ("us-central2-b",)
+    ),
+    "v5e": Offer(
+        "v5litepod-",
+        1,
+        "v2-alpha-tpuv5-lite",
+        "tpu-v5-lite-podslice",
+        tuple(Machine(f"ct5lp-hightpu-{chips}t", chips, 48 * chips) for chips in (1, 4, 8)),
+        ("us-central1-a", "us-south1-a", "us-west1-c", "us-west4-a", "europe-west4-b"),
+        FLAT,
+    ),
+    "v5p": Offer(
+        "v5p-",
+        2,
+        "v2-alpha-tpuv5",
+        "tpu-v5p-slice",
+        (Machine("ct5p-hightpu-4t", 4, 448),),
+        ("us-east5-a", "us-central1-a", "europe-west4-b"),
+    ),
+    "v6e": Offer(
+        "v6e-",
+        1,
+        "v2-alpha-tpuv6e",
+        "tpu-v6e-slice",
+        (
+            Machine("ct6e-standard-1t", 1, 176),
+            Machine("ct6e-standard-4t", 4, 720),
+            Machine("ct6e-standard-8t", 8, 1440),
+        ),
+        ("us-east5-a", "us-east5-b", "us-central1-b", "us-east1-d", "europe-west4-a"),
+        FLAT,
+    ),
+    "tpu7x": Offer("tpu7x-", 2, "", "tpu7x", (Machine("tpu7x-standard-4t", 4, 960),), ("us-central1-c",)),
+}
+BOOT_DISK = 100  # GB of the disk of a TPU VM; more is attached (docs/tpu.md)
+
+
+@dataclasses.dataclass(frozen=True)
 class SliceName:
     """The name of a TPU slice, such as v5p:4x4x4, or v5p:4x4x4*2 for two slices, taken apart."""
 
@@ -78,12 +153,47 @@ class SliceName:
     @property
     def chips(self) -> int:
         """Number of chips in all slices."""
-        return math.prod(int(side) for side in self.size.split("x")) * self.slices
+        return math.prod(self.sides) * self.slices
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Chips along each dimension of a slice."""
+        return tuple(int(side) for side in self.size.split("x"))
 
     @property
     def devices(self) -> int:
         """Number of JAX devices in all slices."""
         return self.chips * self.chip.cores
+
+    @property
+    def offer(self) -> Offer:
+        """How Google Cloud offers the generation."""
+        return OFFERS[self.chip.name]
+
+    @property
+    def machine(self) -> Machine:
+        """The TPU VM of each host. Raises UserError for a size that Google Cloud does not offer."""
+        chips, found = math.prod(self.sides), self.offer
+        if found.flat:
+            offered = self.size in found.flat
+        else:
+            cubes = sorted(self.sides) == list(self.sides) and all(side % 4 == 0 for side in self.sides)
+            offered = len(self.sides) == 3 and (self.size in ("2x2x1", "2x2x2", "2x2x4", "2x4x4") or cubes)
+        if not offered:
+            sizes = ", ".join(found.flat) or "2x2x1, 2x2x2, 2x2x4, 2x4x4, and multiples of 4 from small to large"
+            raise UserError(f"{self.chip.name}:{self.size} is not offered; the sizes of {self.chip.name} are {sizes}")
+        alone = [machine for machine in found.machines if machine.chips == chips]
+        return (alone or [machine for machine in found.machines if machine.chips == 4])[0]
+
+    @property
+    def hosts(self) -> int:
+        """Number of TPU VMs in all slices: processes of a run. Raises UserError as ``machine``."""
+        return self.chips // self.machine.chips
+
+    @property
+    def accelerator(self) -> str:
+        """The accelerator type of one slice, such as v5litepod-16, or v5p-128 for its 64 chips."""
+        return f"{self.offer.accelerator}{math.prod(self.sides) * self.offer.counted}"
 
     def __str__(self) -> str:
         many = f"{self.slices} x " if self.slices > 1 else ""

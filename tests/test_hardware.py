@@ -39,3 +39,28 @@ def test_a_wrong_name_is_one_line_with_examples(name):
     with pytest.raises(UserError, match="is no name of a TPU slice; expected GENERATION:SIZE, as in v5e:4x4") as caught:
         slice_name(name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "hosts", "machine", "accelerator"),
+    [  # docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x: the tables of VMs per slice
+        *(("v6e:1x1", 1, "ct6e-standard-1t", "v6e-1"), ("v6e:2x2", 1, "ct6e-standard-4t", "v6e-4")),
+        *(("v6e:2x4", 1, "ct6e-standard-8t", "v6e-8"), ("v6e:4x4", 4, "ct6e-standard-4t", "v6e-16")),
+        *(("v6e:4x8", 8, "ct6e-standard-4t", "v6e-32"), ("v6e:8x8", 16, "ct6e-standard-4t", "v6e-64")),
+        *(("v6e:8x16", 32, "ct6e-standard-4t", "v6e-128"), ("v6e:16x16", 64, "ct6e-standard-4t", "v6e-256")),
+        *(("v5e:1x1", 1, "ct5lp-hightpu-1t", "v5litepod-1"), ("v5e:2x4", 1, "ct5lp-hightpu-8t", "v5litepod-8")),
+        *(("v5e:4x4", 4, "ct5lp-hightpu-4t", "v5litepod-16"), ("v5e:16x16", 64, "ct5lp-hightpu-4t", "v5litepod-256")),
+        *(("v5p:2x2x1", 1, "ct5p-hightpu-4t", "v5p-8"), ("v5p:2x2x2", 2, "ct5p-hightpu-4t", "v5p-16")),
+        *(("v5p:4x4x8", 32, "ct5p-hightpu-4t", "v5p-256"), ("v4:2x2x4", 4, "ct4p-hightpu-4t", "v4-32")),
+        *(("tpu7x:2x2x1", 1, "tpu7x-standard-4t", "tpu7x-8"), ("v6e:4x4*3", 12, "ct6e-standard-4t", "v6e-16")),
+    ],
+)
+def test_hosts_of_a_slice_are_those_of_the_published_table(name, hosts, machine, accelerator):
+    found = slice_name(name)
+    assert (found.hosts, found.machine.name, found.accelerator) == (hosts, machine, accelerator)
+
+
+@pytest.mark.parametrize("name", ["v6e:3x3", "v5p:4x4", "v5p:8x4x4", "v5e:32x32", "v4:1x1x1"])
+def test_a_size_that_is_not_offered_is_named_with_those_that_are(name):
+    with pytest.raises(UserError, match=f"{name} is not offered; the sizes of"):
+        slice_name(name).hosts  # noqa: B018

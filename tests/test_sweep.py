@@ -2,12 +2,10 @@
 
 import csv
 import json
-import os
 import types
 from pathlib import Path
 
 import pytest
-import yaml
 
 from metacanvas_jax import files
 from metacanvas_jax.cli.main import main
@@ -95,16 +93,6 @@ def test_a_failing_point_does_not_stop_the_others(monkeypatch, tmp_path, capsys)
     assert "[3/3] late" in capsys.readouterr().out
 
 
-def test_each_point_becomes_a_tpu_slice_of_its_own():
-    jobs = sweeps.tpu_jobs(POINTS, "configs/sweeps/some.py", ["--config.seed=1"])
-    variables, scripts = jobs[2]
-    assert variables["NAME"] == "some-late" and variables["CONFIG"] == "c.py"
-    assert variables["OVERRIDES"] == "--config.a.b=1.5 --config.seed=1"
-    assert scripts == ["tpu_scripts/create.sh", "tpu_scripts/setup.sh", "tpu_scripts/launch.sh"]
-    assert len({job[0]["NAME"] for job in jobs}) == 3
-    assert "OVERRIDES='--config.a.b=1.5 --config.seed=1'" in sweeps.shell(variables, scripts)
-
-
 def logs(folder: Path, name: str, losses: list[float], **last: float) -> None:
     (folder / name).mkdir()
     rows = [{"step": i + 1, "loss": loss} for i, loss in enumerate(losses)]
@@ -130,6 +118,14 @@ def test_collecting_makes_a_table_and_a_page(tmp_path):
     assert page.count("<svg") == 2 and "good" in page and "0.25" in page
 
 
+def test_a_run_that_ended_with_an_error_is_listed_with_it(tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / sweeps.ERROR).write_text("mllm.weights: no such folder\n")
+    rows = sweeps.collect(POINTS, tmp_path)
+    assert rows[1]["error"] == "mllm.weights: no such folder" and "error" not in rows[0]
+    assert "no such folder" in sweeps.as_page("some", POINTS, rows, tmp_path)
+
+
 def test_collecting_nothing_says_so(tmp_path):
     with pytest.raises(UserError, match="holds no run of this sweep"):
         sweeps.collect(POINTS, tmp_path)
@@ -144,102 +140,6 @@ def test_the_command_prints_what_it_would_run(capsys, tmp_path):
     assert lines[2] == expected
     assert main([*call, "--print", "--config.train.stepz=2"]) == 2
     assert "stepz" in capsys.readouterr().err
-
-
-FAKE = """#!/usr/bin/env bash
-if [ "$(basename "$0")" = kubectl ]; then cat >"$CALLS/jobset-$NAME.yaml"; fi
-if [ "$4" = describe ]; then echo ACTIVE; fi
-printf '%s\\0' "$(basename "$0")" "$@" call >>"$CALLS/$NAME"
-[ "$NAME $4" != "$FAILS" ] || exit 1
-"""
-TWO = "def sweep(add):\n    add('a_1', 'text')\n    add('b', **{'train.steps': 3})\n"
-
-
-@pytest.fixture
-def cloud(tmp_path, monkeypatch):
-    """Clouds that write down what they are asked for, in one file per job."""
-    for name in ("gcloud", "kubectl"):
-        path = tmp_path / "bin" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(FAKE)
-        path.chmod(0o755)
-    calls = tmp_path / "calls"
-    calls.mkdir()
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    for name, value in {"CALLS": str(calls), "FAILS": "", "PROJECT": "mine", "BUCKET": "gs://mine"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    write(tmp_path, TWO)
-    call = ["sweep", "--config", "configs/t2i_scratch.py", "--sweep", str(tmp_path / "some.py"), "--launch"]
-    return calls, call
-
-
-def asked(path: Path) -> list[list[str]]:
-    """The arguments of every call in a file."""
-    words: list[list[str]] = [[]]
-    for word in path.read_text().split("\0"):
-        words[-1].append(word)
-        if word == "call":
-            words.append([])
-    return words[:-1]
-
-
-def test_launching_asks_for_a_slice_per_point_and_starts_the_run_there(cloud):
-    calls, call = cloud
-    assert main([*call, "--config.seed=4"]) == 0
-    assert {path.name for path in calls.iterdir()} == {"some-a-1", "some-b"}
-    lines = asked(calls / "some-b")
-    assert [" ".join(line[3:6]) for line in lines] == [
-        "queued-resources create some-b",
-        "queued-resources describe some-b",
-        "queued-resources describe some-b",
-        "tpu-vm scp " + lines[3][5],
-        "tpu-vm ssh some-b",
-        "tpu-vm ssh some-b",
-    ]
-    assert lines[3][6] == "some-b:metacanvas_jax.tar.gz"
-    started = lines[-1][-2]
-    assert "train --config configs/t2i_scratch.py --workdir gs://mine/runs/some/b" in started
-    assert "--config.train.steps=3 --config.seed=4 --processes" in started
-    assert "$HOME/some-b.log" in started and "$HOME/some-b.pid" in started  # no folder of a home is asked for
-    assert "t2i_scratch.py:text --workdir gs://mine/runs/some/a_1" in (calls / "some-a-1").read_text()
-
-
-def test_a_job_that_fails_to_start_is_named_and_the_others_start(cloud, monkeypatch, capfd):
-    calls, call = cloud
-    monkeypatch.setenv("FAILS", "some-a-1 create")
-    assert main(call) == 2
-    assert "metacanvas sweep: 1 of 2 jobs failed to start: some-a-1 (tpu_scripts/create.sh)" in capfd.readouterr().err
-    assert [line[1:6] for line in asked(calls / "some-a-1")] == [
-        ["compute", "tpus", "queued-resources", "create", "some-a-1"]
-    ]
-    assert asked(calls / "some-b")[-1][3:6] == ["tpu-vm", "ssh", "some-b"]
-
-
-def test_launching_on_gke_applies_a_jobset_per_point(cloud, monkeypatch):
-    calls, call = cloud
-    monkeypatch.setenv("REPOSITORY", "https://example.org/x.git")
-    assert main([*call, "--gke"]) == 0
-    manifests = [yaml.safe_load((calls / f"jobset-some-{name}.yaml").read_text()) for name in ("a-1", "b")]
-    assert [manifest["metadata"]["name"] for manifest in manifests] == ["some-a-1", "some-b"]
-    assert "--workdir gs://mine/runs/some/a_1" in json.dumps(manifests[0])
-
-
-@pytest.mark.parametrize("gke", [False, True])
-def test_a_dry_run_of_a_launch_asks_nobody(cloud, monkeypatch, capfd, gke):
-    calls, call = cloud
-    monkeypatch.setenv("REPOSITORY", "https://example.org/x.git")
-    assert main([*call, "--dry-run", *["--gke"] * gke]) == 0
-    printed = capfd.readouterr().out
-    assert not list(calls.iterdir())
-    request = "kubectl apply" if gke else "gcloud compute tpus queued-resources create some-"
-    assert printed.count(request) == 2 and "gs://mine/runs/some/b" in printed
-
-
-def test_options_of_a_launch_alone_are_refused(cloud, capsys):
-    call = cloud[1][:-1]
-    assert main([*call, "--print", "--gke"]) == 2 and main([*call, "--tpu", "--dry-run"]) == 2
-    assert "--gke goes with --tpu or --launch" in capsys.readouterr().err
 
 
 def test_runs_in_a_bucket_are_collected_there(bucket):

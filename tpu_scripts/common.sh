@@ -1,29 +1,40 @@
 # shellcheck shell=bash
-# What the scripts share: arguments, the sizes that follow from the topology, and how commands are run or printed.
+# What the scripts share: arguments, the slices of the run, and how commands are run or printed.
+#
+# A script sets TAKES to what may follow its options: "" (nothing), "worker" (a number), "train" (arguments of
+# `metacanvas train`), and sources this file.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 export HERE ROOT="$HERE/.."
 # shellcheck source=env.sh
 source "$HERE/env.sh"
 
-DRY_RUN="${DRY_RUN:-0}"
-ARGUMENTS=()
-for argument in "$@"; do
-  case "$argument" in
-    --dry-run) DRY_RUN=1 ;;
-    -h | --help)
-      sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"
-      exit 0
-      ;;
-    *) ARGUMENTS+=("$argument") ;;
-  esac
-done
-export DRY_RUN
-
 fail() {
   echo "error: $*" >&2
   exit 2
 }
+
+DRY_RUN="${DRY_RUN:-0}" YES="${YES:-0}"
+ARGUMENTS=()
+for argument in "$@"; do
+  case "$argument" in
+    --dry-run) DRY_RUN=1 ;;
+    --yes) YES=1 ;;
+    -h | --help)
+      sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"
+      exit 0
+      ;;
+    *)
+      case "${TAKES:-}" in
+        train) ;;
+        worker) [[ "$argument" =~ ^[0-9]+$ && ${#ARGUMENTS[@]} = 0 ]] || fail "unknown argument '$argument'" ;;
+        *) fail "unknown argument '$argument'; $(basename "$0") --help lists what there is" ;;
+      esac
+      ARGUMENTS+=("$argument")
+      ;;
+  esac
+done
+export DRY_RUN YES
 
 # Runs a command, or prints it as it could be pasted into a shell.
 run() {
@@ -35,18 +46,27 @@ run() {
   fi
 }
 
-# Chips of a slice, and the names under which the generation is sold and selected.
-CHIPS=$((${TOPOLOGY//x/ * }))
-case "$TPU" in
-  v4) TYPE="v4-$((2 * CHIPS))" RUNTIME="tpu-ubuntu2204-base" NODE="tpu-v4-podslice" ;;
-  v5e) TYPE="v5litepod-$CHIPS" RUNTIME="v2-alpha-tpuv5-lite" NODE="tpu-v5-lite-podslice" ;;
-  v5p) TYPE="v5p-$((2 * CHIPS))" RUNTIME="v2-alpha-tpuv5" NODE="tpu-v5p-slice" ;;
-  v6e) TYPE="v6e-$CHIPS" RUNTIME="v2-alpha-tpuv6e" NODE="tpu-v6e-slice" ;;
-  tpu7x) TYPE="tpu7x-$((2 * CHIPS))" RUNTIME="" NODE="tpu7x" ;; # offered through GKE: use jobset.sh
-  *) fail "TPU is '$TPU', expected v4, v5e, v5p, v6e or tpu7x" ;;
-esac
-HOSTS=$(((CHIPS + 3) / 4)) # of one slice; a host has four chips (on v5e and v6e: machine types that end in -4t)
-export CHIPS TYPE RUNTIME NODE HOSTS
+# Says what is about to happen to machines, and goes on when the user agrees (or said --yes).
+confirm() {
+  echo "$1" >&2
+  if [ "$DRY_RUN" = 1 ] || [ "$YES" = 1 ]; then return; fi
+  [ -t 0 ] || fail "not done: nobody can be asked here; --yes agrees"
+  local answer
+  read -r -p "Go on? [y/N] " answer
+  [[ "$answer" == [yY]* ]] || fail "not done"
+}
+
+# The slices (TPU TOPOLOGY SLICES HOSTS HOST_CHIPS MACHINE TYPE RUNTIME NODE ZONES MACHINES), and the command TRAIN.
+if [ -z "$PYTHON" ]; then
+  PYTHON=python3
+  if [ -x "$ROOT/.venv/bin/python" ]; then PYTHON="$ROOT/.venv/bin/python"; fi
+fi
+wanted=(machines)
+if [ "${TAKES:-}" = train ]; then wanted=(train ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}); fi
+found="$(PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" "$HERE/job.py" "${wanted[@]}")" ||
+  fail "no machine was touched (PYTHON=$PYTHON reads the run: it needs this project, pip install -e .)"
+eval "$found"
+export TPU TOPOLOGY SLICES HOSTS HOST_CHIPS MACHINE TYPE RUNTIME NODE ZONES MACHINES
 
 # The TPU VMs of the request: one per slice.
 NODES=("$NAME")
@@ -62,6 +82,7 @@ if [ "$OBJECT" = "$NAME-$NAME" ]; then OBJECT="$NAME"; fi
 export LOG OBJECT
 
 QUEUE=(gcloud compute tpus queued-resources)
+# shellcheck disable=SC2153  # ZONES are those that offer the generation
 PLACE=(--project="$PROJECT" --zone="$ZONE")
 
 # on_workers COMMAND [WORKER]: a shell command on all hosts of all slices, or on one worker of the first.
@@ -73,6 +94,7 @@ on_workers() {
   done
 }
 
+# The state of the request; a dry run takes it from STATE.
 state() {
   if [ "$DRY_RUN" = 1 ]; then
     echo "${STATE:-ACTIVE}"
@@ -81,7 +103,17 @@ state() {
   "${QUEUE[@]}" describe "$NAME" "${PLACE[@]}" --format='value(state.state)' 2>/dev/null || echo ABSENT
 }
 
-# What a worker runs, and what prints the compiler flags of the generation.
-TRAIN="metacanvas train --config $CONFIG --workdir $WORKDIR${OVERRIDES:+ $OVERRIDES}"
-FLAGS="python tpu_scripts/flags.py $TPU"
-export TRAIN FLAGS
+# What every host says of the run: "HOST running", "HOST ended CODE", "HOST lost" (its machine was started again, or the
+# process is gone) or "HOST no run". A dry run takes it from HOSTS_SAY.
+hosts_say() {
+  if [ "$DRY_RUN" = 1 ]; then
+    echo "${HOSTS_SAY:-worker-0 running}"
+    return
+  fi
+  on_workers "h=\$(hostname)
+if [ -f $LOG.code ]; then echo \"\$h ended \$(cat $LOG.code)\"
+elif [ ! -f $LOG.pid ]; then echo \"\$h no run\"
+elif grep -q run_on_worker /proc/\$(cat $LOG.pid)/cmdline 2>/dev/null; then echo \"\$h running\"
+else echo \"\$h lost\"
+fi"
+}

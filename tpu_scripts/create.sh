@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Asks for the slices of env.sh as one queued resource and waits until they are there.
+# Asks for the slices of the run (env.sh) as one queued resource and waits until they are there. It says first which
+# machines these are, and asks; --yes agrees.
 #
-#   ./create.sh [--dry-run]
+#   ./create.sh [--dry-run] [--yes]
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 [ -n "$RUNTIME" ] || fail "$TPU is not offered as TPU VMs; use jobset.sh on GKE"
+[[ " $ZONES " == *" $ZONE "* ]] || echo "note: zones that offered $TPU when this was written: $ZONES" >&2
+confirm "create $NAME: $MACHINES in $ZONE ($PROJECT)$([ "$SPOT" = 1 ] && echo ', spot')"
 
 request=("${QUEUE[@]}" create "$NAME" "${PLACE[@]}" --accelerator-type="$TYPE" --runtime-version="$RUNTIME"
   --valid-until-duration="$VALID_UNTIL")
@@ -12,8 +15,8 @@ if [ "$SLICES" -gt 1 ]; then
 else
   request+=(--node-id="$NAME")
 fi
-[ "$SPOT" = 1 ] && request+=(--spot)
-[ -n "$SERVICE_ACCOUNT" ] && request+=(--service-account="$SERVICE_ACCOUNT")
+if [ "$SPOT" = 1 ]; then request+=(--spot); fi
+if [ -n "$SERVICE_ACCOUNT" ]; then request+=(--service-account="$SERVICE_ACCOUNT"); fi
 run "${request[@]}"
 
 run "${QUEUE[@]}" describe "$NAME" "${PLACE[@]}" --format='value(state.state)'

@@ -4,6 +4,9 @@
 #   ./setup.sh [--dry-run]
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+if [ -n "$(git -C "$ROOT" status --porcelain 2>/dev/null || true)" ]; then
+  echo "note: changes that are not committed are not copied" >&2
+fi
 archive="${TMPDIR:-/tmp}/metacanvas_jax-$NAME.tar.gz" # of its own: slices are set up side by side
 run git -C "$ROOT" archive --format=tar.gz --prefix=metacanvas_jax/ --output="$archive" HEAD
 for node in "${NODES[@]}"; do

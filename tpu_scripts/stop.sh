@@ -4,4 +4,4 @@
 #   ./stop.sh [--dry-run]
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # First the loop that would start it again (it waits for its child), then the training itself.
-on_workers "pid=\$(cat $LOG.pid) && child=\$(pgrep -P \$pid) && kill \$pid && kill -TERM \$child"
+on_workers "pid=\$(cat $LOG.pid) && child=\$(pgrep -P \$pid) && kill \$pid && kill -TERM \$child && echo stopped >$LOG.code"

@@ -75,6 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="metacanvas",
+        allow_abbrev=False,
         description="MetaCanvas: a frozen MLLM plans on canvas tokens, a diffusion transformer paints the plan.",
         epilog="example: metacanvas demo",
     )
@@ -85,6 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
         module = _module(name)
         command = commands.add_parser(
             name,
+            allow_abbrev=False,  # part of a word is a typo
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}.",
             epilog=f"example: {module.EXAMPLE}",

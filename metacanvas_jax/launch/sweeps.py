@@ -8,13 +8,10 @@ import contextlib
 import csv
 import importlib.util
 import io
-import os
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +26,8 @@ from metacanvas_jax.report import charts
 from metacanvas_jax.report.document import document, table
 from metacanvas_jax.train.metrics import is_number, read_metrics, read_scores
 
-TPU_SCRIPTS = ("create.sh", "setup.sh", "launch.sh")  # of tpu_scripts/, in this order, for every point
-GKE_SCRIPTS = ("jobset.sh",)
+ERROR = "error.txt"
+"""File of a run with the error that it ended with, in one line. It is removed when the run goes on."""
 LAST = 0.1  # share of a run at its end over which its losses are averaged
 
 
@@ -101,66 +98,28 @@ def train_command(point: Point, workdir: Path, extra: Sequence[str] = ()) -> lis
 def run(points: Sequence[Point], workdir: Path, extra: Sequence[str] = ()) -> None:
     """Trains the points one after another, each in a process of its own; runs that were begun go on.
 
-    A point that fails does not stop the others. Raises UserError with the names of all that failed, or when another
-    process runs a sweep in the folder.
+    A point that fails does not stop the others. Raises UserError that names all that failed, with their own errors, or
+    when another process runs a sweep in the folder.
     """
     failed = []
     with locked(workdir):
         for number, point in enumerate(points, 1):
             print(f"[{number}/{len(points)}] {point.name}", flush=True)
             arguments = train_command(point, workdir, extra)[1:]
+            with files.writing(workdir):
+                (workdir / point.name).mkdir(parents=True, exist_ok=True)  # where the run leaves its error
             if subprocess.run([sys.executable, "-m", "metacanvas_jax.cli.main", *arguments], check=False).returncode:
-                failed.append(point.name)
+                error = read_error(workdir / point.name)
+                failed.append(f"{point.name} ({error})" if error else point.name)
     if failed:
         raise UserError(f"{len(failed)} of {len(points)} points failed: {', '.join(failed)}")
-
-
-Job = tuple[Mapping[str, str], Sequence[str]]
-"""The variables of ``tpu_scripts/env.sh`` and the scripts to run with them, one after the other."""
-
-
-def tpu_jobs(points: Sequence[Point], sweep: str, extra: Sequence[str] = (), *, gke: bool = False) -> list[Job]:
-    """A slice of its own for every point: a queued resource, or a JobSet on GKE."""
-    name = Path(sweep).stem
-    jobs: list[Job] = []
-    for point in points:
-        label = re.sub("[^a-z0-9-]", "-", f"{name}-{point.name}".lower())
-        overrides = shlex.join([*point.overrides, *extra])
-        variables = {"NAME": label, "RUN": f"{name}/{point.name}", "CONFIG": point.config, "OVERRIDES": overrides}
-        jobs.append((variables, [f"tpu_scripts/{script}" for script in (GKE_SCRIPTS if gke else TPU_SCRIPTS)]))
-    return jobs
-
-
-def shell(variables: Mapping[str, str], scripts: Sequence[str]) -> str:
-    """A job as one line of shell."""
-    settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
-    return f"(export {settings}; {' && '.join(scripts)})"
-
-
-def launch(jobs: Sequence[Job], root: Path, *, dry_run: bool = False) -> None:
-    """Runs the scripts of all jobs side by side, as requests wait for machines; with ``dry_run`` they print commands.
-
-    A job that fails does not stop the others; raises UserError naming each one with the script that failed.
-    """
-    options = ["--dry-run"] if dry_run else []
-
-    def run_scripts(job: Job) -> str:
-        variables, scripts = job
-        for script in scripts:
-            if subprocess.run([str(root / script), *options], env={**os.environ, **variables}, check=False).returncode:
-                return f"{variables['NAME']} ({script})"
-        return ""
-
-    with ThreadPoolExecutor(1 if dry_run else len(jobs)) as pool:
-        failed = list(filter(None, pool.map(run_scripts, jobs)))
-    if failed:
-        raise UserError(f"{len(failed)} of {len(jobs)} jobs failed to start: {', '.join(failed)}")
 
 
 def collect(points: Sequence[Point], workdir: Path) -> list[dict[str, Any]]:
     """One row per point: what was changed, how far it came, its last losses, its best and last score, its speed.
 
-    Points without a run are rows without numbers. Raises UserError when no point has any.
+    Of a run that ended with an error the row has that error. Points without a run are rows without numbers. Raises
+    UserError when no point has any.
     """
     rows = []
     for point in points:
@@ -176,10 +135,18 @@ def collect(points: Sequence[Point], workdir: Path) -> list[dict[str, Any]]:
                 row[key] = values[-1] if key == "score" else float(np.median(values))
         scores = read_scores(workdir / point.name) or {}
         row |= {f"overall_{split}": found["overall"] for split, found in scores.items()}
+        if error := read_error(workdir / point.name):
+            row["error"] = error
         rows.append(row)
-    if not any(row["steps"] for row in rows):
+    if not any(row["steps"] or "error" in row for row in rows):
         raise UserError(f"{workdir} holds no run of this sweep; its points are {', '.join(p.name for p in points)}")
     return rows
+
+
+def read_error(folder: Path) -> str:
+    """The error that a run ended with, in one line; empty for one that runs, is done, or was not begun."""
+    path = folder / ERROR
+    return files.read_text(path).strip() if path.exists() else ""
 
 
 def history(folder: Path) -> list[dict[str, Any]]:

@@ -8,12 +8,15 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from metacanvas_jax import files
 from metacanvas_jax.config.load import write_config
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.sources import EMOJI
+from metacanvas_jax.errors import Preempted, UserError, first_line
 from metacanvas_jax.evaluate import evaluators
 from metacanvas_jax.evaluate.contract import Asked
+from metacanvas_jax.launch import sweeps
 from metacanvas_jax.launch.prepare import prepare
 from metacanvas_jax.locks import locked
 from metacanvas_jax.paint import previews
@@ -37,16 +40,17 @@ def train(
     """Trains a config in a folder and continues what is there. A taught MLLM is then saved in ``workdir/weights``.
 
     The resolved config lies in ``workdir/config.json``, previews in ``workdir/previews``, a trace of the steps
-    ``profile`` in ``workdir/profile``. With ``verify``, all bytes of the frozen weights are compared. Raises UserError
-    when another process trains in the folder.
+    ``profile`` in ``workdir/profile``, and the error that the run ended with in ``workdir/error.txt``. With ``verify``,
+    all bytes of the frozen weights are compared. Raises UserError when another process trains in the folder.
     """
-    setup = experiment(config)
-    if setup.sources and all(source.kind in EMOJI or not source.path for source in setup.sources):
-        prepare(setup)  # a miniature: tokenizer and autoencoder are all that is missing, and made in seconds
-    job = make_job(setup, verify=verify)
+    with kept_error(workdir, mine=False):
+        setup = experiment(config)
+        if setup.sources and all(source.kind in EMOJI or not source.path for source in setup.sources):
+            prepare(setup)  # a miniature: tokenizer and autoencoder are all that is missing, and made in seconds
+        job = make_job(setup, verify=verify)
     check_workdir(job, fit_config(setup), workdir)
     chief = jax.process_index() == 0
-    with locked(workdir) if chief else contextlib.nullcontext():
+    with locked(workdir) if chief else contextlib.nullcontext(), kept_error(workdir, mine=True):
         if chief:
             write_config(config, workdir)
         hooks = hooks_of(setup, workdir) if setup.objective == "paint" else {}
@@ -56,6 +60,27 @@ def train(
             if chief:
                 saved.save(workdir / "weights", params, {"name": setup.name, "step": int(state.step)})
     return setup
+
+
+@contextlib.contextmanager
+def kept_error(workdir: Path, *, mine: bool) -> Iterator[None]:
+    """Writes the error of a run into its folder, for those who do not see its output; an earlier one is removed.
+
+    The first process writes. With ``mine`` False the folder may be that of another run, whose lock is then respected,
+    and no folder is made on this machine.
+    """
+    path = workdir / sweeps.ERROR
+    if mine and jax.process_index() == 0 and path.exists():
+        path.unlink()
+    try:
+        yield
+    except Exception as error:
+        there = mine or not files.is_local(workdir) or workdir.exists()
+        if not isinstance(error, Preempted) and there and jax.process_index() == 0:
+            with contextlib.suppress(UserError, OSError), contextlib.nullcontext() if mine else locked(workdir):
+                text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+                files.write(path, f"{text}\n")
+        raise
 
 
 def hooks_of(setup: Experiment, workdir: Path) -> dict:

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Prints the state of the request, then of the run on every host: running, ended with an exit code, lost, or none.
+#
+#   ./status.sh [--dry-run]
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+now="$(state)"
+echo "$NAME $now"
+if [ "$now" = ACTIVE ]; then hosts_say; fi
