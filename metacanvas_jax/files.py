@@ -11,13 +11,12 @@ was away) are tried again with back-off; what still fails then is ``Unreachable`
 import contextlib
 import functools
 import glob
-import hashlib
 import json
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -229,6 +228,28 @@ def download(path: str | os.PathLike, near: Path) -> None:
         shutil.copyfileobj(source, target, 1 << 24)
 
 
+@contextlib.contextmanager
+def draft(path: str | os.PathLike) -> Iterator[Path]:
+    """A file of this machine to write, which takes its place when the block ends well, and is removed when not.
+
+    For libraries that write local files only. Raises UserError when the file cannot be written.
+    """
+    if _store(path) is not None:
+        with tempfile.TemporaryDirectory(prefix="metacanvas-") as near:
+            yield Path(near) / "draft"
+            upload(Path(near) / "draft", path)
+        return
+    target = folder(path)
+    with writing(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        try:
+            yield beside
+            os.replace(beside, target)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
 def upload(near: Path, path: str | os.PathLike) -> None:
     """Copies a file of this machine to its place, whole or not at all.
 
@@ -236,18 +257,12 @@ def upload(near: Path, path: str | os.PathLike) -> None:
         UserError: it cannot be written.
     """
     store = _store(path)
+    if store is None:
+        with draft(path) as beside:
+            shutil.copyfile(near, beside)
+        return
     with writing(path):
-        if store is not None:
-            retried(lambda: store.put_file(str(near), os.fspath(path)), path)
-            return
-        target = folder(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(target.name + ".tmp")
-        try:
-            shutil.copyfile(near, draft)
-            os.replace(draft, target)
-        finally:
-            draft.unlink(missing_ok=True)
+        retried(lambda: store.put_file(str(near), os.fspath(path)), path)
 
 
 def remove(path: str | os.PathLike) -> None:
@@ -353,43 +368,13 @@ def write(path: Path, data: str | bytes) -> None:
         if not is_local(path):
             retried(lambda: path.write_bytes(data), path)
             return
-        draft = path.with_name(path.name + ".tmp")
+        beside = path.with_name(path.name + ".tmp")
         try:
-            with draft.open("wb") as file:
+            with beside.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(draft, path)
+            os.replace(beside, path)
         except OSError:  # a full disk: nothing half-written remains
-            draft.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
             raise
-
-
-SEAL = frozenset({"sealed", "checksum"})
-"""The keys of a JSON object that `sealed` adds: two, so that no damage to one of them hides the other."""
-
-
-def json_hash(values: Any) -> str:
-    """SHA-256 of values that are, or become, JSON; the same whatever the order of their keys."""
-    plain = json.loads(json.dumps(values))
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def sealed(values: Mapping[str, Any], decides: Callable[[Any], Any] = dict) -> dict[str, Any]:
-    """A JSON object with a checksum of itself, or of what ``decides`` returns of it, in place of an earlier one."""
-    plain = {key: value for key, value in values.items() if key not in SEAL}
-    return {**plain, "sealed": True, "checksum": json_hash(decides(plain))}
-
-
-def opened(values: Any, where: str | os.PathLike, decides: Callable[[Any], Any] = dict) -> dict[str, Any]:
-    """What was sealed, after comparing its checksum. Objects from before there were checksums are taken as they are.
-
-    Raises UserError, naming ``where`` it lies, when it is no JSON object or not what was sealed.
-    """
-    if not isinstance(values, Mapping):
-        raise UserError(f"{os.fspath(where)}: expected a JSON object")
-    rest = {key: value for key, value in values.items() if key not in SEAL}
-    old = len(rest) == len(values)
-    if not old and (values.get("sealed") is not True or values.get("checksum") != json_hash(decides(rest))):
-        raise UserError(f"{os.fspath(where)} is damaged: it is not what was written, as its checksum differs")
-    return rest

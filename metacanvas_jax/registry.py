@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from metacanvas_jax import files
 from metacanvas_jax.diffusion import schedules
 from metacanvas_jax.dit.flux.record import RECORD as FLUX
 from metacanvas_jax.dit.sana.record import RECORD as SANA
@@ -55,7 +56,7 @@ def published_config(folder: str | Path, *families: Family) -> Any:
 
     Raises UserError for a folder of another model, or of a variant that is not built here.
     """
-    file = Path(folder) / "config.json"
+    file = files.folder(folder) / "config.json"
     name = model_name(read_json(file))
     known = {
         network.published: network

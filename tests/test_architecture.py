@@ -11,7 +11,7 @@ PACKAGE = ROOT / "metacanvas_jax"
 # From the bottom to the top; a line's packages may import each other, and everything above them in this list.
 ORDER = (
     ("errors", "hardware", "images", "limits"),
-    ("types", "retries", "files", "locks", "trees"),
+    ("types", "retries", "files", "seals", "locks", "trees"),
     ("tasks",),
     ("worlds",),
     ("report",),

@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from metacanvas_jax import files
+from metacanvas_jax import files, seals
 from metacanvas_jax.errors import UserError, first_line
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -59,7 +59,7 @@ def load_config(spec: str, overrides: list[str]) -> ConfigDict:
 
 def write_config(config: ConfigDict, folder: Path) -> None:
     """The resolved config, as JSON with a checksum, into a run's folder."""
-    values = files.sealed(json.loads(config.to_json_best_effort()), _decides)
+    values = seals.sealed(json.loads(config.to_json_best_effort()), _decides)
     files.write(folder / "config.json", json.dumps(values, indent=2) + "\n")
 
 
@@ -79,7 +79,7 @@ def config_of(path: Path) -> ConfigDict:
     """A resolved config from its JSON file. Raises UserError for a file that is none."""
     values = files.read_json(path)
     try:
-        return ConfigDict(files.opened(values, path, _decides))
+        return ConfigDict(seals.opened(values, path, _decides))
     except UserError:
         raise
     except (TypeError, ValueError, AttributeError, RecursionError) as error:

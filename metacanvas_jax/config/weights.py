@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from metacanvas_jax import registry
+from metacanvas_jax import files, registry
 from metacanvas_jax.config.networks import mllm_config
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.weights import identity
@@ -28,7 +28,7 @@ def weight_folders(experiment: Experiment) -> dict[str, Source]:
     if experiment.text is not None:
         named["text"] = ("text.weights", experiment.text.weights, experiment.text.encoder)
     return {
-        part: Source(key, Path(folder), registry.of(config), config)
+        part: Source(key, files.folder(folder), registry.of(config), config)
         for part, (key, folder, config) in named.items()
         if folder
     }
@@ -59,4 +59,4 @@ def _tokenizers(experiment: Experiment) -> dict[str, Path]:
     named = {"mllm.tokenizer": experiment.mllm.tokenizer}
     if experiment.text is not None:
         named["text.tokenizer"] = experiment.text.tokenizer
-    return {part: Path(folder) for part, folder in named.items() if folder}
+    return {part: files.folder(folder) for part, folder in named.items() if folder}

@@ -20,7 +20,7 @@ from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.data.shapes import latent_grid, smallest_inputs
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.files import json_hash
+from metacanvas_jax.seals import json_hash
 from metacanvas_jax.tasks import GivenLatents
 from metacanvas_jax.train.store import Store
 from metacanvas_jax.trees import flat, nested, partition, trains

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
-from metacanvas_jax import files
+from metacanvas_jax import seals
 from metacanvas_jax.config.identity import deciding
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.distributed import gather
@@ -142,8 +142,8 @@ class Store:
         if batches is not None:
             data = {"positions": _positions(batches)}
             items["data"] = ocp.args.JsonSave(data)
-            meta["data"] = files.json_hash(data)
-        items["meta"] = ocp.args.JsonSave(files.sealed(meta))
+            meta["data"] = seals.json_hash(data)
+        items["meta"] = ocp.args.JsonSave(seals.sealed(meta))
         metrics = None if score is None or not math.isfinite(score) else {"score": float(score)}
         with self._writing():
             # Force, because Orbax skips a step that is not newer than the last one.
@@ -154,7 +154,7 @@ class Store:
         step = self._step(step)
         with self._reading(step):
             values = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        meta, where = files.opened(values, self.folder / str(step) / "meta"), self.folder / str(step)
+        meta, where = seals.opened(values, self.folder / str(step) / "meta"), self.folder / str(step)
         if missing := {"config", "frozen", "checksums"} - meta.keys():
             raise UserError(f"checkpoint {where} is damaged: there is no {min(missing)!r} in {where / 'meta'}")
         return meta
@@ -194,7 +194,7 @@ class Store:
         _check_sums(saved["checksums"], checksums(state), str(where))
         if positioned:
             data = restored["data"]
-            if "data" in saved and files.json_hash(data) != saved["data"]:
+            if "data" in saved and seals.json_hash(data) != saved["data"]:
                 raise UserError(
                     f"checkpoint {where} is damaged: the position in the data, in {where / 'data'}, is not the one "
                     "that was saved"

@@ -1,8 +1,12 @@
 """Numbers that tell arrays and files apart from damaged or other ones."""
 
+import collections
+import dataclasses
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metacanvas_jax import files
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.trees import flat
 from metacanvas_jax.types import Params
 
 PLACES, PLACE_BYTES = 4, 4096  # of an array that are sampled; a smaller array is read whole
+_PIECE = 1 << 22  # bytes that are read and hashed at a time
+_AHEAD = 16  # parts of distant arrays that are fetched at the same time
 
 
 def checksums(tree: Any) -> dict[str, int]:
@@ -37,14 +44,26 @@ def arrays(params: Params) -> Iterator[tuple[str, np.ndarray]]:
         yield path, np.asarray(jax.device_get(leaf), order="C")
 
 
-def sampled_hash(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
+@dataclasses.dataclass(frozen=True)
+class Distant:
+    """An array that lies elsewhere: ``part(start, count)`` fetches some of its bytes."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    part: Callable[[int, int], bytes]
+
+
+Arrays = Iterable[tuple[str, "np.ndarray | Distant"]]
+
+
+def sampled_hash(arrays: Arrays) -> str:
     """SHA-256 over names, dtypes, shapes and some bytes of every array: its beginning, its end, and places between."""
-    return _hash(arrays, _sample)
+    return _hash(arrays, _places)
 
 
-def whole_hash(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
+def whole_hash(arrays: Arrays) -> str:
     """SHA-256 over names, dtypes, shapes and all bytes."""
-    return _hash(arrays, lambda data: [data])
+    return _hash(arrays, lambda size: [(start, min(_PIECE, size - start)) for start in range(0, size, _PIECE)])
 
 
 def files_hash(folder: str | os.PathLike) -> str:
@@ -53,19 +72,27 @@ def files_hash(folder: str | os.PathLike) -> str:
     Raises:
         UserError: the folder holds none.
     """
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
+    found = [files.folder(folder) / name for name in files.listing(folder) if name.endswith(".safetensors")]
+    if not found:
         raise UserError(f"no safetensors file in {folder}")
-    return contents_hash(files)
+    return contents_hash(found)
 
 
-def contents_hash(files: Iterable[Path]) -> str:
+def contents_hash(paths: Iterable[Path]) -> str:
     """SHA-256 over the names and contents of files."""
     digest = hashlib.sha256()
-    for path in files:
+    for path in paths:
         digest.update(f"{path.name}\n".encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(file_hash(path)))
+    return digest.hexdigest()
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """SHA-256 of a file. Raises OSError where there is none."""
+    digest = hashlib.sha256()
+    with files.stream(path, block=_PIECE) as file:
+        while part := file.read(_PIECE):
+            digest.update(part)
     return digest.hexdigest()
 
 
@@ -91,20 +118,36 @@ def _checksum(x: jax.Array) -> jax.Array:
     return jnp.sum(x.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
 
 
-def _hash(arrays: Iterable[tuple[str, np.ndarray]], pick: Callable[[np.ndarray], Iterable[Any]]) -> str:
+def _hash(arrays: Arrays, pick: Callable[[int], list[tuple[int, int]]]) -> str:
     digest = hashlib.sha256()
-    for name, array in arrays:
-        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        for part in pick(array.reshape(-1).view(np.uint8)):
-            digest.update(part)
+    waiting: collections.deque[Any] = collections.deque()
+
+    def take(most: int) -> None:
+        while len(waiting) > most or (waiting and not isinstance(waiting[0], Future)):
+            part = waiting.popleft()
+            digest.update(part.result() if isinstance(part, Future) else part)
+
+    with ThreadPoolExecutor(_AHEAD) as pool:  # parts of distant arrays are fetched while others are hashed
+        for name, array in arrays:
+            waiting.append(f"{name} {array.dtype.name} {array.shape}\n".encode())
+            spans = pick(math.prod(array.shape) * array.dtype.itemsize)
+            if isinstance(array, Distant):
+                waiting.extend(pool.submit(array.part, *span) for span in spans[:_AHEAD])
+                for span in spans[_AHEAD:]:
+                    take(_AHEAD)
+                    waiting.append(pool.submit(array.part, *span))
+            else:
+                data = array.reshape(-1).view(np.uint8)
+                waiting.extend(data[start : start + count] for start, count in spans)
+            take(4 * _AHEAD)
+        take(0)
     return digest.hexdigest()
 
 
-def _sample(data: np.ndarray) -> list[np.ndarray]:
-    if data.size <= PLACES * PLACE_BYTES:
-        return [data]
-    starts = [i * (data.size - PLACE_BYTES) // (PLACES - 1) for i in range(PLACES)]
-    return [data[start : start + PLACE_BYTES] for start in starts]
+def _places(size: int) -> list[tuple[int, int]]:
+    if size <= PLACES * PLACE_BYTES:
+        return [(0, size)]
+    return [(i * (size - PLACE_BYTES) // (PLACES - 1), PLACE_BYTES) for i in range(PLACES)]
 
 
 def _key(part: Any) -> str:

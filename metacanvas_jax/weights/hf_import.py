@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 SINGLE_FILE = ("model.diffusion_model.", "diffusion_model.")
 
 BLOCK_BYTES = 2 << 20  # mapped at a time: small enough for a transpose to stay in cache
+FETCHED_BYTES = 16 << 20  # fetched at a time from a bucket, which takes a while to answer each request
 THREADS = 8  # that read, cast and rearrange blocks of one tensor
 
 
@@ -154,10 +155,12 @@ def _size(box: Box) -> int:
     return math.prod(stop - start for start, stop in box)
 
 
-def _pieces(transform: Transform, box: Box, itemsize: int) -> list[tuple[Box, tuple[Box, Box] | None]]:
-    """Halves a block of a parameter until each part reads at most ``BLOCK_BYTES`` of consecutive rows of the file."""
+def _pieces(
+    transform: Transform, box: Box, itemsize: int, most: int = BLOCK_BYTES
+) -> list[tuple[Box, tuple[Box, Box] | None]]:
+    """Halves a block of a parameter until each part reads at most ``most`` bytes of consecutive rows of the file."""
     window = transform.window(box)
-    if window is None or _size(window[0]) * itemsize <= BLOCK_BYTES:
+    if window is None or _size(window[0]) * itemsize <= most:
         return [(box, window)]
     for axis, (start, stop) in enumerate(box):
         if stop - start < 2:
@@ -169,7 +172,7 @@ def _pieces(transform: Transform, box: Box, itemsize: int) -> list[tuple[Box, tu
         return [
             piece
             for part in ((start, middle), (middle, stop))
-            for piece in _pieces(transform, (*box[:axis], part, *box[axis + 1 :]), itemsize)
+            for piece in _pieces(transform, (*box[:axis], part, *box[axis + 1 :]), itemsize, most)
         ]
     return [(box, window)]
 
@@ -195,13 +198,15 @@ def _fill(
         block[_index(piece, box)] = values(wanted, block.dtype)[_index(piece, covered)]
 
     jobs, whole = [], None
+    most = BLOCK_BYTES if checkpoint.local else FETCHED_BYTES
     for box, block in blocks:
-        for piece, window in _pieces(transform, box, DTYPES[source.info.dtype].itemsize):
+        for piece, window in _pieces(transform, box, DTYPES[source.info.dtype].itemsize, most):
             if window is not None:
                 jobs.append((box, block, piece, window))
                 continue
             whole = values(None, block.dtype) if whole is None else whole
             block[_index(piece, box)] = whole[_index(piece, ((0, 0),) * len(piece))]
+    jobs.sort(key=lambda job: job[3][0][:1])  # by rows, which devices that hold other columns then share
     for _ in pool.map(copy, jobs):
         pass
 

@@ -9,10 +9,14 @@ folders and files.
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
-from metacanvas_jax.weights.safetensors_io import Checkpoint
+from metacanvas_jax import files
+from metacanvas_jax.weights.hashes import Distant
+from metacanvas_jax.weights.safetensors_io import DTYPES, Checkpoint
 
 FORM = "2:"
 _HASH = re.compile("[0-9a-f]{64}")
@@ -69,10 +73,14 @@ def kept(recorded: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def stored(weights: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors on disk in the order in which they are hashed; of each, only what is looked at is read."""
+def stored(weights: Checkpoint) -> Iterator[tuple[str, np.ndarray | Distant]]:
+    """The tensors in the order in which they are hashed; of each, only what is looked at is read."""
     for name in sorted(weights.tensors):
-        yield name, weights.read(name)
+        tensor = weights.tensors[name]
+        if weights.local:
+            yield name, weights.read(name)
+        else:
+            yield name, Distant(DTYPES[tensor.dtype], tensor.shape, partial(weights.part, name))
 
 
 def before(weights: Checkpoint) -> str:
@@ -82,11 +90,17 @@ def before(weights: Checkpoint) -> str:
     for name in names:
         tensor = weights.tensors[name]
         digest.update(f"{name} {tensor.file.name} {tensor.dtype} {tensor.shape} {tensor.offset}\n".encode())
-    for i in np.unique(np.linspace(0, len(names) - 1, min(BEFORE_TENSORS, len(names))).astype(int)):
+
+    def some(i: int) -> bytes:
         tensor = weights.tensors[names[i]]
-        with open(tensor.file, "rb") as file:
-            file.seek(tensor.offset + tensor.nbytes // 2 // BEFORE_BYTES * BEFORE_BYTES)
-            digest.update(file.read(min(BEFORE_BYTES, tensor.nbytes)))
+        start = tensor.nbytes // 2 // BEFORE_BYTES * BEFORE_BYTES
+        # Of a small tensor at the end of a file, bytes behind it were taken as well, and fewer at the very end.
+        return files.read_range(tensor.file, tensor.offset + start, min(BEFORE_BYTES, tensor.nbytes))
+
+    places = np.unique(np.linspace(0, len(names) - 1, min(BEFORE_TENSORS, len(names))).astype(int))
+    with ThreadPoolExecutor(16) as pool:
+        for part in pool.map(some, places):
+            digest.update(part)
     return digest.hexdigest()
 
 

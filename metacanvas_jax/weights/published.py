@@ -146,7 +146,7 @@ def _short(value: Any) -> str:
 
 def subfolder(folder: str | Path, name: str) -> Path:
     """``folder/name`` for a pipeline folder of diffusers, else the folder itself. Raises UserError if it is missing."""
-    folder = Path(folder)
+    folder = files.folder(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     if not (folder / "model_index.json").is_file():

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 
+from metacanvas_jax import files
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.limits import out_of_range
 from metacanvas_jax.tasks import Bucket
@@ -95,7 +96,7 @@ class Network:
         Raises UserError for a folder of another model, of a variant that is not built here, or with a key in its
         ``config.json`` that nothing reads.
         """
-        file = Path(folder) / "config.json"
+        file = files.folder(folder) / "config.json"
         values = published.read_json(file)
         name = published.model_name(values)
         if name != self.published:
@@ -114,7 +115,7 @@ class Network:
         found, sizes = (self.sizes(config, published.sizes_of(each, self.free)) for each in (theirs, config))
         for name in sizes:
             if found[name] != sizes[name]:
-                file = Path(folder) / "config.json"
+                file = files.folder(folder) / "config.json"
                 raise UserError(f"{file}: {name} is {found[name]}, the config's {key}.{name} is {sizes[name]}")
 
     def load(self, folder: str | Path, config: Any, abstract: Mapping[str, Any], key: str, **options: Any) -> Params:

@@ -1,15 +1,18 @@
-"""Safetensors on disk: checked headers, memory-mapped slices, and a writer that holds one tensor at a time.
+"""Safetensors: checked headers, slices of files and of buckets, and a writer that holds one tensor at a time.
 
 A file is 8 bytes (the header's length, little endian), a JSON header that gives every tensor's dtype, shape and byte
 range, and the bytes. Nothing here can run code from a file: pickles are refused by name and by content.
 """
 
+import collections
 import dataclasses
+import fnmatch
 import json
 import math
 import os
 import threading
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 STEMS = ("model", "diffusion_pytorch_model")  # what transformers and diffusers call the weights of a folder
+_HEADER = 1 << 16  # bytes of a file that are read first
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 CONVERT = "pickled weights can run code and are never read; convert them to safetensors"
 
@@ -60,20 +64,25 @@ class Tensor:
 class Checkpoint:
     """The tensors of a file or folder by name; ``bytes_read`` counts what was asked of them so far.
 
+    Files of this machine are mapped. Of a bucket the rows that are asked for are fetched, and no others.
+
     Raises UserError for whatever is wrong with the files themselves, before any weight is read.
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = files.folder(path)
+        self.local = files.is_local(path)
         self.bytes_read = 0
         self.tensors: dict[str, Tensor] = {}
         self._lock = threading.Lock()
+        self._rows = _Recent()
         found = find_weights(self.path)
-        if isinstance(found, Path):
+        if not isinstance(found, dict):
             self.tensors = read_header(found)
             return
+        there = files.listing(self.path)
         for file in sorted(set(found.values())):
-            if Path(file).name != file or not (self.path / file).is_file():
+            if file not in there:
                 raise UserError(f"{self.path}: the index names the shard {file}, which is not there")
             self.tensors |= read_header(self.path / file)
         for name, file in found.items():
@@ -81,7 +90,7 @@ class Checkpoint:
                 raise UserError(f"{self.path}: the index puts {name} into {file}, which does not hold it")
 
     def read(self, name: str, box: Box | None = None) -> np.ndarray:
-        """A block of a tensor as a view of the mapped file; its pages are given back when the view is dropped."""
+        """A block of a tensor: a view of the mapped file, whose pages are given back with it, or fetched rows."""
         tensor = self.tensors[name]
         dtype = DTYPES[tensor.dtype]
         box = tuple((0, size) for size in tensor.shape) if box is None else box
@@ -90,12 +99,56 @@ class Checkpoint:
             self.bytes_read += math.prod(shape) * dtype.itemsize
         if not math.prod(shape):
             return np.empty(shape, dtype)
+        if not self.local:
+            return self._fetched(tensor, dtype, box)
         if not shape:
             return np.memmap(tensor.file, dtype, mode="r", offset=tensor.offset, shape=())
         # Only the rows asked for are mapped, so that what counts as resident is bounded by the block.
         offset = tensor.offset + box[0][0] * math.prod(tensor.shape[1:]) * dtype.itemsize
         rows = np.memmap(tensor.file, dtype, mode="r", offset=offset, shape=(shape[0], *tensor.shape[1:]))
         return rows[(slice(None), *(slice(*span) for span in box[1:]))]
+
+    def part(self, name: str, start: int, count: int) -> bytes:
+        """Some of the bytes of a tensor."""
+        tensor = self.tensors[name]
+        with self._lock:
+            self.bytes_read += count
+        return files.read_range(tensor.file, tensor.offset + start, count)
+
+    def _fetched(self, tensor: Tensor, dtype: np.dtype, box: Box) -> np.ndarray:
+        """A block of a tensor in a bucket. Devices that hold other columns of the same rows share what is fetched."""
+        rows = (box or ((0, 1),))[0]
+        row = math.prod(tensor.shape[1:]) * dtype.itemsize
+        span = (tensor.offset + rows[0] * row, (rows[1] - rows[0]) * row)
+        data = self._rows.get((tensor.file, *span), lambda: files.read_range(tensor.file, *span))
+        if len(data) < span[1]:
+            raise UserError(f"{tensor.file}: truncated while it was read, at byte {span[0] + len(data)}")
+        values = np.frombuffer(data, dtype).reshape((rows[1] - rows[0], *tensor.shape[1:]) if box else ())
+        return values[(slice(None), *(slice(*span) for span in box[1:]))] if box else values
+
+
+class _Recent:
+    """The last few values of a function, each computed once, by whichever thread asks first."""
+
+    def __init__(self, size: int = 16) -> None:
+        self._size, self._lock = size, threading.Lock()
+        self._kept: collections.OrderedDict[Any, Future] = collections.OrderedDict()
+
+    def get(self, key: Any, make: Any) -> Any:
+        with self._lock:
+            mine = key not in self._kept
+            future = self._kept.setdefault(key, Future())
+            self._kept.move_to_end(key)
+            while len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        if mine:
+            try:
+                future.set_result(make())
+            except BaseException as error:
+                with self._lock:
+                    self._kept.pop(key, None)
+                future.set_exception(error)
+        return future.result()
 
 
 def find_weights(path: Path) -> Path | dict[str, str]:
@@ -104,22 +157,23 @@ def find_weights(path: Path) -> Path | dict[str, str]:
         raise UserError(f"{path}: no such file or folder")
     if not path.is_dir():
         return path
+    there = files.listing(path)
     for stem in STEMS:
-        if (path / f"{stem}.safetensors").is_file():
+        if f"{stem}.safetensors" in there:
             return path / f"{stem}.safetensors"
-        if (path / f"{stem}.safetensors.index.json").is_file():
+        if f"{stem}.safetensors.index.json" in there:
             return read_index(path / f"{stem}.safetensors.index.json")
     # A variant has its name in the middle: model.fp16.safetensors, model.safetensors.index.fp16.json and its shards.
-    indices = sorted(path.glob("*.safetensors.index*.json"))
-    files = sorted(path.glob("*.safetensors"))
+    indices = fnmatch.filter(there, "*.safetensors.index*.json")
+    shards = fnmatch.filter(there, "*.safetensors")
     if len(indices) == 1:
-        return read_index(indices[0])
-    if len(files) == 1 and not indices:
-        return files[0]
-    if files or indices:
-        names = ", ".join(file.name for file in indices or files)
+        return read_index(path / indices[0])
+    if len(shards) == 1 and not indices:
+        return path / shards[0]
+    if shards or indices:
+        names = ", ".join(indices or shards)
         raise UserError(f"{path}: cannot tell which weights to read among {names}; leave one set in the folder")
-    if any(file.suffix in PICKLES for file in path.iterdir()):
+    if any(name.endswith(PICKLES) for name in there):
         raise UserError(f"{path}: no safetensors here; {CONVERT}")
     raise UserError(f"{path}: no safetensors here; expected {STEMS[0]}.safetensors or an index beside its shards")
 
@@ -139,19 +193,21 @@ def read_header(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file}: {CONVERT}")
     if not file.is_file():  # opening a pipe would block
         raise UserError(f"{file}: no regular file, expected safetensors")
-    size = file.stat().st_size
-    with open(file, "rb") as stream:
-        first, brace = stream.read(8), stream.read(1)  # a header is JSON; its length may begin with a pickle's byte
-        if brace != b"{" and (first[:4] == b"PK\x03\x04" or first[:1] == b"\x80"):
-            raise UserError(f"{file}: {CONVERT}")
-        if first == b"version ":
-            raise UserError(f"{file}: a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
-        length = int.from_bytes(first, "little")
-        if len(first) < 8 or not 2 <= length <= 100_000_000:
-            raise UserError(f"{file}: not a safetensors file")
-        if 8 + length > size:
-            raise UserError(f"{file}: truncated, its header needs {8 + length} bytes and the file has {size}")
-        text = brace + stream.read(length - 1)
+    size = files.size(file)
+    begin = files.read_range(file, 0, _HEADER)  # of most files the whole header
+    first, brace = begin[:8], begin[8:9]  # a header is JSON; its length may begin with a pickle's byte
+    if brace != b"{" and (first[:4] == b"PK\x03\x04" or first[:1] == b"\x80"):
+        raise UserError(f"{file}: {CONVERT}")
+    if first == b"version ":
+        raise UserError(f"{file}: a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
+    length = int.from_bytes(first, "little")
+    if len(first) < 8 or not 2 <= length <= 100_000_000:
+        raise UserError(f"{file}: not a safetensors file")
+    if 8 + length > size:
+        raise UserError(f"{file}: truncated, its header needs {8 + length} bytes and the file has {size}")
+    text = begin[8 : 8 + length]
+    if len(text) < length:
+        text += files.read_range(file, len(begin), length - len(text))
     try:
         header = {name: spec for name, spec in json.loads(text).items() if name != "__metadata__"}
         spans = {name: _span(spec) for name, spec in header.items()}

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from metacanvas_jax import files
+from metacanvas_jax import files, seals
 from metacanvas_jax.errors import UserError, first_line
 from metacanvas_jax.trees import flat, nested
 from metacanvas_jax.types import Params
@@ -23,22 +22,17 @@ def save(folder: str | os.PathLike, params: Params, meta: Mapping[str, Any] | No
 
     ``params.json`` is written last, by renaming, so that a folder with it is complete.
     """
-    folder = Path(folder)
-    drafts = [folder / "params.safetensors.tmp", folder / "params.json.tmp"]
+    folder = files.folder(folder)
     leaves = {path: np.asarray(leaf, order="C") for path, leaf in flat(jax.device_get(params)).items()}
     digest = content_hash(params)
     values = {"hash": digest, "sampled": sampled_hash(arrays(params)), "meta": dict(meta or {})}
-    text = json.dumps(files.sealed(values), indent=2)
+    text = json.dumps(seals.sealed(values), indent=2)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "params.json").unlink(missing_ok=True)
-        save_file(leaves, drafts[0])
-        os.replace(drafts[0], folder / "params.safetensors")
-        drafts[1].write_text(text + "\n")
-        os.replace(drafts[1], folder / "params.json")
+        files.remove(folder / "params.json")
+        with files.draft(folder / "params.safetensors") as draft:
+            save_file(leaves, draft)
+        files.write(folder / "params.json", text + "\n")
     except (OSError, SafetensorError) as error:
-        for draft in drafts:
-            draft.unlink(missing_ok=True)
         raise UserError(f"cannot write {folder}: {first_line(error)}") from error
     return digest
 
@@ -49,13 +43,14 @@ def load(folder: str | os.PathLike, abstract: Params | None = None) -> tuple[Par
     Raises:
         UserError: the folder is missing, incomplete or damaged, or the parameters are not those of ``abstract``.
     """
-    folder = Path(folder)
+    folder = files.folder(folder)
     for name in ("params.json", "params.safetensors"):
         if not (folder / name).exists():
             raise UserError(f"no saved parameters in {folder}: {name} is missing")
     try:
         info = described(folder)
-        leaves = load_file(folder / "params.safetensors")
+        with files.local_copy(folder, "params.safetensors") as near:
+            leaves = load_file(near / "params.safetensors")
     except UserError:
         raise
     except Exception as error:  # safetensors raises its own type for a damaged header
@@ -75,9 +70,9 @@ def described(folder: str | os.PathLike) -> dict[str, Any]:
 
     Raises UserError when ``params.json`` is missing or damaged.
     """
-    file = Path(folder) / "params.json"
+    file = files.folder(folder) / "params.json"
     try:
-        info = files.opened(files.read_json(file), file)
+        info = seals.opened(files.read_json(file), file)
         return {"hash": str(info["hash"]), "sampled": info.get("sampled"), "meta": dict(info["meta"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"saved parameters in {file.parent} cannot be read: {file} is damaged ({error})") from error

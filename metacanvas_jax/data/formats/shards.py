@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-from metacanvas_jax import files
+from metacanvas_jax import files, seals
 from metacanvas_jax.data.decoding import encode_png
 from metacanvas_jax.data.formats.array_records import Stored, features, serializer
 from metacanvas_jax.data.guard import Guarded
@@ -195,7 +195,7 @@ def check_places(folder: str | os.PathLike) -> None:
 
 def _manifest(path: pathlib.Path) -> dict[str, Any]:
     try:
-        manifest = files.opened(files.read_json(path), path)
+        manifest = seals.opened(files.read_json(path), path)
         shards = [{**shard, "file": str(shard["file"]), "sha256": str(shard["sha256"])} for shard in manifest["shards"]]
         return manifest | {"shards": shards, "files": dict(manifest.get("files", {}))}
     except (ValueError, KeyError, TypeError) as error:
@@ -321,7 +321,7 @@ def _finish(
         _write_text(partial / RECIPE, json.dumps(recipe, indent=1))
         hashes = {name: _sha256(partial / name) for name in ("dataset_info.json", "features.json", RECIPE)}
         manifest = {"count": sum(lengths), "skipped": len(skipped), "shards": shards, "files": hashes}
-        _write_text(partial / MANIFEST, json.dumps(files.sealed(manifest), indent=1))
+        _write_text(partial / MANIFEST, json.dumps(seals.sealed(manifest), indent=1))
         os.rename(partial, folder)
         for name in (UNFINISHED, *(path.name for path in receipts)):
             (folder / name).unlink(missing_ok=True)
