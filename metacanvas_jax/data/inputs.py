@@ -1,6 +1,7 @@
 """From an experiment and a bucket to network inputs and their sources, for training, drawing and precomputation."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import grain
 import jax
@@ -98,23 +99,53 @@ class Reworded:
         return dataclasses.replace(self.records[index], prompt=self.prompt)
 
 
-def batches(experiment: Experiment) -> grain.DatasetIterator:
-    """This process's part of every batch of the training, from the first batch on."""
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """The sources that one bucket's batches are made of (None: the conversations that teach an MLLM)."""
+
+    bucket: Bucket | None
+    sources: list[Source]
+    stored: bool = False
+
+    @property
+    def name(self) -> str:
+        """Task and shape of the bucket."""
+        if self.bucket is None:
+            return "conversations"
+        return f"{self.bucket.task} {self.bucket.frames}x{self.bucket.size[0]}x{self.bucket.size[1]}"
+
+    @property
+    def count(self) -> int:
+        """Samples of all sources that have a weight."""
+        return sum(len(source.records) for source in self.sources if source.weight > 0)
+
+
+def opened(experiment: Experiment) -> list[Opened]:
+    """All that the training reads, by bucket. Raises UserError for a source that is not there or does not suit."""
     if experiment.objective == "understand":
-        examples = UnderstandExamples(prompter(experiment), experiment.world, max(experiment.mllm.buckets))
-        return iter(_stream(experiment, _world_records(experiment)[:1], examples, experiment.train.batch))
-    inputs, streams = Inputs(experiment), []
-    for number, bucket in enumerate(experiment.shapes):
+        return [Opened(None, _world_records(experiment)[:1])]
+    found = []
+    for bucket in experiment.shapes:
         stored = latents.stored(experiment, bucket)
         if not stored:
             for section in experiment.sources:
                 if section.task == bucket.task and section.path:
                     latents.check_whole(section)
-        examples = inputs.examples(bucket, stored=stored)
-        sources = sources_of(experiment, bucket, stored=stored)
-        batches = _stream(experiment, sources, examples, bucket.batch, seed=number)
-        rows, columns = bucket.size
-        streams.append(Stream(f"{bucket.task} {bucket.frames}x{rows}x{columns}", batches, bucket.weight))
+        found.append(Opened(bucket, sources_of(experiment, bucket, stored=stored), stored))
+    return found
+
+
+def batches(experiment: Experiment, data: Sequence[Opened] | None = None) -> grain.DatasetIterator:
+    """This process's part of every batch of the training, from the first batch on; opens what is not given."""
+    data = opened(experiment) if data is None else data
+    if experiment.objective == "understand":
+        examples = UnderstandExamples(prompter(experiment), experiment.world, max(experiment.mllm.buckets))
+        return iter(_stream(experiment, data[0].sources, examples, experiment.train.batch))
+    inputs, streams = Inputs(experiment), []
+    for number, one in enumerate(data):
+        examples = inputs.examples(one.bucket, stored=one.stored)
+        batches = _stream(experiment, one.sources, examples, one.bucket.batch, seed=number)
+        streams.append(Stream(one.name, batches, one.bucket.weight))
     return iter(streams[0].batches) if len(streams) == 1 else Mixture(streams, experiment.seed)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from metacanvas_jax.config.load import write_config
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.sources import EMOJI
+from metacanvas_jax.data.inputs import opened
 from metacanvas_jax.errors import Preempted, UserError, first_line
 from metacanvas_jax.evaluate import evaluators
 from metacanvas_jax.evaluate.contract import Asked
-from metacanvas_jax.launch import sweeps
+from metacanvas_jax.launch import run_report, sweeps
 from metacanvas_jax.launch.prepare import prepare
+from metacanvas_jax.launch.summary import summary
 from metacanvas_jax.locks import locked
 from metacanvas_jax.paint import previews
 from metacanvas_jax.paint.painter import NonFinitePixels, Painter
@@ -40,25 +43,33 @@ def train(
     """Trains a config in a folder and continues what is there. A taught MLLM is then saved in ``workdir/weights``.
 
     The resolved config lies in ``workdir/config.json``, previews in ``workdir/previews``, a trace of the steps
-    ``profile`` in ``workdir/profile``, and the error that the run ended with in ``workdir/error.txt``. With ``verify``,
-    all bytes of the frozen weights are compared. Raises UserError when another process trains in the folder.
+    ``profile`` in ``workdir/profile``, a page about all of it in ``workdir/report.html``, and the error that the run
+    ended with in ``workdir/error.txt``. With ``verify``, all bytes of the frozen weights are compared. Raises UserError
+    when another process trains in the folder.
     """
     with kept_error(workdir, mine=False):
         setup = experiment(config)
         if setup.sources and all(source.kind in EMOJI or not source.path for source in setup.sources):
             prepare(setup)  # a miniature: tokenizer and autoencoder are all that is missing, and made in seconds
-        job = make_job(setup, verify=verify)
+        data = opened(setup)
+        job = make_job(setup, verify=verify, data=data)
     check_workdir(job, fit_config(setup), workdir)
     chief = jax.process_index() == 0
     with locked(workdir) if chief else contextlib.nullcontext(), kept_error(workdir, mine=True):
         if chief:
             write_config(config, workdir)
+            block = summary(setup, data)
+            block.save(workdir)
+            if progress:
+                print(block.text(), file=sys.stderr)
         hooks = hooks_of(setup, workdir) if setup.objective == "paint" else {}
         state, frozen = fit(job, fit_config(setup), workdir, **hooks, progress=progress, profile=profile)
         if setup.objective == "understand":
             params = distributed.whole(params_of(state, frozen))
             if chief:
                 saved.save(workdir / "weights", params, {"name": setup.name, "step": int(state.step)})
+        if chief:
+            run_report.write(workdir)
     return setup
 
 

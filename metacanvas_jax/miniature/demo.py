@@ -38,6 +38,7 @@ from metacanvas_jax.weights import saved
 QUESTIONS = 256
 SHOWN = 6  # pictures per category and split in the report
 BARS = {"single_object": 0.75, "counting": 0.20}
+SHEET = "pictures.png"  # the last file of a demo
 SEEN_BAR, HELD_OUT_BAR, SHUFFLED_LIMIT = 0.30, 0.25, 0.02
 
 
@@ -75,7 +76,7 @@ def demo(mllm: ConfigDict, painter: ConfigDict, workdir: Path, mllm_workdir: Pat
     teaching, painting = experiment(mllm), experiment(painter)
     if teaching.world != painting.world:
         raise UserError("the demo's two configs describe different worlds")
-    finished = (workdir / "report.html").exists()
+    finished = (workdir / SHEET).exists()
     clock = Clock(workdir / "timings.json")
     if finished:
         clock.seconds.clear()
@@ -94,7 +95,7 @@ def demo(mllm: ConfigDict, painter: ConfigDict, workdir: Path, mllm_workdir: Pat
     missed = missed_bars(scored)
     data = report_data(trained, scored, answered, clock.seconds, workdir, mllm_workdir, missed)
     path = report.write_report(workdir / "report.html", data)
-    save_sheet(trained.setup, scored, workdir / "pictures.png")
+    save_sheet(trained.setup, scored, workdir / SHEET)
     return Outcome(path, scored, missed)
 
 

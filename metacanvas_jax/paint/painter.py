@@ -64,8 +64,7 @@ class Painter:
     def draw(self, params: Params, prompts: Sequence[str], **options) -> Drawn:
         """One result per prompt, in the shape of the config's first bucket; ``options`` are those of ``paint``."""
         bucket = from_words(self.setup.shapes[0])
-        blank = np.zeros((bucket.frames, *bucket.size, 3), np.uint8)
-        return self.paint(params, [Sample(prompt, blank, task=bucket.task) for prompt in prompts], bucket, **options)
+        return self.paint(params, [blank(prompt, bucket) for prompt in prompts], bucket, **options)
 
     def paint(
         self,
@@ -105,6 +104,11 @@ class Painter:
             if painted.canvas is not None:
                 features.append(distributed.whole(painted.canvas)[: len(part)])
         return Drawn(np.concatenate(pixels), np.concatenate(features) if features else None)
+
+
+def blank(prompt: str, bucket: Bucket) -> Sample:
+    """A sample of which only the prompt is known."""
+    return Sample(prompt, np.zeros((bucket.frames, *bucket.size, 3), np.uint8), task=bucket.task)
 
 
 def from_words(bucket: Bucket) -> Bucket:

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from metacanvas_jax import files
 from metacanvas_jax.data.inputs import Inputs, sources_of
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.paint.painter import Painter
+from metacanvas_jax.paint.painter import Painter, blank, from_words
 from metacanvas_jax.report import pictures
 from metacanvas_jax.tasks import TASKS, Bucket
 from metacanvas_jax.types import Params
@@ -23,16 +23,23 @@ PROMPTS = 16  # of a run on its world's pictures
 
 def write(painter: Painter, params: Params, folder: files.Path, step: int) -> None:
     """One PNG of every bucket, or of prompts where a run paints the pictures of its world."""
+    of_world = not painter.setup.sources
+    for samples, bucket in shown(painter):
+        prompts, drawn = [sample.prompt for sample in samples], painter.paint(params, samples, bucket).pixels
+        if of_world:
+            _save(list(drawn[:, 0]), prompts, 4, folder / f"{step:08d}.png")
+        else:
+            _save(strips(samples, drawn, bucket), prompts, 1, folder / f"{step:08d}_{bucket.task}.png")
+
+
+def shown(painter: Painter) -> list[tuple[list[Sample], Bucket]]:
+    """What a run draws to show its progress: prompts of its world, or the first samples of every bucket."""
     setup = painter.setup
-    if not setup.sources:
-        scenes = eval_prompts(setup.world, "seen", -(-PROMPTS // len(JUDGED)), JUDGED)[:PROMPTS]
-        prompts = [scene.prompt for scene in scenes]
-        _save(list(painter.draw(params, prompts).pixels[:, 0]), prompts, 4, folder / f"{step:08d}.png")
-        return
-    for bucket in setup.shapes:
-        samples = samples_of(painter.inputs, bucket)
-        made = strips(samples, painter.paint(params, samples, bucket).pixels, bucket)
-        _save(made, [sample.prompt for sample in samples], 1, folder / f"{step:08d}_{bucket.task}.png")
+    if setup.sources:
+        return [(samples_of(painter.inputs, bucket), bucket) for bucket in setup.shapes]
+    scenes = eval_prompts(setup.world, "seen", -(-PROMPTS // len(JUDGED)), JUDGED)[:PROMPTS]
+    bucket = from_words(setup.shapes[0])
+    return [([blank(scene.prompt, bucket) for scene in scenes], bucket)]
 
 
 def samples_of(inputs: Inputs, bucket: Bucket) -> list[Sample]:

@@ -24,6 +24,16 @@ def canvas_maps(features: Float[np.ndarray, "b k y x d"], *, shared: bool = Fals
     return np.stack([_colours(rows) for rows in groups]).reshape(b, k, y, x, 3)
 
 
+def laid_over(
+    one: UInt8[np.ndarray, "y x 3"], picture: UInt8[np.ndarray, "h w 3"], share: float = 0.55
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A map over its picture: the map's colours with weight ``share``, stretched to the picture's size."""
+    height, width = picture.shape[:2]
+    rows, columns = np.arange(height) * one.shape[0] // height, np.arange(width) * one.shape[1] // width
+    stretched = one[rows][:, columns].astype(np.float64)
+    return (share * stretched + (1 - share) * picture).round().astype(np.uint8)
+
+
 def _colours(rows: Float[np.ndarray, "n d"]) -> UInt8[np.ndarray, "n 3"]:
     centred = rows - rows.mean(axis=0)
     _, sizes, directions = np.linalg.svd(centred, full_matrices=False)

@@ -1,6 +1,5 @@
 """The report of a run: one HTML file that opens offline, with pictures and charts inside it."""
 
-import base64
 import html
 import importlib.resources
 import os
@@ -11,7 +10,8 @@ from pathlib import Path
 
 from metacanvas_jax import files
 from metacanvas_jax.report.charts import Chart, legend, line_chart
-from metacanvas_jax.report.pictures import Picture, png
+from metacanvas_jax.report.pictures import Picture, data_uri
+from metacanvas_jax.report.sections import Section
 
 _NARROW = "\N{NARROW NO-BREAK SPACE}"  # between a number and its unit
 
@@ -50,7 +50,8 @@ class ScoreRow:
 class Sample:
     """A prompt and its picture.
 
-    ``right`` is the judge's verdict (None without one), ``note`` its reason, ``maps`` one canvas map per keyframe.
+    ``right`` is the judge's verdict (None without one), ``note`` its reason, ``maps`` one canvas map per keyframe, or
+    pictures that ``labels`` name.
     Pictures are bytes ``[h w 3]`` at their own size; the page enlarges them.
     """
 
@@ -61,6 +62,7 @@ class Sample:
     category: str = ""
     note: str = ""
     maps: Sequence[Picture] = ()
+    labels: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class ReportData:
         "Principal components of what the canvas connector adds to the tokens, half-way through sampling."
     )
     mllm: Understanding | None = None
+    sections: Sequence[Section] = ()  # between those of this page and the setup
     timings: Sequence[tuple[str, float, str]] = ()  # part, seconds, note
     config: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -125,6 +128,7 @@ def render(data: ReportData) -> str:
         ("pictures", "Pictures", _pictures(data.pictures, data.pictures_note)),
         ("canvas", "Canvas maps", _canvas(data.canvas, data.canvas_note)),
         ("mllm", "What the MLLM understands", _mllm(data.mllm)),
+        *((one.name, one.title, one.body) for one in data.sections),
         ("timings", "Timings", _timings(data.timings)),
         ("setup", "Setup", _setup(data.config, data.versions)),
     ]
@@ -172,8 +176,7 @@ def _name(name: str) -> str:
 
 def _image(picture: Picture, alt: str) -> str:
     height, width = picture.shape[:2]
-    data = base64.b64encode(png(picture)).decode("ascii")
-    return f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{_text(alt)}">'
+    return f'<img src="{data_uri(picture)}" width="{width}" height="{height}" alt="{_text(alt)}">'
 
 
 def _mark(right: bool | None) -> str:
@@ -279,11 +282,10 @@ def _canvas(samples: Sequence[Sample], note: str) -> str:
         return ""
     cards = []
     for sample in samples:
-        single = len(sample.maps) == 1
+        keyframes = ["canvas"] if len(sample.maps) == 1 else [f"keyframe {i + 1}" for i in range(len(sample.maps))]
         maps = "".join(
-            f"<figure>{_image(one, f'canvas map of: {sample.prompt}')}"
-            f"<figcaption>{'canvas' if single else f'keyframe {i + 1}'}</figcaption></figure>"
-            for i, one in enumerate(sample.maps)
+            f"<figure>{_image(one, f'{label}: {sample.prompt}')}<figcaption>{_text(label)}</figcaption></figure>"
+            for one, label in zip(sample.maps, sample.labels or keyframes, strict=True)
         )
         picture = f"<figure>{_image(sample.picture, sample.prompt)}<figcaption>picture</figcaption></figure>"
         new = '<span class="mark new">held out</span>' if sample.held_out else ""

@@ -1,5 +1,6 @@
 """Pictures for reports: converted to bytes, enlarged, framed, put on a sheet with captions, written as PNG."""
 
+import base64
 import io
 import os
 import textwrap
@@ -87,6 +88,11 @@ def grid(
 def _wrapped(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
     letters = max(4, int(width / font.getlength("n")))
     return "\n".join(textwrap.wrap(text, letters)) or " "
+
+
+def data_uri(picture: Picture) -> str:
+    """A picture inside a page, as the source of an ``<img>``."""
+    return "data:image/png;base64," + base64.b64encode(png(picture)).decode("ascii")
 
 
 def png(picture: Picture) -> bytes:

@@ -1,7 +1,7 @@
 """What one training is: a `Job` says what is trained, a `FitConfig` how long, how often and on which mesh."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -11,7 +11,7 @@ from metacanvas_jax.config.identity import identity
 from metacanvas_jax.config.networks import autoencoder, network
 from metacanvas_jax.config.schema import Experiment, OptimizerConfig
 from metacanvas_jax.config.weights import folders
-from metacanvas_jax.data.inputs import batches
+from metacanvas_jax.data.inputs import Opened, batches
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.train import objectives
@@ -133,8 +133,10 @@ def fingerprint(job: Job, config: FitConfig) -> dict[str, Any]:
     }
 
 
-def make_job(experiment: Experiment, *, verify: bool = False) -> Job:
+def make_job(experiment: Experiment, *, verify: bool = False, data: Sequence[Opened] | None = None) -> Job:
     """The job of an experiment; with ``verify``, all bytes of its frozen weights are read and compared.
+
+    ``data`` are its sources where they are open already.
 
     Raises UserError when its data, tokenizer or frozen weights are not there, or these are damaged.
     """
@@ -157,7 +159,7 @@ def make_job(experiment: Experiment, *, verify: bool = False) -> Job:
         prepare=prepare,
         loss=loss,
         rules=experiment.train.rules,
-        batches=lambda: batches(experiment),
+        batches=lambda: batches(experiment, data),
         optimizer=experiment.optimizer,
         config=identity(experiment),
         enrich=context_reader(experiment),
