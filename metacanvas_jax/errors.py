@@ -27,6 +27,20 @@ class Unreachable(Exception):
     """
 
 
+class Lost(UserError):
+    """Other processes of the run are gone, or did not come: nothing is wrong with the command itself.
+
+    The command line prints the message and exits with ``RESTART``.
+    """
+
+
 RESTART = 75
 """Exit code of what a restart of the same command mends (EX_TEMPFAIL): preemption, a process that was lost, storage
 that does not answer."""
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of a command, or of a process among several, that ends with an error (docs/operations.md)."""
+    if isinstance(error, Preempted | Unreachable | Lost):
+        return RESTART
+    return 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1

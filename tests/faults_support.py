@@ -24,7 +24,7 @@ import train_support as support
 from metacanvas_jax.data.mixture import Mixture, Source, Stream
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.errors import Preempted, UserError
+from metacanvas_jax.errors import Lost, Preempted, UserError
 from metacanvas_jax.parallel.distributed import together
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.train.job import FitConfig
@@ -196,7 +196,7 @@ def become(folder, devices, options):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
         main(folder, options)
-    except Preempted as stop:
+    except (Preempted, Lost) as stop:
         print(stop, flush=True)
         sys.exit(75)
     except UserError as error:

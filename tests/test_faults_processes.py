@@ -89,7 +89,7 @@ def test_process_that_never_comes_is_named(tmp_path, faults):
     with socket.create_server(("", 0)) as server:
         coordinator = f"localhost:{server.getsockname()[1]}"
     code, output = support.run(tmp_path / "run", processes=3, coordinator=coordinator, process=0, timeout_s=5)
-    assert code == 2, output
+    assert code == 75, output  # whoever restarts it gives a host the time to boot
     assert "processes 1 and 2 of 3 did not come up within 5 s" in output
     assert not (tmp_path / "run").exists()
     faults("processes that do not come up")

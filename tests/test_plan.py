@@ -18,11 +18,10 @@ from metacanvas_jax.kernels.cases import prologue
 from metacanvas_jax.kernels.static_schedule import compiling_for
 from metacanvas_jax.nn.stack import REMAT_CHOICES
 from metacanvas_jax.parallel.flags import FLAGS, flags_for, libtpu_arguments
-from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
+from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, parse_mesh
 from metacanvas_jax.plan import flops, hlo, hlo_cost, parts, planning
 from metacanvas_jax.plan.compile import compilation_key, does_not_fit
 from metacanvas_jax.plan.hlo_cost import Machine
-from metacanvas_jax.plan.planning import parse_mesh
 from metacanvas_jax.plan.report import Kernel, Part, Report, as_json, table
 from metacanvas_jax.plan.search import Candidate, Outcome, candidates, ranked
 from metacanvas_jax.plan.search import table as search_table

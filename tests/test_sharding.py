@@ -302,4 +302,4 @@ def test_missing_processes_are_named():
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": "."}
     )
-    assert result.stderr.strip().endswith("UserError: process 1 of 2 did not come up within 1 s")
+    assert result.stderr.strip().endswith("Lost: process 1 of 2 did not come up within 1 s")

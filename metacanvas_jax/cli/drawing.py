@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser, count: int) -> None:
     parser.add_argument("--fps", type=float, help="frames a second of a video (default: the config's)")
     parser.add_argument("--no-canvas", action="store_true", help="leave the canvas out")
     options.add_verify(parser)
+    options.add_mesh(parser)
     parser.add_argument("--tile", type=int, default=0, help="decode in tiles of so many latents a side (0: at once)")
 
 
@@ -38,7 +39,8 @@ def draw(arguments: argparse.Namespace, **media: object) -> Path:
     check(arguments)
     from metacanvas_jax.config import read
     from metacanvas_jax.config.load import load_config
-    from metacanvas_jax.paint import requests, runs
+    from metacanvas_jax.paint import placing, requests, runs
+    from metacanvas_jax.paint.painter import Painter
 
     if arguments.config is None and arguments.overrides:
         raise UserError("--config.KEY=VALUE changes a --config; the config of a --run is that of its training")
@@ -50,18 +52,21 @@ def draw(arguments: argparse.Namespace, **media: object) -> Path:
     sample, shape = requests.sample_of(setup, request)
     out = place(arguments, shape.frames > 1)
     files.check_writable(out)
-    verify = arguments.verify
-    trained = runs.load(arguments.run, verify=verify) if config is None else runs.assembled(setup, verify=verify)
-    drawn = trained.paint(
-        [sample] * arguments.count,
-        shape,
-        seed=arguments.seed,
-        steps=arguments.steps,
-        guidance=arguments.guidance,
-        canvas=not arguments.no_canvas,
-        tile=arguments.tile,
-    )
-    requests.save(drawn.pixels, shape.fps, out)
+    how = {
+        "steps": arguments.steps,
+        "guidance": arguments.guidance,
+        "canvas": not arguments.no_canvas,
+        "tile": arguments.tile,
+    }
+    with options.connected(arguments) as writes:
+        painter = Painter(setup)
+        needs = painter.needs([shape], **how)
+        mesh = placing.mesh_for(setup, needs, results=arguments.count, chosen=options.mesh(arguments.mesh))
+        where = {"verify": arguments.verify, "mesh": mesh, "needs": needs, "painter": painter}
+        trained = runs.load(arguments.run, **where) if config is None else runs.assembled(setup, **where)
+        drawn = trained.paint([sample] * arguments.count, shape, seed=arguments.seed, **how)
+        if writes:
+            requests.save(drawn.pixels, shape.fps, out)
     return out
 
 

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--evaluator", help="what scores it: scenes or flow_loss (default: those of the config)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance; 1 is none (default: the config's)")
     options.add_verify(parser)
+    options.add_mesh(parser)
     parser.add_argument("--out", type=Path, help="JSON to write (RUN/scores.json)")
 
 
@@ -24,7 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Draws what an evaluator asks for, scores it and prints the scores."""
     from metacanvas_jax.evaluate import evaluators
     from metacanvas_jax.evaluate.contract import Asked
-    from metacanvas_jax.paint import runs
+    from metacanvas_jax.paint import placing, runs
 
     if arguments.evaluator is not None and arguments.evaluator not in evaluators.EVALUATORS:
         known = ", ".join(evaluators.EVALUATORS)
@@ -33,10 +34,14 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--guidance is {arguments.guidance}, expected a finite number")
     out = arguments.out or arguments.run / "scores.json"
     files.check_writable(out)
-    trained = runs.load(arguments.run, verify=arguments.verify)
-    names = (arguments.evaluator,) if arguments.evaluator else evaluators.names_of(trained.setup)[:1]
-    asked = Asked(guidance=arguments.guidance, progress=True)
-    for result in evaluators.run(trained.painter, trained.params, names, asked).values():
-        result.save(out)
-        print(result.table())
+    with options.connected(arguments) as writes:
+        setup = runs.setup_of(arguments.run)
+        mesh = placing.mesh_for(setup, chosen=options.mesh(arguments.mesh))
+        trained = runs.load(arguments.run, verify=arguments.verify, mesh=mesh)
+        names = (arguments.evaluator,) if arguments.evaluator else evaluators.names_of(setup)[:1]
+        asked = Asked(guidance=arguments.guidance, progress=writes)
+        for result in evaluators.run(trained.painter, trained.params, names, asked).values():
+            if writes:
+                result.save(out)
+                print(result.table())
     print(out)

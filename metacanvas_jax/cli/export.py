@@ -23,6 +23,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Writes what a run trained in the formats of PyTorch, PEFT and diffusers."""
     from metacanvas_jax.exchange.export_run import Options, export_run
 
+    options.on_host()
     ema = False if arguments.raw else None
     how = Options(arguments.dtype, ema, arguments.step, arguments.shard_gb * 1e9, verify=arguments.verify)
     print(export_run(arguments.run, arguments.to, how))

@@ -11,7 +11,7 @@ import types
 import shtab
 
 import metacanvas_jax
-from metacanvas_jax.errors import RESTART, Preempted, Unreachable, UserError
+from metacanvas_jax.errors import Lost, Preempted, Unreachable, UserError, exit_code
 
 COMMANDS = {
     "demo": "teach, train, draw, score and report the miniature with one command",
@@ -35,7 +35,7 @@ PLACES = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns its exit code: 1 a plan that fails, 2 bad input, 75 start again, 130 interrupted."""
+    """Runs one command; returns its exit code (`errors.exit_code`; 1 is also a plan that fails)."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is fetched behind the user's back
     parser = make_parser()
     known, rest = parser.parse_known_args(arguments)
@@ -52,24 +52,23 @@ def main(arguments: list[str] | None = None) -> int:
     known.overrides = overrides
     try:
         return _module(known.command).run(known) or 0
-    except UserError as error:
-        print(f"metacanvas {known.command}: {error}", file=sys.stderr)
-        return 2
     except OSError as error:  # what no module below expected: a name that is too long, a full disk, no permission
         if error.errno not in PLACES:
             raise
         where = "" if error.filename is None else f"{str(error.filename)[:200]}: "
         print(f"metacanvas {known.command}: {where}{error.strerror}", file=sys.stderr)
         return 2
-    except Preempted as stop:
-        print(f"metacanvas {known.command}: {stop}; the same command goes on from there", file=sys.stderr)
-        return RESTART
-    except Unreachable as error:
-        print(f"metacanvas {known.command}: {error}; start the same command again", file=sys.stderr)
-        return RESTART
-    except KeyboardInterrupt:
-        print(f"metacanvas {known.command}: interrupted", file=sys.stderr)
-        return 130
+    except (UserError, Unreachable, Preempted, KeyboardInterrupt) as error:
+        print(f"metacanvas {known.command}: {_said(error)}", file=sys.stderr)
+        return exit_code(error)
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, Preempted):
+        return f"{error}; the same command goes on from there"
+    return f"{error}; start the same command again" if isinstance(error, Lost | Unreachable) else str(error)
 
 
 def make_parser() -> argparse.ArgumentParser:

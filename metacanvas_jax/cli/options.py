@@ -1,9 +1,15 @@
 """Options that commands share."""
 
 import argparse
+import contextlib
 import importlib.util
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from metacanvas_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from metacanvas_jax.parallel.mesh import MeshConfig
 
 
 def add_config(parser: argparse.ArgumentParser, default: str | None = None) -> None:
@@ -22,6 +28,55 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="read all bytes of the frozen weights and compare them with their hashes"
     )
+
+
+def add_mesh(parser: argparse.ArgumentParser) -> None:
+    """``--mesh``, and the options of several processes."""
+    parser.add_argument(
+        "--mesh",
+        metavar="AXIS=N,...",
+        help="sizes of data, fsdp, context, tensor on the devices here (default: copies of the parameters on every "
+        "device if they take half of its memory, else shards)",
+    )
+    add_processes(parser)
+
+
+def mesh(text: str | None) -> "MeshConfig | None":
+    """The value of ``--mesh``. Raises UserError for text that is no mesh."""
+    from metacanvas_jax.parallel.mesh import parse_mesh
+
+    return None if text is None else parse_mesh(text)
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """What a process knows of the others that run the same command."""
+    group = parser.add_argument_group("several processes")
+    group.add_argument("--processes", type=int, help="how many processes must come up; the rest is known on clusters")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--process", type=int, help="number of this process, from 0")
+    group.add_argument("--timeout", type=int, default=300, help="seconds to wait for all of them to come up (300)")
+
+
+@contextlib.contextmanager
+def connected(arguments: argparse.Namespace) -> Iterator[bool]:
+    """Connects the processes of a command while it is open; yields whether this one writes and prints.
+
+    Raises UserError on a host of a TPU slice that several hosts share, unless they are said to take part.
+    """
+    from metacanvas_jax.parallel.distributed import chief, client, together
+    from metacanvas_jax.parallel.watch import Watch
+
+    group = (arguments.processes, arguments.coordinator, arguments.process, arguments.timeout)
+    with together(*group), Watch(client(), 0.0) if client() is not None else contextlib.nullcontext():
+        yield chief()
+
+
+def on_host() -> None:
+    """For commands that compute on no accelerator: none is taken from others, or waits for the rest of its slice."""
+    import jax
+
+    if jax.config.jax_platforms is None:
+        jax.config.update("jax_platforms", "cpu")
 
 
 def size(text: str | None) -> tuple[int, int] | None:

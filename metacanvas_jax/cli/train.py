@@ -20,15 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--profile", metavar="START:STOP", help="trace these steps into WORKDIR/profile, for TensorBoard's profiler"
     )
     options.add_verify(parser)
-    group = parser.add_argument_group("several processes")
-    group.add_argument(
-        "--processes",
-        type=int,
-        help="how many processes must come up; the rest is known on clusters",
-    )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    group.add_argument("--process", type=int, help="number of this process, from 0")
-    group.add_argument("--timeout", type=int, default=300, help="seconds to wait for all of them to come up (300)")
+    options.add_processes(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """The shapes of network inputs, from the config alone: of a whole batch, and of the smallest input."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -84,6 +85,16 @@ def batch_shapes(experiment: Experiment, bucket: Bucket) -> dict[str, Any]:
         patches = array((b, count, int(np.prod(grid)), media.values), np.float32)
         groups.append(Media(patches, array((b, count, merged), np.int32), grid))
     return batch | ({"media": tuple(groups)} if groups else {})
+
+
+def drawn_shapes(experiment: Experiment, bucket: Bucket) -> dict[str, Any]:
+    """What drawing one result of a bucket reads, as shapes: a batch of one, with no more of a target than is given."""
+    pixels = dataclasses.replace(experiment, sources=())  # nothing is stored of what a user brings
+    batch = batch_shapes(pixels, dataclasses.replace(bucket, batch=1))
+    target = batch.pop("pixels")
+    if tasks.TASKS[bucket.task].vae == "first frame":
+        batch["pixels"] = jax.ShapeDtypeStruct((1, 1, *target.shape[2:]), target.dtype)
+    return batch
 
 
 def smallest_inputs(experiment: Experiment) -> MllmInputs:

@@ -3,24 +3,35 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Key, UInt8
 from tqdm import tqdm
 
-from metacanvas_jax.config.networks import autoencoder, network
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.data.batch import mllm_inputs
+from metacanvas_jax.data.examples import PaintExamples
 from metacanvas_jax.data.inputs import Inputs
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.data.shapes import latent_grid
 from metacanvas_jax.errors import UserError
+<<<<<<< HEAD
 from metacanvas_jax.metacanvas import MetaCanvas
 from metacanvas_jax.paint.sampling import Paint, Recipe, Target, make_paint
+=======
+from metacanvas_jax.paint import needs
+from metacanvas_jax.paint.program import How, how_to, program, reads
+from metacanvas_jax.paint.sampling import Paint, Painted
+>>>>>>> 79bbb4c (WIP)
 from metacanvas_jax.parallel import distributed
+from metacanvas_jax.parallel.activations import current_rules
+from metacanvas_jax.parallel.mesh import batch_shards, on_mesh, put_whole_batch
 from metacanvas_jax.tasks import TASKS, Bucket
+from metacanvas_jax.train import parameters
+from metacanvas_jax.trees import flat
 from metacanvas_jax.types import Params
 
 LEAST_BATCH = 8  # of the pictures of a world, which are small: few batch sizes mean few compilations
@@ -44,22 +55,33 @@ class NonFinitePixels(UserError):
 class Painter:
     """The networks of an experiment, its prompts and its compiled samplers. Parameters are arguments.
 
+<<<<<<< HEAD
     ``model`` is the network where it is not that of the config. Raises UserError for a tokenizer that is missing.
+=======
+    It draws where the parameters lie: on a mesh, the results are split over its devices. Parameters that a drawing does
+    not read may be left out.
+
+    Raises UserError for a tokenizer that is missing.
+>>>>>>> 79bbb4c (WIP)
     """
 
     def __init__(self, setup: Experiment, model: MetaCanvas | None = None):
         self.setup = setup
         self.inputs = Inputs(setup)
+<<<<<<< HEAD
         self._model, self._vae = network(setup) if model is None else model, autoencoder(setup)
         self._compiled = functools.lru_cache(maxsize=8)(self._compile)
+=======
+        self._compiled = functools.lru_cache(maxsize=8)(functools.partial(program, setup))
+        self._reads = functools.lru_cache(maxsize=64)(lambda how: reads(setup, how, self._compiled(how)))
+>>>>>>> 79bbb4c (WIP)
 
-    def _compile(self, bucket: Bucket, steps: int, guidance: float, maps: bool, canvas: bool, tile: int) -> Paint:
-        setup, grid = self.setup, latent_grid(self.setup, bucket)
-        tokens = int(np.prod(grid)) // int(np.prod(self._model.dit.patch))
-        sampler = dataclasses.replace(setup.sampler, steps=steps, guidance=guidance)
-        target = Target(grid, bucket.task, setup.given_channels, setup.dit_guidance, canvas, tile)
-        recipe = Recipe(sampler.make(tokens), sampler.method, guidance)
-        return make_paint(self._model, self._vae, recipe, target, maps=maps)
+    def needs(self, buckets: Sequence[Bucket], **options: Any) -> dict[str, np.dtype]:
+        """The parameters that drawings of some shapes read, by path, and the dtype in which to hold each.
+
+        In that dtype every result is the same as in the dtype of the training. ``options`` are those of ``paint``.
+        """
+        return needs.together(*(self._reads(how_to(self.setup, bucket, **options)) for bucket in buckets))
 
     def draw(self, params: Params, prompts: Sequence[str], **options) -> Drawn:
         """One result per prompt, in the shape of the config's first bucket; ``options`` are those of ``paint``."""
@@ -80,30 +102,77 @@ class Painter:
         tile: int = 0,
         progress: bool = False,
     ) -> Drawn:
-        """One result for every sample of a task, in the shape of a bucket.
+        """One result for every sample of a task, in the shape of a bucket, on every process.
 
         Of a sample's target only a first frame that the task gives is read. The noise of a result depends on ``seed``
-        and its place in the list. ``maps`` asks for the canvas features. ``canvas`` False leaves the canvas out;
-        ``tile`` is that of ``sampling.Target``.
+        and its place in the list, not on the devices. ``maps`` asks for the canvas features. ``canvas`` False leaves
+        the canvas out; ``tile`` is that of ``sampling.Target``.
+
+        Raises ValueError for parameters that were loaded without some that this drawing reads.
         """
-        sampler = self.setup.sampler
-        steps = sampler.steps if steps is None else steps
-        guidance = sampler.guidance if guidance is None else guidance
-        paint = self._compiled(bucket, steps, guidance, maps, canvas, tile)
-        examples = self.inputs.examples(bucket, target=False)
+        how = how_to(self.setup, bucket, steps=steps, guidance=guidance, maps=maps, canvas=canvas, tile=tile)
+        self._check(params, how)
+        paint, examples = self._compiled(how), self.inputs.examples(bucket, target=False)
         size = min(self.setup.eval.batch, max(1 if self.setup.buckets else LEAST_BATCH, len(samples)))
+        mesh = mesh_of(params)
+        rows, keys = (size, 1) if mesh is None else spread(size, batch_shards(mesh, current_rules()))
+        parts = [list(samples[start : start + size]) for start in range(0, len(samples), size)]
         pixels, features = [], []
-        starts = range(0, len(samples), size)
-        for number, start in enumerate(tqdm(starts, "drawing", disable=not progress, leave=False)):
-            part = list(samples[start : start + size])
-            padded = part + part[-1:] * (size - len(part))
-            key = jax.random.fold_in(noise_key(seed), number)
-            empty = mllm_inputs(examples.batch(padded, words=False))
-            painted = paint(params, examples.batch(padded), empty, key)
-            pixels.append(to_bytes(distributed.whole(painted.pixels)[: len(part)]))
+        for start in tqdm(range(0, len(parts), keys), "drawing", disable=not progress, leave=False):
+            together = parts[start : start + keys]
+            padded = [sample for part in together for sample in part + part[-1:] * (rows - len(part))]
+            padded += padded[-1:] * (rows * keys - len(padded))
+            painted = self._paint(paint, params, mesh, examples, padded, noise_keys(seed, start, keys))
+            kept = [i * rows + row for i, part in enumerate(together) for row in range(len(part))]
+            pixels.append(to_bytes(distributed.whole(painted.pixels)[kept]))
             if painted.canvas is not None:
-                features.append(distributed.whole(painted.canvas)[: len(part)])
+                features.append(distributed.whole(painted.canvas)[kept])
         return Drawn(np.concatenate(pixels), np.concatenate(features) if features else None)
+
+    def _paint(
+        self,
+        paint: Paint,
+        params: Params,
+        mesh: Mesh | None,
+        examples: PaintExamples,
+        samples: list[Sample],
+        key: Key[Array, "*k"],
+    ) -> Painted:
+        batch, empty = examples.batch(samples), examples.batch(samples, words=False)
+        if mesh is None:
+            return paint(params, batch, mllm_inputs(empty), key)
+        rules = current_rules()
+        with on_mesh(mesh, rules):
+            batch, empty = put_whole_batch((batch, empty), mesh, rules)
+            return paint(params, batch, mllm_inputs(empty), key)
+
+    def _check(self, params: Params, how: How) -> None:
+        have = flat(params).keys()
+        if flat(parameters.param_shapes(self.setup)).keys() - have and (lacking := self._reads(how).keys() - have):
+            raise ValueError(f"{how.bucket.task} reads {min(lacking)}, and the parameters were loaded without it")
+
+
+def mesh_of(params: Params) -> Mesh | None:
+    """The mesh that parameters lie on; None where that is one device."""
+    sharding = getattr(next(iter(flat(params).values())), "sharding", None)
+    return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
+
+
+def spread(size: int, shards: int) -> tuple[int, int]:
+    """(rows, parts): how batches of ``size`` results go onto devices that split a batch into so many shards.
+
+    Each of the ``parts`` batches is filled up to ``rows``; together they divide among the shards.
+    """
+    if size >= shards:
+        return size + -size % shards, 1
+    rows = next(rows for rows in range(size, shards + 1) if shards % rows == 0)
+    return rows, shards // rows
+
+
+def noise_keys(seed: int, first: int, count: int) -> Key[Array, "*k"]:
+    """The keys of consecutive batches; that of one batch alone has no axis."""
+    keys = [jax.random.fold_in(noise_key(seed), number) for number in range(first, first + count)]
+    return keys[0] if count == 1 else jnp.stack(keys)
 
 
 def blank(prompt: str, bucket: Bucket) -> Sample:
@@ -130,11 +199,12 @@ def noise_key(seed: int) -> Key[Array, ""]:
     return jax.random.fold_in(key, seed >> 32) if seed >> 32 else key
 
 
-def to_bytes(pixels: Float[Array, "*n"]) -> UInt8[np.ndarray, "*n"]:
+def to_bytes(pixels: Float[np.ndarray, "*n"] | Float[Array, "*n"]) -> UInt8[np.ndarray, "*n"]:
     """Pixels in [-1, 1] to uint8 on the host. Raises NonFinitePixels for NaN or infinity."""
-    if bad := int(jnp.sum(~jnp.isfinite(pixels))):
+    pixels = np.asarray(pixels)
+    if bad := int(np.sum(~np.isfinite(pixels))):
         raise NonFinitePixels(
             f"{bad} of {pixels.size} values of the result are not finite; "
             "a smaller guidance, more steps or float32 may help"
         )
-    return np.asarray(jnp.round((jnp.clip(pixels, -1.0, 1.0) + 1.0) * 127.5)).astype(np.uint8)
+    return np.round((np.clip(pixels, -1.0, 1.0) + np.float32(1.0)) * np.float32(127.5)).astype(np.uint8)

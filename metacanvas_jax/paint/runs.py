@@ -2,12 +2,15 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
 
 from metacanvas_jax.config.load import read_config
 from metacanvas_jax.config.read import experiment
@@ -15,7 +18,9 @@ from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.weights import folders, weight_folders
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.paint import placing
 from metacanvas_jax.paint.painter import Drawn, Painter
+from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.train import parameters, store
 from metacanvas_jax.trees import flat, merge, nested, partition
@@ -26,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A painter and all its parameters, of the moving average where a run has one; ``step`` is that of the run."""
+    """A painter and its parameters, of the moving average where a run has one; ``step`` is that of the run."""
 
     painter: Painter
     params: Params
@@ -54,48 +59,82 @@ def setup_of(run: Path) -> Experiment:
     return setup
 
 
-def load(run: Path, *, verify: bool = False) -> Trained:
+def load(
+    run: Path,
+    *,
+    verify: bool = False,
+    mesh: Mesh | None = None,
+    needs: Mapping[str, np.dtype] | None = None,
+    painter: Painter | None = None,
+) -> Trained:
     """The newest complete checkpoint of a run that paints; with ``verify``, its frozen weights are compared whole.
+
+    It lies on ``mesh`` (None: the first device of this process), whatever the mesh of its training was. With ``needs``
+    (`Painter.needs`) no other parameters are read, and these are held in the dtypes named there. ``painter`` is one of
+    the same run, if there is one already.
 
     Raises UserError for a folder that is no run, has no checkpoint, or misses its frozen weights or finds others.
     """
-    setup = setup_of(run)
+    painter = Painter(setup_of(run)) if painter is None else painter
+    setup, mesh = painter.setup, _one_device() if mesh is None else mesh
+    held = flat(placing.abstract(setup, needs, mesh))
+    trainable, frozen = (flat(side) for side in partition(placing.abstract(setup, mesh=mesh), setup.train.rules))
+    parameters.check_memory(held)
     with store.Store(run / "checkpoints", writable=False) as checkpoints:
         steps = checkpoints.steps()
         where = str(checkpoints.folder / str(steps[-1])) if steps else str(run)
         now = parameters.identities(setup, whole=verify)
         store.check_known(checkpoints.meta()["frozen"], now, folders(setup), where)
-        trainable, frozen = partition(parameters.param_shapes(setup), setup.train.rules)
-        trained = checkpoints.restore_params(trainable, ema=setup.train.ema is not None)
-    given = flat(parameters.start_weights(setup, frozen))
+        wanted = {path: held.get(path, leaf) for path, leaf in trainable.items()}
+        trained = checkpoints.restore_params(nested(wanted), ema=setup.train.ema is not None, only=held.keys())
+    frozen = {path: held[path] for path in frozen if path in held}
+    given = flat(parameters.start_weights(setup, nested(frozen)))
     named = {name for name, source in weight_folders(setup).items() if source.place}
-    missing = [path for path in flat(frozen) if path not in given and path.split("/")[0] not in named]
+    missing = [path for path in frozen if path not in given and path.split("/")[0] not in named]
     # The training made these by its seed, and by the first of the two keys that it splits off.
     key = jax.random.split(jax.random.key(setup.seed))[0]
-    made = parameters.some(partial(parameters.initial, setup), key, missing)
-    params = merge(trained, parameters.chosen(nested(given | made), frozen, run))
-    return Trained(Painter(setup), jax.tree.map(jnp.asarray, params), steps[-1])
+    given |= _made(setup, key, {path: frozen[path] for path in missing})
+    return Trained(painter, merge(trained, parameters.chosen(nested(given), nested(frozen), run)), steps[-1])
 
 
-def assembled(setup: Experiment, *, verify: bool = False) -> Trained:
+def assembled(
+    setup: Experiment,
+    *,
+    verify: bool = False,
+    mesh: Mesh | None = None,
+    needs: Mapping[str, np.dtype] | None = None,
+    painter: Painter | None = None,
+) -> Trained:
     """The networks of a config with the weights of the folders it names; what no folder has is random, by the seed.
 
-    With ``verify``, all bytes of saved folders are compared with their hashes; published folders bring no hash. Raises
-    UserError for folders that are missing, damaged, or of other networks.
+    With ``verify``, all bytes of saved folders are compared with their hashes; published folders bring no hash.
+    ``mesh``, ``needs`` and ``painter`` are those of ``load``. Raises UserError for folders that are missing, damaged,
+    or of other networks.
     """
     for source in weight_folders(setup).values():
         if not source.saved:
             source.network.check(source.place, source.config, source.key)
         elif verify:
             source.identity(whole=True)
-    painter = Painter(setup)  # missing tokenizers are errors before any weight is read, too
-    abstract = parameters.param_shapes(setup)
-    parameters.check_memory(flat(abstract))
-    have = flat(parameters.read_folders(setup, abstract))
-    missing = [path for path in flat(abstract) if path not in have]
+    painter = Painter(setup) if painter is None else painter  # missing tokenizers are errors before any weight is read
+    held = flat(placing.abstract(setup, needs, _one_device() if mesh is None else mesh))
+    parameters.check_memory(held)
+    have = flat(parameters.read_folders(setup, nested(held)))
+    missing = [path for path in held if path not in have]
     if missing:
         known = {path.split("/")[0] for path in have}
         parts = {"/".join(path.split("/")[: 1 + (path.split("/")[0] in known)]) for path in missing}
         logger.warning("no folder has weights for %s: they start fresh", ", ".join(sorted(parts)))
-    have |= parameters.some(partial(parameters.initial, setup), jax.random.key(setup.seed), missing)
-    return Trained(painter, nested({path: jnp.asarray(have[path]) for path in flat(abstract)}), 0)
+    have |= _made(setup, jax.random.key(setup.seed), {path: held[path] for path in missing})
+    return Trained(painter, nested({path: have[path] for path in held}), 0)
+
+
+def _made(setup: Experiment, key: Key[Array, ""], held: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Random parameters as a training makes them, in their places and dtypes."""
+    places = {path: leaf.sharding for path, leaf in held.items()}
+    made = parameters.some(partial(parameters.initial, setup), key, held, places)
+    return {path: leaf.astype(held[path].dtype) for path, leaf in made.items()}
+
+
+def _one_device() -> Mesh:
+    return make_mesh(MeshConfig(), jax.local_devices()[:1])

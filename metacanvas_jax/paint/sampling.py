@@ -74,9 +74,10 @@ def draw(
     return replace_first_frame(drawn, first)
 
 
-Paint = Callable[[Params, Batch, MllmInputs, Key[Array, ""]], Painted]
+Paint = Callable[[Params, Batch, MllmInputs, Key[Array, "*k"]], Painted]
 """``paint(params, batch, empty, key)``: ``batch`` is as in training (``train/objectives.py``); of its ``pixels`` only a
-first frame is read. ``empty`` are the inputs of the empty prompt, for guidance."""
+first frame is read. ``empty`` are the inputs of the empty prompt, for guidance. ``key`` may be several [k], each for
+the next of k equal parts of the batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,18 +96,28 @@ class Target:
     tile: int = 0
 
 
-def make_paint(model: MetaCanvas, vae: nn.Module, recipe: Recipe, target: Target, *, maps: bool = False) -> Paint:
-    """A jitted ``Paint``. ``params`` hold the model's parameters and ``vae``.
+def make_paint(
+    model: MetaCanvas,
+    vae: nn.Module,
+    recipe: Recipe,
+    target: Target,
+    *,
+    maps: bool = False,
+    complete: Callable[[Params], Params] = lambda params: params,
+) -> Paint:
+    """A jitted ``Paint``. ``params`` hold the model's parameters and ``vae``, once ``complete`` has added what nothing
+    reads.
 
     Noise depends on ``key`` only: one key gives the same noise for any prompts. With guidance 1 the empty prompt is not
     run. ``maps`` also returns the canvas features, which repeats the first half of the steps.
     """
     row = TASKS[target.task]
 
-    def paint(params: Params, batch: Batch, empty: MllmInputs, key: Key[Array, ""]) -> Painted:
+    def paint(params: Params, batch: Batch, empty: MllmInputs, key: Key[Array, "*k"]) -> Painted:
+        params = complete(params)
         variables = {"params": {name: tree for name, tree in params.items() if name != "vae"}}
         inputs = mllm_inputs(batch)
-        noise = jax.random.normal(key, (inputs.tokens.shape[0], *target.latents, vae.channels), jnp.float32)
+        noise = noise_of(key, (inputs.tokens.shape[0], *target.latents, vae.channels))
         latents = given_latents(vae, params["vae"], TaskName(target.task), batch)
 
         def plan_of(inputs: MllmInputs) -> Plan:
@@ -131,6 +142,17 @@ def make_paint(model: MetaCanvas, vae: nn.Module, recipe: Recipe, target: Target
         return Painted(decode(vae, params["vae"], painted, target.tile), canvas)
 
     return jax.jit(paint)
+
+
+def noise_of(key: Key[Array, "*k"], shape: tuple[int, ...]) -> Float[Array, "b t h w c"]:
+    """Noise of a shape; of several keys each makes an equal part of the samples.
+
+    A sample's noise does not depend on how many come after it.
+    """
+    if key.ndim == 0:
+        return jax.random.normal(key, shape, jnp.float32)
+    part = (shape[0] // key.shape[0], *shape[1:])
+    return jax.vmap(lambda one: jax.random.normal(one, part, jnp.float32))(key).reshape(shape)
 
 
 def canvas_features(

@@ -71,6 +71,11 @@ def noting() -> Iterator[list[Note]]:
         _notes.reset(token)
 
 
+def current_rules() -> Rules:
+    """The rules by which names of axes are resolved; the common ones outside of ``using``."""
+    return _rules.get() or RULES
+
+
 def current_mesh() -> AbstractMesh | None:
     """The mesh of the constraints; None without a mesh or rules, on a single device, or inside ``shard_map``."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -16,12 +16,14 @@ import jax
 import numpy as np
 from jax._src import distributed as service  # the service's store of keys has no public name
 from jax._src.clusters import ClusterEnv
+from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster, GkeTpuCluster
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from metacanvas_jax.errors import Preempted, UserError
+from metacanvas_jax.errors import RESTART, Lost, Preempted, UserError
 from metacanvas_jax.parallel import roll_call, watch
 
+TPU_CLUSTERS = (GkeTpuCluster, GceTpuCluster)  # as JAX looks for them; the second asks a server for what it knows
 _barriers: dict[str, Iterator[int]] = {}
 
 
@@ -54,10 +56,12 @@ def initialize(
     is not connected to anything.
 
     Raises:
-        UserError: some processes did not start within ``timeout_s`` (the message names them), their number is not
-            ``processes``, or nothing is known about the others.
+        UserError: their number is not ``processes``, nothing is known about the others, or this is one of the hosts of
+            a TPU slice and nothing was said of them.
+        Lost: some processes did not start within ``timeout_s`` (the message names them).
     """
     if processes in (1, None) and coordinator is None and process is None:
+        check_alone()
         return
     count = processes
     if None in (coordinator, process, count):
@@ -84,6 +88,27 @@ def initialize(
         raise UserError(f"expected {count} processes, {jax.process_count()} came up")
 
 
+def check_alone() -> None:
+    """Raises UserError on one of several hosts of a TPU slice, where the first use of a chip would wait for the others.
+
+    Not where the environment keeps JAX off the TPU, or gives this host chips of its own (TPU_PROCESS_BOUNDS).
+    """
+    platforms = jax.config.jax_platforms
+    if (platforms is not None and "tpu" not in platforms) or "TPU_PROCESS_BOUNDS" in os.environ:
+        return
+    hosts = next((kind.get_process_count() for kind in TPU_CLUSTERS if kind.is_env_present()), 1)
+    if hosts > 1:
+        raise UserError(
+            f"this is one of {hosts} hosts of a TPU slice, whose chips start only together: run the same command on "
+            f"all of them with --processes {hosts}, or here alone on the CPU with JAX_PLATFORMS=cpu"
+        )
+
+
+def chief() -> bool:
+    """Whether this process writes what all of them have computed."""
+    return jax.process_index() == 0
+
+
 def client() -> Any:
     """This process's connection to the coordination service; None in a run of one process."""
     return service.global_state.client
@@ -93,7 +118,7 @@ def barrier(name: str, timeout_s: int = 300) -> None:
     """Waits for all processes to come to the same call.
 
     Raises:
-        UserError: naming those that had not come after ``timeout_s``.
+        Lost: naming those that had not come after ``timeout_s``.
     """
     if client() is None:
         return
@@ -104,7 +129,7 @@ def barrier(name: str, timeout_s: int = 300) -> None:
     except jax.errors.JaxRuntimeError as error:
         came = {int(path.rsplit("/", 1)[1]) for path, _ in client().key_value_dir_get(f"metacanvas/barrier/{key}/")}
         missing = roll_call.listed(sorted(set(range(jax.process_count())) - came))
-        raise UserError(
+        raise Lost(
             f"{missing} of {jax.process_count()} did not come to the barrier {name!r} within {timeout_s} s"
         ) from error
 
@@ -137,4 +162,4 @@ def _give_up(count: int, coordinator: str, process: int, timeout_s: int) -> None
         file=sys.stderr,
         flush=True,
     )
-    os._exit(2)
+    os._exit(RESTART)

@@ -83,6 +83,17 @@ def mesh_sizes(config: MeshConfig, devices: int, slices: int = 1) -> tuple[int, 
     return tuple(sizes)
 
 
+def parse_mesh(text: str) -> MeshConfig:
+    """The mesh of ``data=1,fsdp=32,tensor=4``; axes without a size are 1. Raises UserError for other text."""
+    sizes = dict.fromkeys(AXES, 1)
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis.strip() not in AXES or not size.strip().removeprefix("-").isdigit():
+            raise UserError(f"--mesh {text!r}: expected AXIS=N,... with axes {', '.join(AXES)}, found {part!r}")
+        sizes[axis.strip()] = int(size)
+    return MeshConfig(**sizes)
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices (of all processes), or over ``devices``; neighbours on an axis are near in the torus.
 
@@ -149,6 +160,23 @@ def _batch_part(mesh: Mesh, rules: Rules, process: int) -> tuple[int, int]:
             "divisor of the devices of a process"
         )
     return parts.index(shares[process]), len(parts)
+
+
+def batch_shards(mesh: Mesh, rules: Rules = RULES) -> int:
+    """Into how many parts the devices of a mesh split the samples of a batch."""
+    axes = resolve(("batch",), None, mesh, rules)[0]
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+
+
+def put_whole_batch(batch: PyTree, mesh: Mesh, rules: Rules = RULES) -> PyTree:
+    """`put_batch` where every process has all samples: each takes those of its own devices."""
+
+    def put(x: np.ndarray) -> jax.Array:
+        x = np.asarray(x)
+        sharding = NamedSharding(mesh, resolve(("batch",), x.shape[:1], mesh, rules))
+        return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
+    return jax.tree.map(put, batch)
 
 
 def put_batch(batch: PyTree, mesh: Mesh, rules: Rules = RULES) -> PyTree:

@@ -5,11 +5,16 @@ process 0 first listens on the coordinator's port itself until all others have r
 """
 
 import contextlib
+import errno
+import os
 import socket
 import time
 from collections.abc import Sequence
 
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import Lost, UserError
+
+LATE, HELD = "did not come up", os.strerror(errno.EADDRINUSE)
+"""Words of the verdicts that a restart mends: processes that are late, and a port that is not free yet."""
 
 _PATIENCE = 5.0
 """Seconds for one line to come over an open connection, and beyond the time-out for the verdict to come."""
@@ -19,8 +24,9 @@ def answer(coordinator: str, count: int, process: int, timeout_s: float) -> None
     """Returns when all of ``count`` processes have called this with the same ``coordinator`` (host:port of process 0).
 
     Raises:
-        UserError: after ``timeout_s``, naming the processes that are missing; at once if two say that they are the same
-            one, or expect different numbers.
+        Lost: after ``timeout_s``, naming the processes that are missing; at once if an earlier process of this machine
+            still holds the port.
+        UserError: two say that they are the same one, or expect different numbers.
     """
     host, _, port = coordinator.rpartition(":")
     if not port.isdigit():
@@ -31,7 +37,7 @@ def answer(coordinator: str, count: int, process: int, timeout_s: float) -> None
         who = f"{process} of {count} on {socket.gethostname()}"
         verdict = _report((host.strip("[]"), int(port)), who, timeout_s)
     if verdict != "all here":
-        raise UserError(verdict)
+        raise (Lost if LATE in verdict or HELD in verdict else UserError)(verdict)
 
 
 def listed(processes: Sequence[int], limit: int = 16) -> str:
@@ -59,7 +65,7 @@ def _listen(port: int, count: int, timeout_s: float) -> str:
                 connection, _ = server.accept()
             except TimeoutError:
                 missing = listed(sorted(set(range(1, count)) - here.keys()))
-                verdict = f"{missing} of {count} did not come up within {timeout_s:g} s"
+                verdict = f"{missing} of {count} {LATE} within {timeout_s:g} s"
                 break
             stack.enter_context(connection)
             verdict = _admit(connection, here, count)
@@ -99,9 +105,7 @@ def _report(address: tuple[str, int], who: str, timeout_s: float) -> str:
         except OSError as error:  # process 0 is not up yet, or its name is not known yet
             reason = f": {error.strerror or error}"
         time.sleep(0.2)
-    return (
-        f"process 0 did not come up at {address[0]}:{address[1]} within {timeout_s:g} s{reason} (this is process {who})"
-    )
+    return f"process 0 {LATE} at {address[0]}:{address[1]} within {timeout_s:g} s{reason} (this is process {who})"
 
 
 def _server(port: int) -> socket.socket:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from metacanvas_jax.errors import RESTART, Preempted, Unreachable, UserError
+from metacanvas_jax.errors import RESTART, Preempted, Unreachable, UserError, exit_code
 
 _KEYS = "metacanvas/watch"
 _BEAT_S = 2.0
@@ -137,8 +137,7 @@ def end_all(client: Any, error: BaseException) -> NoReturn:
     if not isinstance(error, UserError | Unreachable | KeyboardInterrupt):
         time.sleep(_LOST_S + 3 * _BEAT_S)  # the watch may end the process meanwhile
         traceback.print_exception(error)
-    codes = {UserError: 2, Unreachable: RESTART, KeyboardInterrupt: 130}
-    code = next((code for kind, code in codes.items() if isinstance(error, kind)), 1)
+    code = exit_code(error)
     text = _first_line(error) if str(error) else type(error).__name__
     name = f"process {jax.process_index()} ({socket.gethostname()})"
     verdict = {"message": f"{name}: {text}", "code": code}

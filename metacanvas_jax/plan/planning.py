@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from metacanvas_jax import files
 from metacanvas_jax.config import read
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.parallel.mesh import AXES, MeshConfig, make_mesh
+from metacanvas_jax.parallel.mesh import make_mesh, parse_mesh
 from metacanvas_jax.plan import page, programs, search
 from metacanvas_jax.plan.report import Report, as_json, table
 from metacanvas_jax.plan.study import study
@@ -88,17 +88,6 @@ def size(bucket: Bucket) -> int:
     """Pixels that a step of a bucket reads (target, source and references), as a measure of its cost."""
     frames = bucket.frames * (2 if TASKS[bucket.task].vae == "source" else 1) + bucket.references
     return (bucket.batch or 0) * frames * math.prod(bucket.size)
-
-
-def parse_mesh(text: str) -> MeshConfig:
-    """The mesh of ``data=1,fsdp=32,tensor=4``; axes without a size are 1. Raises UserError for other text."""
-    sizes = dict.fromkeys(AXES, 1)
-    for part in text.split(","):
-        axis, _, size = part.partition("=")
-        if axis.strip() not in AXES or not size.strip().removeprefix("-").isdigit():
-            raise UserError(f"--mesh {text!r}: expected AXIS=N,... with axes {', '.join(AXES)}, found {part!r}")
-        sizes[axis.strip()] = int(size)
-    return MeshConfig(**sizes)
 
 
 def write(folder: Path, reports: list[Report]) -> None:

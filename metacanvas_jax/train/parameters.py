@@ -137,19 +137,27 @@ def identities(experiment: Experiment, *, whole: bool = False, there: bool = Fal
 def read_folders(experiment: Experiment, abstract: Params) -> Params:
     """The parameters of ``abstract`` that the folders of the experiment hold, with its shapes and shardings.
 
-    ``abstract`` may be any part of the experiment's parameters; nothing else is read. Frozen parameters are cast to
-    the experiment's frozen dtype while they are read; trainable ones are float32.
+    ``abstract`` may be any part of the experiment's parameters; nothing else is read. They are cast to the dtypes of
+    ``as_held`` while they are read.
+    """
+    wanted = as_held(experiment, abstract)
+    return {part: source.load(wanted[part]) for part, source in weight_folders(experiment).items() if part in wanted}
+
+
+def as_held(experiment: Experiment, abstract: Params) -> Params:
+    """Abstract parameters in the dtype a training holds them in: frozen ones in its frozen dtype, others in float32.
+
+    What is narrower already stays so.
     """
     train = experiment.train
 
-    def as_held(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
-        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-        dtype = "float32" if trains(path, train.rules) else train.frozen_dtype
-        sharding = getattr(leaf, "sharding", None)
-        return jax.ShapeDtypeStruct(leaf.shape, dtype if floating else leaf.dtype, sharding=sharding)
+    def held(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
+        dtype = jnp.dtype("float32" if trains(path, train.rules) else train.frozen_dtype)
+        if not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype.itemsize < dtype.itemsize:
+            dtype = leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=getattr(leaf, "sharding", None))
 
-    wanted = nested({path: as_held(path, leaf) for path, leaf in flat(abstract).items()})
-    return {part: source.load(wanted[part]) for part, source in weight_folders(experiment).items() if part in wanted}
+    return nested({path: held(path, leaf) for path, leaf in flat(abstract).items()})
 
 
 def chosen(weights: Params, wanted: Params, where: object) -> Params:

@@ -18,6 +18,7 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as managers
 
 from metacanvas_jax import seals
@@ -32,6 +33,7 @@ from metacanvas_jax.weights.hashes import checksums
 from metacanvas_jax.weights.saved import check_shapes
 
 Meta = dict[str, Any]
+GROUP_BYTES = 1 << 31  # of the parameters that are read at once, on all devices together
 PACKAGES = ("metacanvas_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain")
 
 
@@ -208,6 +210,9 @@ class Store:
         """The trainable parameters alone, or their moving average, for sampling and export.
 
         ``abstract`` are all of them. With ``only``, no others than the parameters of these paths are read and returned.
+        They lie as ``abstract`` says, or on this process's first device where it says nothing, whatever devices saved
+        them. They are read, compared and cast to its dtypes some at a time, so that what a checkpoint holds in float32
+        is never in memory as a whole.
 
         Raises:
             UserError: as ``restore``, and if the run kept no moving average.
@@ -216,14 +221,23 @@ class Store:
         name, every = "ema" if ema else "params", flat(abstract)
         self._arguments(step, {name: abstract})
         wanted = {path: leaf for path, leaf in every.items() if only is None or path in only}
-        left = dict.fromkeys(every, ocp.PLACEHOLDER)
-        args = dict.fromkeys(every, ocp.RestoreArgs()) | ocp.checkpoint_utils.construct_restore_args(wanted)
-        restore = ocp.args.PyTreeRestore(item=nested(left | wanted), restore_args=nested(args))
-        with self._reading(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            restored = flat(reader.restore(self.folder / str(step) / name, args=restore))
-        params = nested({path: restored[path] for path in wanted})
-        _check_sums(self.meta(step)["checksums"], checksums({name: params}), str(self.folder / str(step)))
-        return params
+        here, sums = SingleDeviceSharding(jax.local_devices()[0]), self.meta(step)["checksums"]
+        params: dict[str, jax.Array] = {}
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            for group in _groups(wanted):
+                items: dict[str, Any] = dict.fromkeys(every, ocp.PLACEHOLDER)
+                args: dict[str, Any] = dict.fromkeys(every, ocp.RestoreArgs())
+                for path, leaf in group.items():
+                    place = getattr(leaf, "sharding", None) or here
+                    items[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+                    args[path] = ocp.ArrayRestoreArgs(sharding=place, global_shape=leaf.shape)
+                restore = ocp.args.PyTreeRestore(item=nested(items), restore_args=nested(args))
+                with self._reading(step):
+                    found = flat(reader.restore(self.folder / str(step) / name, args=restore))
+                found = {path: found[path] for path in group}
+                _check_sums(sums, checksums({name: nested(found)}), str(self.folder / str(step)))
+                params |= {path: found[path].astype(leaf.dtype) for path, leaf in group.items()}
+        return nested(params)
 
     def check(self) -> None:
         """Raises UserError if the writing in the background has failed; costs nothing otherwise."""
@@ -311,6 +325,19 @@ def check_known(saved: Mapping[str, str], now: Mapping[str, str], folders: Mappi
     """`check_frozen` for what only draws or exports: what a checkpoint says nothing about is not compared."""
     if known := identity.known(saved):
         check_frozen(known, now, folders, where)
+
+
+def _groups(leaves: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The leaves in groups of up to ``GROUP_BYTES``, or of one that is larger."""
+    group, size = {}, 0
+    for path, leaf in leaves.items():
+        nbytes = math.prod(leaf.shape) * 4
+        if group and size + nbytes > GROUP_BYTES:
+            yield group
+            group, size = {}, 0
+        group[path], size = leaf, size + nbytes
+    if group:
+        yield group
 
 
 def _check_sums(saved: Mapping[str, int], now: Mapping[str, int], where: str) -> None:
