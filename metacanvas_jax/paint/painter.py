@@ -8,27 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Key, UInt8
 from tqdm import tqdm
 
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.data.batch import mllm_inputs
-from metacanvas_jax.data.examples import PaintExamples
 from metacanvas_jax.data.inputs import Inputs
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError
-<<<<<<< HEAD
 from metacanvas_jax.metacanvas import MetaCanvas
-from metacanvas_jax.paint.sampling import Paint, Recipe, Target, make_paint
-=======
 from metacanvas_jax.paint import needs
 from metacanvas_jax.paint.program import How, how_to, program, reads
-from metacanvas_jax.paint.sampling import Paint, Painted
->>>>>>> 79bbb4c (WIP)
+from metacanvas_jax.paint.spread import Spread
 from metacanvas_jax.parallel import distributed
-from metacanvas_jax.parallel.activations import current_rules
-from metacanvas_jax.parallel.mesh import batch_shards, on_mesh, put_whole_batch
 from metacanvas_jax.tasks import TASKS, Bucket
 from metacanvas_jax.train import parameters
 from metacanvas_jax.trees import flat
@@ -55,26 +47,18 @@ class NonFinitePixels(UserError):
 class Painter:
     """The networks of an experiment, its prompts and its compiled samplers. Parameters are arguments.
 
-<<<<<<< HEAD
-    ``model`` is the network where it is not that of the config. Raises UserError for a tokenizer that is missing.
-=======
     It draws where the parameters lie: on a mesh, the results are split over its devices. Parameters that a drawing does
-    not read may be left out.
+    not read may be left out. ``model`` is the network where it is not that of the config; it needs all its parameters.
 
     Raises UserError for a tokenizer that is missing.
->>>>>>> 79bbb4c (WIP)
     """
 
     def __init__(self, setup: Experiment, model: MetaCanvas | None = None):
         self.setup = setup
         self.inputs = Inputs(setup)
-<<<<<<< HEAD
-        self._model, self._vae = network(setup) if model is None else model, autoencoder(setup)
-        self._compiled = functools.lru_cache(maxsize=8)(self._compile)
-=======
-        self._compiled = functools.lru_cache(maxsize=8)(functools.partial(program, setup))
+        self._configured = model is None
+        self._compiled = functools.lru_cache(maxsize=8)(functools.partial(program, setup, model=model))
         self._reads = functools.lru_cache(maxsize=64)(lambda how: reads(setup, how, self._compiled(how)))
->>>>>>> 79bbb4c (WIP)
 
     def needs(self, buckets: Sequence[Bucket], **options: Any) -> dict[str, np.dtype]:
         """The parameters that drawings of some shapes read, by path, and the dtype in which to hold each.
@@ -112,53 +96,34 @@ class Painter:
         """
         how = how_to(self.setup, bucket, steps=steps, guidance=guidance, maps=maps, canvas=canvas, tile=tile)
         self._check(params, how)
-        paint, examples = self._compiled(how), self.inputs.examples(bucket, target=False)
+        spread, examples = Spread.of(params), self.inputs.examples(bucket, target=False)
         size = min(self.setup.eval.batch, max(1 if self.setup.buckets else LEAST_BATCH, len(samples)))
-        mesh = mesh_of(params)
-        rows, keys = (size, 1) if mesh is None else spread(size, batch_shards(mesh, current_rules()))
+        rows, keys = filled(size, spread.ways)
         parts = [list(samples[start : start + size]) for start in range(0, len(samples), size)]
         pixels, features = [], []
         for start in tqdm(range(0, len(parts), keys), "drawing", disable=not progress, leave=False):
             together = parts[start : start + keys]
             padded = [sample for part in together for sample in part + part[-1:] * (rows - len(part))]
             padded += padded[-1:] * (rows * keys - len(padded))
-            painted = self._paint(paint, params, mesh, examples, padded, noise_keys(seed, start, keys))
+            mine = padded[spread.share(len(padded))]
+            with spread.open():
+                empty = mllm_inputs(spread.put(examples.batch(mine, words=False)))
+                batch = spread.put(examples.batch(mine))
+                painted = self._compiled(how)(params, batch, empty, noise_keys(seed, start, keys))
             kept = [i * rows + row for i, part in enumerate(together) for row in range(len(part))]
             pixels.append(to_bytes(distributed.whole(painted.pixels)[kept]))
             if painted.canvas is not None:
                 features.append(distributed.whole(painted.canvas)[kept])
         return Drawn(np.concatenate(pixels), np.concatenate(features) if features else None)
 
-    def _paint(
-        self,
-        paint: Paint,
-        params: Params,
-        mesh: Mesh | None,
-        examples: PaintExamples,
-        samples: list[Sample],
-        key: Key[Array, "*k"],
-    ) -> Painted:
-        batch, empty = examples.batch(samples), examples.batch(samples, words=False)
-        if mesh is None:
-            return paint(params, batch, mllm_inputs(empty), key)
-        rules = current_rules()
-        with on_mesh(mesh, rules):
-            batch, empty = put_whole_batch((batch, empty), mesh, rules)
-            return paint(params, batch, mllm_inputs(empty), key)
-
     def _check(self, params: Params, how: How) -> None:
         have = flat(params).keys()
-        if flat(parameters.param_shapes(self.setup)).keys() - have and (lacking := self._reads(how).keys() - have):
+        complete = not self._configured or flat(parameters.param_shapes(self.setup)).keys() <= have
+        if not complete and (lacking := self._reads(how).keys() - have):
             raise ValueError(f"{how.bucket.task} reads {min(lacking)}, and the parameters were loaded without it")
 
 
-def mesh_of(params: Params) -> Mesh | None:
-    """The mesh that parameters lie on; None where that is one device."""
-    sharding = getattr(next(iter(flat(params).values())), "sharding", None)
-    return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
-
-
-def spread(size: int, shards: int) -> tuple[int, int]:
+def filled(size: int, shards: int) -> tuple[int, int]:
     """(rows, parts): how batches of ``size`` results go onto devices that split a batch into so many shards.
 
     Each of the ``parts`` batches is filled up to ``rows``; together they divide among the shards.

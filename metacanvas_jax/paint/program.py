@@ -11,6 +11,7 @@ from metacanvas_jax.config.networks import autoencoder, network
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.data.batch import mllm_inputs
 from metacanvas_jax.data.shapes import drawn_shapes, latent_grid
+from metacanvas_jax.metacanvas import MetaCanvas
 from metacanvas_jax.paint import needs, placing
 from metacanvas_jax.paint.sampling import Paint, Recipe, Target, make_paint
 from metacanvas_jax.tasks import Bucket
@@ -39,14 +40,17 @@ def how_to(
     return How(bucket, steps, setup.sampler.guidance if guidance is None else guidance, **rest)
 
 
-def program(setup: Experiment, how: How) -> Paint:
-    """The jitted program. Parameters that it does not read may be left out of its argument."""
-    model, vae, grid = network(setup), autoencoder(setup), latent_grid(setup, how.bucket)
+def program(setup: Experiment, how: How, model: MetaCanvas | None = None) -> Paint:
+    """The jitted program. Parameters that it does not read may be left out of its argument.
+
+    ``model`` is the network where it is not that of the config; it then needs all of its parameters.
+    """
+    complete = functools.partial(_complete, setup) if model is None else lambda params: params
+    model, vae, grid = network(setup) if model is None else model, autoencoder(setup), latent_grid(setup, how.bucket)
     tokens = int(np.prod(grid)) // int(np.prod(model.dit.patch))
     sampler = dataclasses.replace(setup.sampler, steps=how.steps, guidance=how.guidance)
     target = Target(grid, how.bucket.task, setup.given_channels, setup.dit_guidance, how.canvas, how.tile)
     recipe = Recipe(sampler.make(tokens), sampler.method, how.guidance)
-    complete = functools.partial(_complete, setup)
     return make_paint(model, vae, recipe, target, maps=how.maps, complete=complete)
 
 

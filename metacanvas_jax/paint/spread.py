@@ -2,15 +2,15 @@
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Iterator
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
-from metacanvas_jax.parallel.mesh import batch_part, on_mesh, put_batch
-from metacanvas_jax.parallel.rules import RULES, resolve
+from metacanvas_jax.parallel.activations import current_rules
+from metacanvas_jax.parallel.mesh import batch_part, batch_shards, on_mesh, put_batch
+from metacanvas_jax.parallel.rules import RULES, Rules
 from metacanvas_jax.types import Params
 
 
@@ -19,21 +19,21 @@ class Spread:
     """How the samples of a batch are spread over a mesh; ``mesh`` None: one device computes all of them."""
 
     mesh: Mesh | None
+    rules: Rules = RULES
 
     @classmethod
     def of(cls, params: Params) -> "Spread":
         """The mesh that parameters lie on."""
         shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params))
-        return cls(next((found.mesh for found in shardings if isinstance(found, NamedSharding)), None))
+        mesh = next((found.mesh for found in shardings if isinstance(found, NamedSharding)), None)
+        return cls(mesh, current_rules())
 
     @property
     def ways(self) -> int:
         """Into how many parts the samples of a batch are split."""
         if self.mesh is None:
             return 1
-        axes = resolve(("batch",), None, self.mesh, RULES)[0]
-        axes = (axes,) if isinstance(axes, str) else axes or ()
-        return math.prod(self.mesh.shape[axis] for axis in axes)
+        return batch_shards(self.mesh, self.rules)
 
     def batch(self, size: int) -> int:
         """The smallest batch of at least ``size`` samples that divides evenly."""
@@ -43,15 +43,15 @@ class Spread:
         """The samples of a batch that this process brings."""
         if self.mesh is None:
             return slice(0, size)
-        part, parts = batch_part(self.mesh)
+        part, parts = batch_part(self.mesh, self.rules)
         return slice(part * size // parts, (part + 1) * size // parts)
 
     def put(self, batch: PyTree) -> PyTree:
         """This process's samples as its share of the batch."""
-        return batch if self.mesh is None else put_batch(batch, self.mesh)
+        return batch if self.mesh is None else put_batch(batch, self.mesh, self.rules)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
         """While open, names of axes in traced code mean this mesh."""
-        with contextlib.nullcontext() if self.mesh is None else on_mesh(self.mesh):
+        with contextlib.nullcontext() if self.mesh is None else on_mesh(self.mesh, self.rules):
             yield

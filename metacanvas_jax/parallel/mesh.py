@@ -168,17 +168,6 @@ def batch_shards(mesh: Mesh, rules: Rules = RULES) -> int:
     return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
 
 
-def put_whole_batch(batch: PyTree, mesh: Mesh, rules: Rules = RULES) -> PyTree:
-    """`put_batch` where every process has all samples: each takes those of its own devices."""
-
-    def put(x: np.ndarray) -> jax.Array:
-        x = np.asarray(x)
-        sharding = NamedSharding(mesh, resolve(("batch",), x.shape[:1], mesh, rules))
-        return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
-
-    return jax.tree.map(put, batch)
-
-
 def put_batch(batch: PyTree, mesh: Mesh, rules: Rules = RULES) -> PyTree:
     """Host arrays to the mesh, samples (first axis) spread by the rule of "batch"; each process brings its own samples.
 

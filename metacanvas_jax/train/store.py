@@ -16,6 +16,7 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import SingleDeviceSharding
@@ -229,7 +230,9 @@ class Store:
                 args: dict[str, Any] = dict.fromkeys(every, ocp.RestoreArgs())
                 for path, leaf in group.items():
                     place = getattr(leaf, "sharding", None) or here
-                    items[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+                    # As they were saved; checksums are those of float32.
+                    saved = "float32" if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
+                    items[path] = jax.ShapeDtypeStruct(leaf.shape, saved, sharding=place)
                     args[path] = ocp.ArrayRestoreArgs(sharding=place, global_shape=leaf.shape)
                 restore = ocp.args.PyTreeRestore(item=nested(items), restore_args=nested(args))
                 with self._reading(step):
