@@ -111,7 +111,8 @@ def test_only_what_every_use_casts_is_held_narrow():
         carried, _ = jax.lax.scan(
             lambda c, _: (c.astype(jnp.bfloat16).astype(jnp.float32), None), params["carry"], None, 2
         )
-        return (y @ cast("kernel")) * params["gain"].astype(jnp.float32).astype(jnp.bfloat16) + rows, both, carried
+        gain = params["gain"].astype(jnp.float32).astype(jnp.bfloat16)
+        return (y @ cast("kernel")) * gain[None] + rows, both, carried
 
     shapes = {
         "stack": (3, 4, 4),
