@@ -7,7 +7,8 @@ import threading
 import jax
 import pytest
 
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.cli.main import main
+from metacanvas_jax.errors import Lost, Preempted, Unreachable, UserError, exit_code
 from metacanvas_jax.parallel import distributed, roll_call, watch
 from metacanvas_jax.parallel.watch import WAITS, Watch
 
@@ -180,3 +181,71 @@ def test_one_process_needs_no_joining():
     distributed.barrier("alone")
     assert distributed.gather("here") == ["here"]
     assert distributed.client() is None
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("a mistake"), 2),
+        (Lost("a host"), 75),
+        (Unreachable("a bucket"), 75),
+        (Preempted("asked"), 75),
+        (KeyboardInterrupt(), 130),
+        (KeyError("a bug"), 1),
+    ],
+)
+def test_losses_are_started_again_and_mistakes_are_not(error, code, monkeypatch):
+    assert exit_code(error) == code
+    monkeypatch.setattr(distributed.roll_call, "answer", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)) as found:
+        distributed.initialize(2, "localhost:1", 0)
+    assert exit_code(found.value) == code
+
+
+def test_a_port_that_is_still_held_is_started_again_and_one_that_is_no_port_is_not():
+    with socket.create_server(("", 0)) as server, pytest.raises(Lost, match="process 0 cannot listen on port"):
+        roll_call.answer(f"localhost:{server.getsockname()[1]}", 2, 0, 1)
+    with pytest.raises(UserError, match="expected host:port") as found:
+        roll_call.answer("localhost:http", 2, 0, 1)
+    assert exit_code(found.value) == 2
+
+
+class Pod:
+    """A TPU slice of several hosts, as JAX's detection of clusters sees it."""
+
+    @staticmethod
+    def is_env_present():
+        return True
+
+    @staticmethod
+    def get_process_count():
+        return 4
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate", "train", "prepare"])
+def test_one_host_of_a_slice_does_not_wait_for_the_others_without_a_word(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "TPU_CLUSTERS", (Pod,))
+    monkeypatch.delenv("TPU_PROCESS_BOUNDS", raising=False)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(type(jax.config), "jax_platforms", "tpu,cpu", raising=False)
+    asked = {
+        "sample": (
+            "sample",
+            "--config",
+            "configs/miniature.py:canvas",
+            "--prompt",
+            "x",
+            "--out",
+            str(tmp_path / "x.png"),
+        ),
+        "evaluate": ("evaluate", "--run", str(tmp_path), "--out", str(tmp_path / "x.json")),
+        "train": ("train", "--config", "configs/miniature.py:canvas", "--workdir", str(tmp_path / "run")),
+        "prepare": ("prepare", "--config", "configs/miniature.py:canvas", "--contexts"),
+    }
+    assert main(list(asked[command])) == 2
+    said = capsys.readouterr().err
+    assert "one of 4 hosts of a TPU slice" in said
+    assert ("--process I/4" if command == "prepare" else "--processes 4") in said
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("TPU_PROCESS_BOUNDS", "1,1,1")
+    distributed.check_alone()

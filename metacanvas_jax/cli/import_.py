@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from metacanvas_jax.cli import options
 from metacanvas_jax.config.load import load_config
 
 EXAMPLE = "metacanvas import --from exports/demo --to runs/continued"
@@ -24,6 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
     from metacanvas_jax.errors import UserError
     from metacanvas_jax.exchange import import_model, import_run
 
+    options.on_host()
     config = None if arguments.config is None else load_config(arguments.config, arguments.overrides)
     if config is None and arguments.overrides:
         raise UserError("values are set on a config: give --config FILE as well")

@@ -53,6 +53,12 @@ def run(arguments: argparse.Namespace) -> None:
         manifest = verify(arguments.verify)
         print(f"{arguments.verify}: {manifest['count']} samples in {len(manifest['shards'])} shards, all as written")
         return
+    if not (arguments.contexts or arguments.latents):
+        options.on_host()
+    elif arguments.process is None:  # else every host of a slice runs the command
+        from metacanvas_jax.parallel.distributed import check_alone
+
+        check_alone("--process I/{hosts}, I from 0")
     setup = None
     if arguments.config is not None:
         from metacanvas_jax.config import read

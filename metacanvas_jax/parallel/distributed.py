@@ -88,10 +88,11 @@ def initialize(
         raise UserError(f"expected {count} processes, {jax.process_count()} came up")
 
 
-def check_alone() -> None:
+def check_alone(option: str = "--processes {hosts}") -> None:
     """Raises UserError on one of several hosts of a TPU slice, where the first use of a chip would wait for the others.
 
-    Not where the environment keeps JAX off the TPU, or gives this host chips of its own (TPU_PROCESS_BOUNDS).
+    ``option`` is what tells a command about them. Nothing is raised where the environment keeps JAX off the TPU, or
+    gives this host chips of its own (TPU_PROCESS_BOUNDS).
     """
     platforms = jax.config.jax_platforms
     if (platforms is not None and "tpu" not in platforms) or "TPU_PROCESS_BOUNDS" in os.environ:
@@ -100,7 +101,7 @@ def check_alone() -> None:
     if hosts > 1:
         raise UserError(
             f"this is one of {hosts} hosts of a TPU slice, whose chips start only together: run the same command on "
-            f"all of them with --processes {hosts}, or here alone on the CPU with JAX_PLATFORMS=cpu"
+            f"all of them with {option.format(hosts=hosts)}, or here alone on the CPU with JAX_PLATFORMS=cpu"
         )
 
 
