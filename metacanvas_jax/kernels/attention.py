@@ -26,6 +26,7 @@ from metacanvas_jax.kernels.flash_common import HIDDEN
 from metacanvas_jax.kernels.flash_fixed_max import flash_attention
 from metacanvas_jax.kernels.masks import MaskSpec, dense_mask
 from metacanvas_jax.kernels.tiles import device_kind
+from metacanvas_jax.nn.precision import exact
 from metacanvas_jax.parallel.context import sharded
 
 CHUNK = 256  # queries
@@ -107,8 +108,10 @@ def plain_attention(
             f"attention: the scores of q {tuple(q.shape)} and k {tuple(k.shape)} would take {size / 2**30:.1f} GiB, "
             f'expected at most {LARGEST_SCORES / 2**30:.0f}; use implementation "auto" or "chunked"'
         )
-    with jax.numpy_dtype_promotion("standard"):  # jax's own code mixes bfloat16 and float32
-        dense = dense_mask(mask, n, m)
+    dense = dense_mask(mask, n, m)
+    precision = "highest" if exact(q, k, v) else "default"
+    # jax's own code mixes bfloat16 and float32, and takes the precision from the context.
+    with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision(precision):
         out = jax.nn.dot_product_attention(q, k, v, mask=dense, scale=scale, implementation="xla")
     return checkpoint_name(out, "attention_out")
 
@@ -246,10 +249,12 @@ def chunked_attention(
     keys, values = rearrange(k, "b m g e -> b g m e"), rearrange(v, "b m g e -> b g m e")
     segments = None if mask.query_segments is None else cut(mask.query_segments)
 
+    product = functools.partial(jnp.einsum, precision=exact(q, k, v), preferred_element_type=jnp.float32)
+
     @jax.checkpoint
     def one(chunk_inputs: tuple) -> jax.Array:
         queries, start, segments = chunk_inputs
-        scores = jnp.einsum("bgrne,bgme->bgrnm", queries, keys, preferred_element_type=jnp.float32) * scale
+        scores = product("bgrne,bgme->bgrnm", queries, keys) * scale
         own = mask.replace(query_segments=segments)
         visible = dense_mask(own, chunk, m, start)
         if visible is not None:
@@ -257,7 +262,7 @@ def chunked_attention(
         weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
         total = jnp.sum(weights, axis=-1, keepdims=True)
         weights = weights.astype(values.dtype)
-        return jnp.einsum("bgrnm,bgme->bgrne", weights, values, preferred_element_type=jnp.float32) / total
+        return product("bgrnm,bgme->bgrne", weights, values) / total
 
     out = jax.lax.map(one, (queries, chunk * jnp.arange(count), segments))
     out = rearrange(out, "c b g r n e -> b (c n) (g r) e")[:, :n].astype(q.dtype)

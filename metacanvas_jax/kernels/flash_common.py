@@ -10,6 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from metacanvas_jax.kernels.tiles import LANES, Tiles
+from metacanvas_jax.nn.precision import exact
 
 HIDDEN = -1e30  # logit of a key that is not seen
 TINY = 1e-37
@@ -48,7 +49,7 @@ class Problem:
 
 def product(x: jax.Array, y: jax.Array, over: tuple[int, int]) -> jax.Array:
     """Contracts axis ``over[0]`` of x with axis ``over[1]`` of y in float32, at full precision for float32 inputs."""
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    precision = exact(x, y) or jax.lax.Precision.DEFAULT
     dims = ((over[:1], over[1:]), ((), ()))
     return jax.lax.dot_general(x, y, dims, precision=precision, preferred_element_type=jnp.float32)
 

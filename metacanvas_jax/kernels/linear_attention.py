@@ -4,6 +4,8 @@
 ("triton"), and XLA elsewhere.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -12,6 +14,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.kernels import linear_attention_gpu, linear_attention_tpu
 from metacanvas_jax.kernels.linear_attention_tpu import EPS
 from metacanvas_jax.kernels.masks import MaskSpec
+from metacanvas_jax.nn.precision import exact
 from metacanvas_jax.parallel.context import sharded
 
 IMPLEMENTATIONS = ("auto", "tpu", "triton", "xla")
@@ -57,8 +60,9 @@ def plain_linear_attention(
     """``relu_linear_attention``, computed by XLA."""
     dtype = q.dtype
     q, k = jax.nn.relu(q).astype(jnp.float32), jax.nn.relu(k).astype(jnp.float32)
-    memory = jnp.einsum("bmhe,bmhf->bhef", k, v.astype(jnp.float32))
+    product = functools.partial(jnp.einsum, precision=exact(q, k))
+    memory = product("bmhe,bmhf->bhef", k, v.astype(jnp.float32))
     weight = jnp.sum(k, axis=1)
-    total = jnp.einsum("bnhe,bhef->bnhf", q, memory)
-    norm = jnp.einsum("bnhe,bhe->bnh", q, weight)
+    total = product("bnhe,bhef->bnhf", q, memory)
+    norm = product("bnhe,bhe->bnh", q, weight)
     return (total / (norm[..., None] + EPS)).astype(dtype)

@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from metacanvas_jax.nn.layers import Dtype, lecun_init, zeros_init
+from metacanvas_jax.nn.precision import exact
 
 Padding = tuple[tuple[int, int], ...]
 
@@ -28,7 +29,8 @@ def convolve(
 def _convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding) -> jax.Array:
     spatial = "DHW"[-len(strides) :]
     names = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=names)
+    precision = exact(x, kernel)
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=names, precision=precision)
 
 
 def _convolve_by_tap(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding) -> jax.Array:
@@ -53,10 +55,10 @@ def convolve_doubled(x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]
 
     An output pixel depends on 2x2 pixels of ``x``. Kernel entries that meet the same pixel are therefore added first.
     This gives four 2x2 kernels, one for each parity of the output's row and column, and 4/9 of the products. Kernel
-    entries are added in the kernel's dtype. The products have the dtype of ``x``.
+    entries are added in float32. The products have the dtype of ``x``.
     """
     # Output row 2i reads input row i - 1 once and row i twice. Output row 2i + 1 reads row i twice and row i + 1 once.
-    above, own, below = kernel
+    above, own, below = kernel.astype(jnp.float32)
     rows = jnp.stack([above, own + below]), jnp.stack([above + own, below])
     out = []
     for i, half in enumerate(rows):

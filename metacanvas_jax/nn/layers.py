@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jaxtyping import Array, Float
 
+from metacanvas_jax.nn.precision import exact
+
 Dtype = Literal["float32", "bfloat16"]  # by name, so that configs stay plain data
 
 lecun_init = nn.initializers.lecun_normal()
@@ -42,7 +44,7 @@ def contract(x: Float[Array, "*x"], kernel: Float[Array, "*w"], axes: int = 1) -
 
 def _contract(x: jax.Array, kernel: jax.Array, axes: int) -> jax.Array:
     last = tuple(range(x.ndim - axes, x.ndim))
-    return jax.lax.dot_general(x, kernel, ((last, tuple(range(axes))), ((), ())))
+    return jax.lax.dot_general(x, kernel, ((last, tuple(range(axes))), ((), ())), precision=exact(x, kernel))
 
 
 def _contract_forward(x: CustomVJPPrimal, kernel: CustomVJPPrimal, axes: int):
@@ -66,10 +68,11 @@ def _gradients(x: jax.Array | None, kernel: jax.Array | None, dy: jax.Array, axe
     if kernel is not None:
         outputs = kernel.ndim - axes
         last = tuple(range(dy.ndim - outputs, dy.ndim))
-        dx = jax.lax.dot_general(dy, kernel, ((last, tuple(range(axes, kernel.ndim))), ((), ())))
+        both = (last, tuple(range(axes, kernel.ndim)))
+        dx = jax.lax.dot_general(dy, kernel, (both, ((), ())), precision=exact(dy, kernel))
     if x is not None:
         leading = tuple(range(x.ndim - axes))
-        dkernel = jax.lax.dot_general(x, dy, ((leading, leading), ((), ())))
+        dkernel = jax.lax.dot_general(x, dy, ((leading, leading), ((), ())), precision=exact(x, dy))
     return dx, dkernel
 
 

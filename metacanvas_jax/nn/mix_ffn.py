@@ -17,8 +17,8 @@ def depthwise_conv(
 ) -> Float[Array, "b y x c"]:
     """Convolves every channel with its own odd-sized kernel, zero padded, as in torch (no flip).
 
-    It is a sum of shifted products, which every backend fuses into one pass over memory. On XLA:CPU a grouped
-    convolution with one channel per group is tens of times slower, and its gradient is slower still.
+    It is a sum of shifted products in float32, rounded once, which every backend fuses into one pass over memory. On
+    XLA:CPU a grouped convolution with one channel per group is tens of times slower, and its gradient is slower still.
     """
     y = _depthwise(x, kernel)
     return y if bias is None else y + bias[None, None, None]
@@ -37,8 +37,9 @@ def _weighted(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]) -> Floa
 
 def _at_once(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]) -> Float[Array, "b y x c"]:
     rows, columns, _ = kernel.shape
-    taps = _taps(x, rows, columns)
-    return sum(tap * kernel[None, None, None, i // columns, i % columns] for i, tap in enumerate(taps))
+    weights = jnp.expand_dims(kernel.astype(jnp.float32).reshape(rows * columns, -1), (1, 2, 3))
+    terms = (tap.astype(jnp.float32) * weight for tap, weight in zip(_taps(x, rows, columns), weights, strict=True))
+    return sum(terms).astype(x.dtype)
 
 
 def _kept(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]) -> Float[Array, "b y x c"]:
@@ -61,23 +62,24 @@ def _forward(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]):
 
 def _kernel_gradient(x: Float[Array, "b y x c"], dy: Float[Array, "b y x c"], size: tuple[int, int]):
     taps = _taps(x, *size)
-    return jnp.stack([jnp.sum(tap * dy, axis=(0, 1, 2), dtype=jnp.float32) for tap in taps])
+    dy = dy.astype(jnp.float32)
+    return jnp.stack([jnp.sum(tap.astype(jnp.float32) * dy, axis=(0, 1, 2)) for tap in taps])
 
 
 def _kernel_gradient_by_row(x: Float[Array, "b y x c"], dy: Float[Array, "b y x c"], size: tuple[int, int]):
     rows, columns = size
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (rows // 2, rows // 2), (columns // 2, columns // 2), (0, 0)))
-    ones = jnp.ones((1, x.shape[0] * width), x.dtype)
+    ones = jnp.ones((1, x.shape[0] * width), jnp.float32)
 
     def add(total: jax.Array, number: Int[Array, ""]) -> tuple[jax.Array, None]:
         above = jax.lax.dynamic_slice_in_dim(padded, number, rows, axis=1)
-        own = jax.lax.dynamic_index_in_dim(dy, number, axis=1, keepdims=False)
+        own = jax.lax.dynamic_index_in_dim(dy, number, axis=1, keepdims=False).astype(jnp.float32)
         sums = []
         for i in range(rows):
             for j in range(columns):
-                product = (above[:, i, j : j + width] * own).reshape(-1, x.shape[-1])
-                sums.append(jnp.matmul(ones, product, preferred_element_type=jnp.float32)[0])
+                product = (above[:, i, j : j + width].astype(jnp.float32) * own).reshape(-1, x.shape[-1])
+                sums.append((ones @ product)[0])
         return total + jnp.stack(sums), None
 
     return jax.lax.scan(add, jnp.zeros((rows * columns, x.shape[-1]), jnp.float32), jnp.arange(height))[0]

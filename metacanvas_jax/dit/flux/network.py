@@ -25,6 +25,7 @@ from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.kernels.prologue import LN2, prepare
 from metacanvas_jax.nn.layers import Dense, Dtype, Gain, along_last, contract, layer_norm, zeros_init
 from metacanvas_jax.nn.modulation import TimeEmbed, gated, modulate
+from metacanvas_jax.nn.precision import exact
 from metacanvas_jax.nn.rope import grid_rotation
 from metacanvas_jax.nn.stack import Remat, entering, stack
 from metacanvas_jax.parallel.activations import constrain, constrain_grid
@@ -109,7 +110,7 @@ def joint_rotation(
 def masked_mean(x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None) -> Float[Array, "b d"]:
     """Mean over the tokens whose mask is True, in float32; zero if there are none."""
     weight = jnp.ones(x.shape[:2], jnp.float32) if mask is None else mask.astype(jnp.float32)
-    total = jnp.einsum("bld,bl->bd", x.astype(jnp.float32), weight)
+    total = jnp.einsum("bld,bl->bd", x.astype(jnp.float32), weight, precision=exact(weight))
     return total / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1.0)
 
 

@@ -19,6 +19,7 @@ from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.kernels.attention_after import attention_after
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm
 from metacanvas_jax.nn.lora import Lora, LoraConfig
+from metacanvas_jax.nn.precision import exact
 from metacanvas_jax.nn.rope import inverse_frequencies, rotate
 from metacanvas_jax.nn.stack import Remat, entering, stack
 from metacanvas_jax.parallel.activations import constrain
@@ -158,8 +159,9 @@ class Embedding(nn.Module):
 
     def attend(self, hidden: Float[Array, "b n d"]) -> Float[Array, "b n v"]:
         """Logits of a head tied to the embeddings, in float32."""
-        table = self.table.astype(self.dtype)
-        return jnp.einsum("bnd,vd->bnv", hidden.astype(self.dtype), table, preferred_element_type=jnp.float32)
+        hidden, table = hidden.astype(self.dtype), self.table.astype(self.dtype)
+        precision = exact(hidden, table)
+        return jnp.einsum("bnd,vd->bnv", hidden, table, precision=precision, preferred_element_type=jnp.float32)
 
 
 class Language(nn.Module):

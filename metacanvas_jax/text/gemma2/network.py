@@ -4,6 +4,7 @@ Source: transformers ``models/gemma2/modeling_gemma2.py`` (eager attention: the 
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from metacanvas_jax.nn.layers import Dense, Dtype, rms_norm, zeros_init
+from metacanvas_jax.nn.precision import exact
 from metacanvas_jax.nn.rope import inverse_frequencies, rotate
 from metacanvas_jax.parallel.activations import constrain, part
 from metacanvas_jax.text.base import TextEncoder
@@ -63,10 +65,11 @@ def capped_attention(
     The mask is dense: prompts are a few hundred tokens.
     """
     q = rearrange(q, "b n (g r) e -> b n g r e", g=k.shape[2])
-    scores = scale * jnp.einsum("bngre,bmge->bgrnm", q, k, preferred_element_type=jnp.float32)
+    product = functools.partial(jnp.einsum, precision=exact(q, k))
+    scores = scale * product("bngre,bmge->bgrnm", q, k, preferred_element_type=jnp.float32)
     scores = cap * jnp.tanh(scores / cap)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    out = jnp.einsum("bgrnm,bmge->bngre", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+    out = product("bgrnm,bmge->bngre", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
     return rearrange(out, "b n g r e -> b n (g r) e")
 
 

@@ -16,6 +16,7 @@ from metacanvas_jax.kernels.linear_attention import relu_linear_attention
 from metacanvas_jax.nn.convolution import Conv
 from metacanvas_jax.nn.layers import Dense, Dtype, ones_init, rms_norm, zeros_init
 from metacanvas_jax.nn.mix_ffn import MixFFN, depthwise_conv
+from metacanvas_jax.nn.precision import exact
 from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.vae.base import Autoencoder, per_frame
 
@@ -163,7 +164,7 @@ class Blur(nn.Module):
         point = self.param("point", nn.with_logical_partitioning(init, ("heads", None, None)), shape)
         y = depthwise_conv(x.astype(jnp.float32), depth.astype(jnp.float32)).astype(self.config.dtype)
         y = einops.rearrange(y, "b h w (g i) -> b h w g i", i=width)
-        y = jnp.einsum("bhwgi,gio->bhwgo", y, point.astype(self.config.dtype))
+        y = jnp.einsum("bhwgi,gio->bhwgo", y, point.astype(self.config.dtype), precision=exact(y))
         return einops.rearrange(y, "b h w g o -> b h w (g o)")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, UInt8
 
+from metacanvas_jax.nn.precision import exact
 from metacanvas_jax.types import Params
 from metacanvas_jax.vae.base import Autoencoder
 
@@ -93,13 +94,13 @@ class PatchPca(Autoencoder):
         mean, basis, scale = self._parameters()
         patches = to_patches(video.astype(jnp.float32), self.config.patch)
         centred = patches - jnp.expand_dims(mean, range(4))
-        return jnp.einsum("bthwv,vc->bthwc", centred, basis * scale[None])
+        return jnp.einsum("bthwv,vc->bthwc", centred, basis * scale[None], precision=exact(centred, basis))
 
     def to_pixels(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b t H W 3"]:
         """Pixels, clipped to [-1, 1]."""
         mean, basis, scale = self._parameters()
         back = (basis / scale[None]).T
-        patches = jnp.einsum("bthwc,cv->bthwv", latents.astype(jnp.float32), back)
+        patches = jnp.einsum("bthwc,cv->bthwv", latents.astype(jnp.float32), back, precision=exact(back))
         patches = patches + jnp.expand_dims(mean, range(4))
         return jnp.clip(from_patches(patches, self.config.patch), -1, 1)
 
