@@ -1,7 +1,7 @@
 """What trains and what is frozen: two trees of parameters, separated by regular expressions on their paths."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -55,6 +55,16 @@ def partition(params: Params, rules: Rules) -> tuple[Params, Params]:
 def trains(path: str, rules: Rules) -> bool:
     """Whether the first rule that matches a parameter says so, for a tree that is known to be covered."""
     return next((action == "train" for regex, action in rules if re.fullmatch(regex, path)), False)
+
+
+def held_dtype(path: str, dtype: str, keep_float32: Sequence[str]) -> str:
+    """The dtype of a frozen floating parameter: ``dtype``, or "float32" if it stays so."""
+    return "float32" if stays_float32(path, keep_float32) else dtype
+
+
+def stays_float32(path: str, keep_float32: Sequence[str]) -> bool:
+    """Whether one of the expressions matches the whole path of a parameter."""
+    return any(re.fullmatch(regex, path) for regex in keep_float32)
 
 
 def merge(trainable: Params, frozen: Params) -> Params:

@@ -45,6 +45,14 @@ def autoencoder(config: Experiment) -> Any:
     return registry.module(config.vae)
 
 
+def keep_float32(config: Experiment) -> tuple[str, ...]:
+    """Regular expressions of parameters that stay float32 whatever ``train.frozen_dtype`` is."""
+    parts = {"mllm": mllm_config(config), "dit": config.dit, "vae": config.vae}
+    parts["text"] = None if config.text is None else config.text.encoder
+    records = {part: registry.of(network) for part, network in parts.items() if network is not None}
+    return tuple(f"{part}/{regex}" for part, record in records.items() for regex in record.keep_float32)
+
+
 def mllm_config(config: Experiment) -> Any:
     """The MLLM of an experiment as its network is configured."""
     return registry.family("mllm")[config.mllm.kind].config(config.mllm.language, config.mllm.vision)

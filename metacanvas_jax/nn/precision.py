@@ -1,10 +1,12 @@
 """The precision of products: float32 operands are multiplied in float32."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 
-def exact(*operands: jax.Array) -> jax.lax.Precision | None:
+def exact(*operands: Any) -> jax.lax.Precision | None:
     """The ``precision`` of a product of these operands: HIGHEST for float32, None for others.
 
     By default a TPU multiplies float32 operands after rounding them to bfloat16, and a GPU to TF32. What is computed in

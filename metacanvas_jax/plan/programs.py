@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from metacanvas_jax.config.networks import autoencoder, network
+from metacanvas_jax.config.networks import autoencoder, keep_float32, network
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.data.shapes import batch_shapes, latent_grid
@@ -27,7 +27,7 @@ from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.parameters import boxed
 from metacanvas_jax.train.state import abstract_state
 from metacanvas_jax.train.step import make_step
-from metacanvas_jax.trees import flat, nested, partition
+from metacanvas_jax.trees import flat, held_dtype, nested, partition
 from metacanvas_jax.types import MllmInputs, Params, Text
 
 
@@ -146,8 +146,8 @@ def abstract_params(experiment: Experiment, mesh: Mesh | AbstractMesh, rules: Ru
     params = placed(params, shardings(params, mesh, rules, experiment.mesh.whole))
     check_whole(params, meant=experiment.mesh.whole)
     trainable, frozen = partition(params, experiment.train.rules)
-    dtype = experiment.train.frozen_dtype
-    return trainable, nested({path: _like(leaf, dtype) for path, leaf in flat(frozen).items()})
+    dtype, wide = experiment.train.frozen_dtype, keep_float32(experiment)
+    return trainable, nested({path: _like(leaf, held_dtype(path, dtype, wide)) for path, leaf in flat(frozen).items()})
 
 
 def abstract_batch(experiment: Experiment, bucket: Bucket, mesh: Mesh, rules: Rules = RULES) -> dict[str, Any]:

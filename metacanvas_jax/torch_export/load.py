@@ -1,5 +1,6 @@
 """Reading an exported folder, and finding the bases it was trained beside."""
 
+import fnmatch
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,7 +90,7 @@ class Finder:
         model = source
         if isinstance(source, Path):
             model = self._pretrained(side.model, source)
-            model = model if section["folder"] else self._as_frozen(model)
+            model = model if section["folder"] else self._as_frozen(model, "transformer")
         if section["partial"] is not None:
             state = read_shards(self.folder / section["partial"], "diffusion_pytorch_model")
             wrong = model.load_state_dict(state, strict=False).unexpected_keys
@@ -157,12 +158,14 @@ class Finder:
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"{folder} cannot be read as a {cls.__name__}: {str(error).splitlines()[0]}") from error
 
-    def _as_frozen(self, model: Any) -> Any:
+    def _as_frozen(self, model: Any, part: str = "") -> Any:
         """The model with its weights rounded to the dtype in which the run kept what it froze."""
-        name = self.index.get("computed", {}).get("frozen_weights", "float32")
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.to(getattr(torch, name)).to(parameter.dtype)
+        computed = self.index.get("computed", {})
+        kept = computed.get("float32_weights", {}).get(part, [])
+        dtype = getattr(torch, computed.get("frozen_weights", "float32"))
+        for name, parameter in model.named_parameters():
+            if parameter.is_floating_point() and not any(fnmatch.fnmatchcase(name, pattern) for pattern in kept):
+                parameter.data = parameter.data.to(dtype).to(parameter.dtype)
         return model
 
     def _load(self, module: nn.Module, state: dict[str, torch.Tensor], where: Path) -> None:

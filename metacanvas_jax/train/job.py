@@ -8,7 +8,7 @@ import grain
 from jaxtyping import Array, Key
 
 from metacanvas_jax.config.identity import identity
-from metacanvas_jax.config.networks import autoencoder, network
+from metacanvas_jax.config.networks import autoencoder, keep_float32, network
 from metacanvas_jax.config.schema import Experiment, OptimizerConfig
 from metacanvas_jax.config.weights import folders
 from metacanvas_jax.data.inputs import Opened, batches
@@ -33,7 +33,8 @@ class Job:
     ``batches()`` opens the stream of batches at its beginning. Arrays have the samples of this process along their
     first axis. If the iterator's state is the same in all processes, another number of processes may continue the run.
     ``config`` is everything else that must be the same when a run continues (nested, JSON-able).
-    ``enrich`` adds to a batch on the host; it may read the frozen parameters.
+    ``enrich`` adds to a batch on the host; it may read the frozen parameters. ``keep_float32`` are regular expressions
+    of frozen parameters that stay float32 whatever ``FitConfig.frozen_dtype`` is.
     ``flops_per_step`` counts the operations of the model in one step.
     """
 
@@ -48,6 +49,7 @@ class Job:
     frozen: Mapping[str, str] = dataclasses.field(default_factory=dict)
     folders: Mapping[str, str] = dataclasses.field(default_factory=dict)
     enrich: Enrich | None = None
+    keep_float32: tuple[str, ...] = ()
     flops_per_step: float | None = None
 
 
@@ -163,6 +165,7 @@ def make_job(experiment: Experiment, *, verify: bool = False, data: Sequence[Ope
         optimizer=experiment.optimizer,
         config=identity(experiment),
         enrich=context_reader(experiment),
+        keep_float32=keep_float32(experiment),
         load=lambda abstract: start_weights(experiment, abstract),
         frozen=frozen,
         folders=folders(experiment),

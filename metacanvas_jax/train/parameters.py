@@ -15,7 +15,7 @@ from jaxtyping import Array, Key
 from metacanvas_jax import tasks
 from metacanvas_jax.config import read, weights
 from metacanvas_jax.config.load import read_config
-from metacanvas_jax.config.networks import autoencoder, network
+from metacanvas_jax.config.networks import autoencoder, keep_float32, network
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.data.shapes import latent_grid, smallest_inputs
@@ -23,7 +23,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.seals import json_hash
 from metacanvas_jax.tasks import GivenLatents
 from metacanvas_jax.train.store import Store
-from metacanvas_jax.trees import flat, nested, partition, trains
+from metacanvas_jax.trees import flat, nested, partition, stays_float32, trains
 from metacanvas_jax.types import Params
 from metacanvas_jax.weights import identity
 
@@ -147,12 +147,13 @@ def read_folders(experiment: Experiment, abstract: Params) -> Params:
 def as_held(experiment: Experiment, abstract: Params) -> Params:
     """Abstract parameters in the dtype a training holds them in: frozen ones in its frozen dtype, others in float32.
 
-    What is narrower already stays so.
+    Frozen ones that match ``keep_float32`` are float32, too. What is narrower already stays so.
     """
-    train = experiment.train
+    train, kept = experiment.train, keep_float32(experiment)
 
     def held(path: str, leaf: Any) -> jax.ShapeDtypeStruct:
-        dtype = jnp.dtype("float32" if trains(path, train.rules) else train.frozen_dtype)
+        wide = trains(path, train.rules) or stays_float32(path, kept)
+        dtype = jnp.dtype("float32" if wide else train.frozen_dtype)
         if not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype.itemsize < dtype.itemsize:
             dtype = leaf.dtype
         return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=getattr(leaf, "sharding", None))

@@ -1,7 +1,7 @@
 """How a training begins: the shapes of its parameters, where they lie, and their first values."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from metacanvas_jax.train.checkpoints import Checkpoints
 from metacanvas_jax.train.job import FitConfig, Job
 from metacanvas_jax.train.parameters import check_memory, some
 from metacanvas_jax.train.state import TrainState, abstract_state, cast, new_state
-from metacanvas_jax.trees import flat, nested, partition
+from metacanvas_jax.trees import flat, held_dtype, nested, partition
 from metacanvas_jax.types import Params
 
 
@@ -59,7 +59,7 @@ def begin(
     needed = flat(shapes.frozen) if resumes else known
     check_memory(known)
     loaded = {} if job.load is None else _loaded(job.load(nested(needed)), known, needed)
-    frozen = _cast(_filled(job, key, shapes.frozen, loaded), config.frozen_dtype)
+    frozen = _cast(_filled(job, key, shapes.frozen, loaded), config.frozen_dtype, job.keep_float32)
     if resumes:
         return checkpoints.restore(shapes.state), frozen
     trainable = _filled(job, key, shapes.trainable, loaded)
@@ -89,9 +89,9 @@ def _filled(job: Job, key: Key[Array, ""], abstract: Params, loaded: Mapping[str
     return nested({path: loaded[path] if path in loaded else made[path] for path in wanted})
 
 
-def _cast(frozen: Params, dtype: str) -> Params:
+def _cast(frozen: Params, dtype: str, keep_float32: Sequence[str]) -> Params:
     # Leaf by leaf, so that never two copies of everything are held.
     leaves = flat(frozen)
     for path in leaves:
-        leaves[path] = cast(leaves[path], dtype)
+        leaves[path] = cast(leaves[path], held_dtype(path, dtype, keep_float32))
     return nested(leaves)

@@ -57,7 +57,9 @@ class Network:
     ``ignore`` gives patterns of published tensors that are not used here. ``subfolder`` is where a pipeline of
     diffusers keeps it. ``free`` are fields of the config that no published file decides. ``sizes`` corrects the sizes
     that are compared with a published folder. ``added`` lists the tensors of layers that a config adds to the published
-    network. ``settings`` are fields that `configs/published.py` sets on top of the published sizes.
+    network. ``keep_float32`` are regular expressions of whole paths of parameters: these stay float32 when a run keeps
+    frozen ones in another dtype, as the reference keeps them. ``settings`` are fields that `configs/published.py` sets
+    on top of the published sizes.
 
     ``licence`` gives the name and the terms of what is published: of a DiT together with its autoencoder.
 
@@ -82,6 +84,7 @@ class Network:
     free: tuple[str, ...] = ()
     sizes: Callable[[Any, dict[str, Any]], dict[str, Any]] = lambda config, sizes: sizes
     added: Callable[[Any], list[Entry]] = _no_entries
+    keep_float32: tuple[str, ...] = ()
     schedules: Mapping[str, Callable[[int, float, int], Any]] = dataclasses.field(default_factory=dict)
     samplings: Mapping[str, Callable[[Fields], Sampling]] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -30,6 +30,8 @@ RECORD = Network(
     subfolder="transformer",
     free=("dtype", "remat", "mask_context", "extra_channels"),
     added=added,
+    # `_keep_in_fp32_modules` of the reference; its `norm2` is our `cross_norm`, and its other two have no parameters.
+    keep_float32=("time/.*", "table", "blocks/table", "blocks/cross_norm/.*"),
     schedules={"wan_unipc": lambda steps, shift, tokens: wan_unipc(steps, shift)},
     samplings={"UniPCMultistepScheduler": published.sampling},
     licence=lambda config: ("Wan2.2-TI2V-5B", "Apache-2.0"),
