@@ -35,6 +35,8 @@ def test_qwen_step_on_stored_contexts_is_prepared_as_one_that_reads(tmp_path):
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     stored = enrich(frozen, batch, mesh, RULES)
     assert "tokens" not in stored
+    host = {type(leaf) for leaf in jax.tree.leaves((mllm_inputs(batch), stored))}
+    assert host == {np.ndarray}, "what is on the host stays there: a read from a device waits for the steps in flight"
     expected = jax.device_get(prepare(frozen, batch, jax.random.key(1)))
     # With other weights at hand the stored prefix still is what it was.
     blank = frozen | {"mllm": jax.tree.map(jnp.zeros_like, frozen["mllm"])}

@@ -29,8 +29,11 @@ Batch = Mapping[str, Any]
 
 
 def mllm_inputs(batch: Batch) -> MllmInputs:
-    """The part of a batch that the MLLM and the text encoder read; the axis of positions is moved to the front."""
-    positions = jnp.moveaxis(jnp.asarray(batch["positions"]), 1, 0)
+    """The part of a batch that the MLLM and the text encoder read; the axis of positions is moved to the front.
+
+    Arrays of a batch on the host stay on the host.
+    """
+    positions = batch["positions"].swapaxes(0, 1)
     text = Text(batch["text_tokens"], batch["text_mask"]) if "text_tokens" in batch else None
     return MllmInputs(batch["tokens"], positions, batch["mask"], tuple(batch.get("media", ())), text)
 

@@ -68,7 +68,9 @@ def stored_contexts(
     """Puts contexts into batches; only those that ``cache`` does not have are computed.
 
     ``inputs(batch)`` returns the MLLM's inputs, ``read(frozen, inputs)`` is the frozen network (traced). If one process
-    misses a prompt of a batch, all processes compute the batch, because it is one program on the whole mesh.
+    misses a prompt of a batch, all processes compute the batch, because it is one program on the whole mesh. The host
+    then waits for this program, behind the steps that are in flight. A batch whose contexts are all stored does not
+    touch the devices: `metacanvas prepare` stores them ahead.
     """
     compiled: dict[Mesh, Callable] = {}
 
@@ -85,9 +87,12 @@ def stored_contexts(
         rest = {name: value for name, value in batch.items() if name not in READ}
 
         def encode(_: MllmInputs) -> Context:
-            return samples_first(jax.tree.map(local_rows, on(mesh, rules)(frozen, put_batch(part, mesh, rules))))
+            made = on(mesh, rules)(frozen, put_batch(part, mesh, rules))
+            for leaf in jax.tree.leaves(made):
+                leaf.copy_to_host_async()  # all of them, before the first is waited for
+            return samples_first(jax.tree.map(local_rows, made))
 
-        context = cache.read(jax.device_get(inputs(part)), encode, anyone=any_process)
+        context = cache.read(inputs(part), encode, anyone=any_process)
         return rest | {"context": jax.tree.map(np.ascontiguousarray, samples_first(context))}
 
     return enrich
