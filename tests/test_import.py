@@ -1,5 +1,6 @@
 """Streaming import: values, shardings, bytes read, and one clear error for every broken folder."""
 
+import gc
 import json
 import math
 import os
@@ -7,12 +8,13 @@ import re
 import socket
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
@@ -20,7 +22,9 @@ from safetensors.numpy import save_file
 from weights_support import BFLOAT16, TABLE, abstract, assert_params, mesh, published
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.weights import hf_import
+from metacanvas_jax.weights import hf_import, saved
+from metacanvas_jax.weights import published as published_folder
+from metacanvas_jax.weights.hashes import content_hash
 from metacanvas_jax.weights.hf_import import load_params
 from metacanvas_jax.weights.safetensors_io import Checkpoint, read_header
 from metacanvas_jax.weights.table import (
@@ -232,6 +236,47 @@ def test_a_tied_copy_must_equal_its_original(tmp_path, small_blocks):
     save_file(tensors | {"head.weight": copy}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"head\.weight differs from embed\.weight"):
         load_params(tmp_path, TABLE, abstract())
+
+
+class Passing:
+    """A leaf that makes its values when asked, and sees that nobody keeps those of the leaf before."""
+
+    alive = lambda: None  # noqa: E731
+
+    def __init__(self, value):
+        self.value, self.shape, self.dtype = value, value.shape, value.dtype
+
+    def __array__(self, dtype=None, copy=None):
+        gc.collect()
+        assert Passing.alive() is None, "more than one parameter is held"
+        made = self.value.copy()
+        Passing.alive = weakref.ref(made)
+        return made
+
+
+def test_parameters_are_saved_one_at_a_time_in_the_form_of_the_safetensors_library(tmp_path):
+    rng = np.random.default_rng(0)
+    leaves = {"b/x": rng.standard_normal((3, 5), np.float32), "a": np.arange(7, dtype=np.int32)}
+    leaves |= {"c": np.array(3.0, np.float32), "b/half": rng.standard_normal(3).astype(np.float16)}
+    digest = saved.save(tmp_path, unflatten_dict({path: Passing(x) for path, x in leaves.items()}, sep="/"))
+    save_file(leaves, tmp_path / "theirs.safetensors")
+    assert (tmp_path / "params.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+    assert digest == content_hash(unflatten_dict(leaves, sep="/"))
+    read, info = saved.load(tmp_path)
+    assert info["hash"] == digest and flatten_dict(read, sep="/").keys() == leaves.keys()
+
+
+def test_a_published_folder_is_checked_whole_and_read_by_parameter(tmp_path):
+    tensors = published()
+    save_file(tensors, tmp_path / "model.safetensors")
+    lazy = published_folder.lazy(tmp_path, TABLE, abstract(), ())
+    first = next(iter(lazy.values()))
+    before = first.checkpoint.bytes_read
+    assert_params(unflatten_dict({path: np.asarray(leaf) for path, leaf in lazy.items()}, sep="/"), tensors)
+    assert before < first.checkpoint.bytes_read
+    save_file({name: x for name, x in tensors.items() if name != "norm.weight"}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"norm\.weight is missing"):
+        published_folder.lazy(tmp_path, TABLE, abstract(), ())
 
 
 def test_check_table_names_every_disagreement():

@@ -1,11 +1,13 @@
 """A published folder of transformers or diffusers as parameters of this project: checked, renamed, in one file."""
 
+import math
 from pathlib import Path
 
 import jax
 
 from metacanvas_jax import registry
-from metacanvas_jax.weights import saved
+from metacanvas_jax.trees import nested
+from metacanvas_jax.weights import published, saved
 from metacanvas_jax.weights.hf_export import new_folder
 
 
@@ -17,15 +19,17 @@ def is_model(folder: Path) -> bool:
 def import_model(source: Path, to: Path) -> Path:
     """Reads a model, checks every tensor, and writes ``params.safetensors`` and ``params.json`` to a new folder.
 
-    A config may name either folder as weights; this one needs no renaming at every start. The model is held in memory.
+    A config may name either folder as weights; this one needs no renaming at every start. One parameter is held in
+    memory at a time: of a stack of layers, all its layers.
 
     Raises:
         UserError: a model that is not built here, tensors that are missing, left over or wrong, a folder with contents.
     """
     config = registry.published_config(source)
-    abstract = registry.abstract_params(config)
-    params = registry.of(config).load(source, config, abstract, "model")
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    with new_folder(to, size) as draft:
-        saved.save(draft, params, {"source": str(source), "model": type(config).__name__})
+    record = registry.of(config)
+    record.check(source, config, "model")
+    params = published.lazy(source, record.table(config), registry.abstract_params(config), record.ignore(config))
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in params.values())
+    with new_folder(to, size) as draft, jax.default_device(jax.local_devices(backend="cpu")[0]):
+        saved.save(draft, nested(params), {"source": str(source), "model": type(config).__name__})
     return to

@@ -75,8 +75,7 @@ def save_params(
     def values(shard: Layout) -> Iterator[np.ndarray]:
         for name, spec in shard.items():
             entry, layer = sources[name]
-            value = _read(leaves[entry.path], layer)
-            yield entry.transform.backward(value).astype(spec[0], copy=False)
+            yield entry.transform.backward(_read(leaves[entry.path], layer)).astype(spec[0], copy=False)
             bar.update(_nbytes(spec))
 
     with new_folder(folder, total) as draft, bar:

@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jax
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from metacanvas_jax import files
@@ -213,6 +215,35 @@ def sizes_of(config: Any, free: Sequence[str]) -> dict[str, Any]:
         else:
             sizes[field.name] = value
     return sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Lazy:
+    """A parameter of a published folder that is read when ``np.asarray`` asks for it."""
+
+    checkpoint: hf_import.Checkpoint
+    entry: Entry
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        target = {self.entry.path: jax.ShapeDtypeStruct(self.shape, self.dtype)}
+        read = hf_import.load_params(self.checkpoint, [self.entry], target, ignore=("*",), progress=False)
+        return np.asarray(flatten_dict(read, sep="/")[self.entry.path], dtype)
+
+
+def lazy(
+    folder: str | Path, table: Sequence[Entry], abstract: Mapping[str, Any], ignore: Sequence[str]
+) -> dict[str, Lazy]:
+    """The parameters of ``load`` by path, none of which is read yet; names, shapes and dtypes are checked at once.
+
+    Raises UserError as ``load`` does, but for numbers that are not finite: these are found when they are read.
+    """
+    checkpoint, targets = hf_import.Checkpoint(folder), flatten_dict(dict(abstract), sep="/")
+    table = [entry for entry in table if entry.path in targets]
+    hf_import.match(checkpoint, table, targets, ignore)
+    leaves = {entry.path: targets[entry.path] for entry in table}
+    return {e.path: Lazy(checkpoint, e, leaves[e.path].shape, np.dtype(leaves[e.path].dtype)) for e in table}
 
 
 def load(

@@ -249,9 +249,12 @@ def write_file(
     text += b" " * (-len(text) % 8)
     with open(file, "wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for (name, (dtype, shape)), value in zip(layout.items(), values, strict=True):
+        given = iter(values)
+        for name, (dtype, shape) in layout.items():
+            value = next(given)
             if value.shape != shape or value.dtype != dtype:
                 raise ValueError(f"{name}: announced as {dtype} {shape}, given as {value.dtype} {value.shape}")
             stream.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+            del value  # before the next is made
         stream.flush()
         os.fsync(stream.fileno())  # a rename must not outlive the bytes

@@ -7,32 +7,36 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from metacanvas_jax import files, seals
 from metacanvas_jax.errors import UserError, first_line
 from metacanvas_jax.trees import flat, nested
 from metacanvas_jax.types import Params
-from metacanvas_jax.weights.hashes import arrays, content_hash, paths, sampled_hash
+from metacanvas_jax.weights.hashes import content_hash, paths, sampled_hash, whole_hash
+from metacanvas_jax.weights.identity import stored
+from metacanvas_jax.weights.safetensors_io import Checkpoint, write_file
 
 
 def save(folder: str | os.PathLike, params: Params, meta: Mapping[str, Any] | None = None) -> str:
     """Writes parameters, and ``meta`` beside their hash; returns the hash.
 
-    ``params.json`` is written last, by renaming, so that a folder with it is complete.
+    The leaves are arrays, or anything with ``shape``, ``dtype`` and ``__array__``, which is called when its turn comes:
+    one parameter at a time is on the host. ``params.json`` is written last, by renaming, so that a folder with it is
+    complete.
     """
     folder = files.folder(folder)
-    leaves = {path: np.asarray(leaf, order="C") for path, leaf in flat(jax.device_get(params)).items()}
-    digest = content_hash(params)
-    values = {"hash": digest, "sampled": sampled_hash(arrays(params)), "meta": dict(meta or {})}
-    text = json.dumps(seals.sealed(values), indent=2)
+    # In the order of the safetensors library: with wide dtypes first, every tensor is aligned.
+    leaves = dict(sorted(flat(params).items(), key=lambda item: (-np.dtype(item[1].dtype).itemsize, item[0])))
+    layout = {path: (np.dtype(leaf.dtype), tuple(leaf.shape)) for path, leaf in leaves.items()}
     try:
         files.remove(folder / "params.json")
         with files.draft(folder / "params.safetensors") as draft:
-            save_file(leaves, draft)
+            write_file(draft, layout, (np.asarray(jax.device_get(leaf)) for leaf in leaves.values()), {})
+            digest, sampled = (hashed(stored(Checkpoint(draft))) for hashed in (whole_hash, sampled_hash))
+        text = json.dumps(seals.sealed({"hash": digest, "sampled": sampled, "meta": dict(meta or {})}), indent=2)
         files.write(folder / "params.json", text + "\n")
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(f"cannot write {folder}: {first_line(error)}") from error
     return digest
 
