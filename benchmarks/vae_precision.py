@@ -16,11 +16,11 @@ import numpy as np
 
 from metacanvas_jax import registry
 from metacanvas_jax.trees import flat, nested
-from metacanvas_jax.vae.dc_ae.network import DcAeConfig
+from metacanvas_jax.vae.dc_ae.network import DC_AE_F32C32
 from metacanvas_jax.vae.kl.network import KL_F8C16
 from metacanvas_jax.vae.wan.network import WAN22_VAE
 
-CASES = {"wan": WAN22_VAE, "kl": KL_F8C16, "dc_ae": DcAeConfig()}
+CASES = {"wan": WAN22_VAE, "kl": KL_F8C16, "dc_ae": DC_AE_F32C32}
 WAYS = (("float32", "bfloat16"), ("bfloat16", "bfloat16"), ("bfloat16", "float32"))
 
 

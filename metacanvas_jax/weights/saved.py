@@ -26,7 +26,7 @@ def save(folder: str | os.PathLike, params: Params, meta: Mapping[str, Any] | No
     complete.
     """
     folder = files.folder(folder)
-    # In the order of the safetensors library: with wide dtypes first, every tensor is aligned.
+    # With wide dtypes first, every tensor is aligned.
     leaves = dict(sorted(flat(params).items(), key=lambda item: (-np.dtype(item[1].dtype).itemsize, item[0])))
     layout = {path: (np.dtype(leaf.dtype), tuple(leaf.shape)) for path, leaf in leaves.items()}
     try:
