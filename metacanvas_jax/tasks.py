@@ -81,6 +81,11 @@ class Bucket:
         if min(*self.size, self.frames, self.length) < 1 or self.fps <= 0 or self.weight < 0:
             raise ValueError(f"sizes, frames, fps and length must be positive and the weight not negative: {self}")
 
+    @property
+    def name(self) -> str:
+        """Task and shape: ``text_to_video 121x704x1280``."""
+        return f"{self.task} {self.frames}x{self.size[0]}x{self.size[1]}"
+
 
 @struct.dataclass
 class TaskName:

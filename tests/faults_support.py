@@ -33,7 +33,6 @@ from metacanvas_jax.weights.hashes import checksums
 
 ROOT = Path(__file__).parents[1]
 CONFIG = FitConfig(steps=12, accumulate=2, ema_decay=0.9, log_every=1, checkpoint_every=3, barrier_s=60)
-TIMING = {"steps_per_second", "samples_per_second"}
 
 
 class Numbered:
@@ -216,7 +215,7 @@ def final(output):
 def rows(folder):
     """The run's records without their timing."""
     lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in TIMING} for row in lines]
+    return [{key: value for key, value in row.items() if key not in support.TIMING} for row in lines]
 
 
 if __name__ == "__main__":

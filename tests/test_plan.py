@@ -19,13 +19,14 @@ from metacanvas_jax.kernels.static_schedule import compiling_for
 from metacanvas_jax.nn.stack import REMAT_CHOICES
 from metacanvas_jax.parallel.flags import FLAGS, flags_for, libtpu_arguments
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, parse_mesh
-from metacanvas_jax.plan import flops, hlo, hlo_cost, parts, planning
+from metacanvas_jax.plan import hlo, hlo_cost, parts, planning
 from metacanvas_jax.plan.compile import compilation_key, does_not_fit
 from metacanvas_jax.plan.hlo_cost import Machine
 from metacanvas_jax.plan.report import Kernel, Part, Report, as_json, table
 from metacanvas_jax.plan.search import Candidate, Outcome, candidates, ranked
 from metacanvas_jax.plan.search import table as search_table
 from metacanvas_jax.plan.topology import Slice, find_slice
+from metacanvas_jax.train import flops
 from metacanvas_jax.types import States
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the [tpu] extra")
@@ -166,7 +167,7 @@ def test_device_groups(text, first, count):
 
 def test_convolutions_count_only_what_meets_the_picture():
     sides = {"inputs": 8, "kernel": 3, "outputs": 8, "stride": 1, "before": 1}
-    assert hlo.valid_positions(**sides, input_dilation=1, kernel_dilation=1) == 8 * 3 - 2
+    assert flops.valid_positions(**sides, input_dilation=1, kernel_dilation=1) == 8 * 3 - 2
     jaxpr = jax.make_jaxpr(lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), "SAME"))(
         jnp.zeros((2, 3, 8, 8)), jnp.zeros((5, 3, 3, 3))
     )

@@ -21,7 +21,6 @@ from metacanvas_jax.train.preemption import Interrupted, Preemption
 from metacanvas_jax.train.store import Store
 
 CONFIG = FitConfig(steps=7, log_every=1, checkpoint_every=100, evaluate_every=5)
-TIMING = {"steps_per_second", "samples_per_second"}
 
 
 def run(folder, hook=None, config=CONFIG):
@@ -34,7 +33,7 @@ def run(folder, hook=None, config=CONFIG):
 
 
 def history(folder):
-    return [{key: value for key, value in row.items() if key not in TIMING} for row in read_metrics(folder)]
+    return [{key: value for key, value in row.items() if key not in support.TIMING} for row in read_metrics(folder)]
 
 
 def test_run_that_is_stopped_while_it_is_scored_goes_on_as_if_it_had_not_been(tmp_path):

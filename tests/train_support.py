@@ -20,6 +20,7 @@ from metacanvas_jax.train.loop import fit
 
 WIDTH, BATCH = 8, 16
 CONFIG = {"model": {"width": WIDTH}, "data": {"batch": BATCH}}
+TIMING = {"steps_per_second", "samples_per_second", "data_wait", "compile_seconds"}
 TEN_STEPS = FitConfig(
     steps=10,
     accumulate=2,

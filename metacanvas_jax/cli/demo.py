@@ -26,6 +26,8 @@ def run(arguments: argparse.Namespace) -> None:
         options.require(package, "miniature")
     from metacanvas_jax.miniature import demo as miniature
 
+    options.keep_compiled()
+
     painter = load_config(arguments.config, arguments.overrides)
     teacher = load_config(f"{arguments.config.partition(':')[0]}:mllm", [])
     mllm_workdir = Path(painter.mllm.weights).parent

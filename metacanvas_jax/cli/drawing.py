@@ -58,6 +58,7 @@ def draw(arguments: argparse.Namespace, **media: object) -> Path:
         "canvas": not arguments.no_canvas,
         "tile": arguments.tile,
     }
+    options.keep_compiled()
     with options.connected(arguments) as writes:
         painter = Painter(setup)
         needs = painter.needs([shape], **how)

@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--guidance is {arguments.guidance}, expected a finite number")
     out = arguments.out or arguments.run / "scores.json"
     files.check_writable(out)
+    options.keep_compiled()
     with options.connected(arguments) as writes:
         setup = runs.setup_of(arguments.run)
         mesh = placing.mesh_for(setup, chosen=options.mesh(arguments.mesh))

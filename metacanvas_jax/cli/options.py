@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import importlib.util
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,19 @@ def connected(arguments: argparse.Namespace) -> Iterator[bool]:
     group = (arguments.processes, arguments.coordinator, arguments.process, arguments.timeout)
     with together(*group), Watch(client(), 0.0) if client() is not None else contextlib.nullcontext():
         yield chief()
+
+
+def keep_compiled() -> None:
+    """Keeps what a command compiles for the next one, in the user's cache; says where when there is nothing yet."""
+    from metacanvas_jax.parallel import kept
+
+    new = not kept.user_cache().exists()
+    if kept.keep() == str(kept.user_cache()) and new:
+        print(
+            f"compiled programs are kept in {kept.user_cache()}, at most {kept.LARGEST >> 30} GiB "
+            "(another place: JAX_COMPILATION_CACHE_DIR)",
+            file=sys.stderr,
+        )
 
 
 def on_host() -> None:

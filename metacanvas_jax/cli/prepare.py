@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
         from metacanvas_jax.parallel.distributed import check_alone
 
         check_alone("--process I/{hosts}, I from 0")
+    options.keep_compiled()
     setup = None
     if arguments.config is not None:
         from metacanvas_jax.config import read

@@ -33,5 +33,5 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     workdir = files.folder(arguments.workdir or Path("runs") / config.name)
     with together(arguments.processes, arguments.coordinator, arguments.process, arguments.timeout):
-        train(config, workdir, profile=profile, verify=arguments.verify)
+        train(config, workdir, profile=profile, verify=arguments.verify, compiled=workdir / "compiled")
     print(workdir)

@@ -110,9 +110,7 @@ class Opened:
     @property
     def name(self) -> str:
         """Task and shape of the bucket."""
-        if self.bucket is None:
-            return "conversations"
-        return f"{self.bucket.task} {self.bucket.frames}x{self.bucket.size[0]}x{self.bucket.size[1]}"
+        return "conversations" if self.bucket is None else self.bucket.name
 
     @property
     def count(self) -> int:

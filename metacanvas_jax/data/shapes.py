@@ -87,13 +87,13 @@ def batch_shapes(experiment: Experiment, bucket: Bucket) -> dict[str, Any]:
     return batch | ({"media": tuple(groups)} if groups else {})
 
 
-def drawn_shapes(experiment: Experiment, bucket: Bucket) -> dict[str, Any]:
-    """What drawing one result of a bucket reads, as shapes: a batch of one, with no more of a target than is given."""
+def drawn_shapes(experiment: Experiment, bucket: Bucket, count: int = 1) -> dict[str, Any]:
+    """What drawing some results of a bucket reads, as shapes: a batch with no more of a target than is given."""
     pixels = dataclasses.replace(experiment, sources=())  # nothing is stored of what a user brings
-    batch = batch_shapes(pixels, dataclasses.replace(bucket, batch=1))
+    batch = batch_shapes(pixels, dataclasses.replace(bucket, batch=count))
     target = batch.pop("pixels")
     if tasks.TASKS[bucket.task].vae == "first frame":
-        batch["pixels"] = jax.ShapeDtypeStruct((1, 1, *target.shape[2:]), target.dtype)
+        batch["pixels"] = jax.ShapeDtypeStruct((count, 1, *target.shape[2:]), target.dtype)
     return batch
 
 

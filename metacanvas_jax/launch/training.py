@@ -24,7 +24,7 @@ from metacanvas_jax.launch.summary import summary
 from metacanvas_jax.locks import locked
 from metacanvas_jax.paint import previews
 from metacanvas_jax.paint.painter import NonFinitePixels, Painter
-from metacanvas_jax.parallel import distributed
+from metacanvas_jax.parallel import distributed, kept
 from metacanvas_jax.train.checkpoints import check_workdir
 from metacanvas_jax.train.job import fit_config, make_job
 from metacanvas_jax.train.loop import fit
@@ -38,14 +38,21 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    config: ConfigDict, workdir: Path, *, progress: bool = True, profile: Steps | None = None, verify: bool = False
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    progress: bool = True,
+    profile: Steps | None = None,
+    verify: bool = False,
+    compiled: Path | None = None,
 ) -> Experiment:
     """Trains a config in a folder and continues what is there. A taught MLLM is then saved in ``workdir/weights``.
 
     The resolved config lies in ``workdir/config.json``, previews in ``workdir/previews``, a trace of the steps
     ``profile`` in ``workdir/profile``, a page about all of it in ``workdir/report.html``, and the error that the run
-    ended with in ``workdir/error.txt``. With ``verify``, all bytes of the frozen weights are compared. Raises UserError
-    when another process trains in the folder.
+    ended with in ``workdir/error.txt``. With ``verify``, all bytes of the frozen weights are compared. ``compiled`` is
+    the folder where this process keeps what it compiles from now on (`parallel/kept.py`). Raises UserError when another
+    process trains in the folder.
     """
     with kept_error(workdir, mine=False):
         setup = experiment(config)
@@ -54,6 +61,8 @@ def train(
         data = opened(setup)
         job = make_job(setup, verify=verify, data=data)
     check_workdir(job, fit_config(setup), workdir)
+    if compiled is not None:
+        kept.keep(compiled)
     chief = jax.process_index() == 0
     with locked(workdir) if chief else contextlib.nullcontext(), kept_error(workdir, mine=True):
         if chief:

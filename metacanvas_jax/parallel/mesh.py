@@ -179,11 +179,20 @@ def put_batch(batch: PyTree, mesh: Mesh, rules: Rules = RULES) -> PyTree:
     def put(x: np.ndarray) -> jax.Array:
         x = np.asarray(x)
         shape = (x.shape[0] * parts, *x.shape[1:])
-        spec = resolve(("batch",), shape[:1], mesh, rules)
-        if spec != resolve(("batch",), None, mesh, rules):
-            raise UserError(
-                f"a batch of {shape[0]} samples does not divide among the devices of mesh {dict(mesh.shape)}"
-            )
-        return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), x, shape)
+        return jax.make_array_from_process_local_data(_samples(shape[0], mesh, rules), x, shape)
 
     return jax.tree.map(put, batch)
+
+
+def placed_batch(batch: PyTree, mesh: Mesh, rules: Rules = RULES) -> PyTree:
+    """A whole batch as shapes, with the places that ``put_batch`` gives it. Raises UserError as it does."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_samples(x.shape[0], mesh, rules)), batch
+    )
+
+
+def _samples(count: int, mesh: Mesh, rules: Rules) -> NamedSharding:
+    spec = resolve(("batch",), (count,), mesh, rules)
+    if spec != resolve(("batch",), None, mesh, rules):
+        raise UserError(f"a batch of {count} samples does not divide among the devices of mesh {dict(mesh.shape)}")
+    return NamedSharding(mesh, spec)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from metacanvas_jax.train.flops import valid_positions
+
 ITEM_BYTES = {
     **dict.fromkeys(("pred", "s8", "u8", "f8e4m3fn", "f8e5m2"), 1.0),
     **dict.fromkeys(("bf16", "f16", "s16", "u16"), 2.0),
@@ -256,15 +258,6 @@ def _convolution_flops(computation: Computation, op: Op) -> float:
     batch_groups = re.search(r"batch_group_count=(\d+)", op.attributes)
     batch = left[of_input.index("b")] / (int(batch_groups.group(1)) if batch_groups else 1)
     return 2.0 * batch * out[of_output.index("f")] * right[of_kernel.index("i")] * valid
-
-
-def valid_positions(
-    *, inputs: int, kernel: int, outputs: int, stride: int, before: int, input_dilation: int, kernel_dilation: int
-) -> int:
-    """The number of pairs (output, kernel position) along one axis that read an input: no padding, no dilation gap."""
-    at = np.arange(outputs)[:, None] * stride + np.arange(kernel)[None] * kernel_dilation - before
-    inside = (at >= 0) & (at <= (inputs - 1) * input_dilation) & (at % input_dilation == 0)
-    return int(inside.sum())
 
 
 def traffic(module: Module, computation: Computation, op: Op) -> float:

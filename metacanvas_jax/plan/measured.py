@@ -13,7 +13,7 @@ from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.diffusion.flow import TimeConfig, flow_loss, sample_time
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.parallel.rules import RULES, placed, shardings
-from metacanvas_jax.plan.programs import Program, abstract_key, device_bytes, spread
+from metacanvas_jax.plan.programs import Program, abstract_key, device_bytes
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import abstract_state
 from metacanvas_jax.train.step import make_step
@@ -57,7 +57,7 @@ def dit_program(name: str, network: nn.Module, inputs: dict[str, Any], mesh: Mes
     boxed = jax.eval_shape(init, jax.random.key(0), batch)
     params = placed(boxed, shardings(boxed, mesh))
     state = abstract_state(params, optimizer, mesh)
-    batch = jax.tree.map(lambda x: spread(x.shape, x.dtype, mesh), batch)
+    batch = placed_batch(batch, mesh)
     step = make_step(
         lambda frozen, batch, key: batch, loss, optimizer, state_shardings=jax.tree.map(lambda x: x.sharding, state)
     )

@@ -43,6 +43,7 @@ def plan(
     """
     experiment = read.experiment(config)
     experiment = experiment if pixels else programs.with_latents(experiment)
+    asked = None if mesh is None else parse_mesh(mesh)  # else sampling chooses for itself
     if topology is None:
         if not experiment.hardware:
             raise UserError(f"{name} names no hardware: give a slice with --topology")
@@ -62,7 +63,7 @@ def plan(
     buckets = choose(experiment.shapes, bucket)
     made = [programs.train_program(experiment, devices, chosen) for chosen in buckets]
     if sampling:
-        made.append(programs.sample_program(experiment, devices, buckets[0]))
+        made.append(programs.sample_program(experiment, where.devices, buckets[0], asked))
     reports = []
     for program in made:
         reports.append(study(name, program, where, say))

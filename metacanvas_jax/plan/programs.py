@@ -6,7 +6,7 @@ They are made of the very functions that train and sample. Nothing is computed a
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,11 +16,15 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from metacanvas_jax.config.networks import autoencoder, keep_float32, network
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.sources import SourceSection
-from metacanvas_jax.data.shapes import batch_shapes, latent_grid
+from metacanvas_jax.data.batch import mllm_inputs
+from metacanvas_jax.data.shapes import batch_shapes, drawn_shapes
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.paint.sampling import Recipe, Target, make_paint
-from metacanvas_jax.parallel.mesh import on_mesh, replicated
-from metacanvas_jax.parallel.rules import RULES, Rules, check_whole, placed, resolve, shardings
+from metacanvas_jax.hardware import chip_of
+from metacanvas_jax.paint import placing
+from metacanvas_jax.paint.painter import from_words
+from metacanvas_jax.paint.program import how_to, program, reads
+from metacanvas_jax.parallel.mesh import MeshConfig, batch_shards, make_mesh, on_mesh, placed_batch, replicated
+from metacanvas_jax.parallel.rules import RULES, Rules, check_whole, placed, shardings
 from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.train import objectives
 from metacanvas_jax.train.optimizer import make_optimizer
@@ -28,7 +32,7 @@ from metacanvas_jax.train.parameters import boxed
 from metacanvas_jax.train.state import abstract_state
 from metacanvas_jax.train.step import make_step
 from metacanvas_jax.trees import flat, held_dtype, nested, partition
-from metacanvas_jax.types import MllmInputs, Params, Text
+from metacanvas_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,38 +106,33 @@ def train_program(experiment: Experiment, mesh: Mesh, bucket: Bucket, rules: Rul
         "batch": device_bytes(batch),
     }
     arguments = (state, frozen, batch, abstract_key(mesh))
-    return Program(f"train {described(bucket)}", step, arguments, held, bucket.batch, mesh, rules)
+    return Program(f"train {bucket.name}", step, arguments, held, bucket.batch, mesh, rules)
 
 
-def sample_program(experiment: Experiment, mesh: Mesh, bucket: Bucket, rules: Rules = RULES) -> Program:
-    """Sampling with the config's schedule and guidance, decoding included: one prompt per part of the batch axes."""
-    model, vae = network(experiment), autoencoder(experiment)
-    grid = latent_grid(experiment, bucket)
-    sampler = experiment.sampler
-    schedule = sampler.make(math.prod(grid) // math.prod(model.dit.patch))
-    recipe = Recipe(schedule, sampler.method, sampler.guidance)
-    trainable, frozen = abstract_params(experiment, mesh, rules)
-    dtype = experiment.train.frozen_dtype
-    params = nested(flat(frozen) | {path: _like(x, dtype) for path, x in flat(trainable).items()})
-    samples = mesh.shape["data"] * mesh.shape["fsdp"]
-    prompts = dataclasses.replace(bucket, task="text_to_video" if bucket.frames > 1 else "text_to_image", references=0)
-    batch = abstract_batch(experiment, dataclasses.replace(prompts, batch=samples), mesh, rules)
-    batch = {name: leaf for name, leaf in batch.items() if name not in ("pixels", "latents", "task")}
-    target = Target(grid, prompts.task, experiment.given_channels, experiment.dit_guidance)
-    painter = make_paint(model, vae, recipe, target)
-    tokens = batch["tokens"]
-    along = NamedSharding(mesh, PartitionSpec(None, *tokens.sharding.spec))
-    positions = jax.ShapeDtypeStruct((3, *tokens.shape), jnp.int32, sharding=along)
-    text = None if experiment.text is None else Text(batch["text_tokens"], batch["text_mask"])
-    inputs = MllmInputs(tokens, positions, batch["mask"], text=text)
+def sample_program(experiment: Experiment, where: Sequence[Any], bucket: Bucket, mesh: MeshConfig | None) -> Program:
+    """Sampling with the config's schedule and guidance, decoding included: one prompt per part of the batch axes.
+
+    Parameters lie on the devices ``where`` as `metacanvas sample` places them (``paint/placing.py``), in the dtypes
+    that sampling holds them in; ``mesh`` is one to use instead.
+    """
+    prompts = from_words(bucket)
+    how = how_to(experiment, prompts)
+    needs = reads(experiment, how)
+    nbytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in flat(placing.abstract(experiment, needs)).values())
+    slices = len({getattr(device, "slice_index", 0) for device in where})
+    chip = chip_of(where[0].device_kind)
+    devices = make_mesh(placing.config_for(nbytes, chip.hbm, slices) if mesh is None else mesh, where)
+    samples = batch_shards(devices)
+    shapes = drawn_shapes(experiment, prompts, samples)
+    batch = placed_batch(shapes, devices)
+    inputs = jax.eval_shape(mllm_inputs, shapes)
+    along = NamedSharding(devices, PartitionSpec(None, *batch["tokens"].sharding.spec))
+    positions = jax.ShapeDtypeStruct(inputs.positions.shape, inputs.positions.dtype, sharding=along)
+    inputs = placed_batch(inputs.replace(positions=batch["tokens"]), devices).replace(positions=positions)
+    params = placing.abstract(experiment, needs, devices)
     held = {"parameters": device_bytes(params), "batch": device_bytes((batch, inputs))}
-    arguments = (params, batch, inputs, abstract_key(mesh))
-    return Program(f"sample {described(prompts)}", painter, arguments, held, samples, mesh, rules)
-
-
-def described(bucket: Bucket) -> str:
-    """``text_to_video 121x704x1280``."""
-    return f"{bucket.task} {bucket.frames}x{bucket.size[0]}x{bucket.size[1]}"
+    arguments = (params, batch, inputs, abstract_key(devices))
+    return Program(f"sample {prompts.name}", program(experiment, how), arguments, held, samples, devices, RULES)
 
 
 def abstract_params(experiment: Experiment, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> tuple[Params, Params]:
@@ -152,21 +151,12 @@ def abstract_params(experiment: Experiment, mesh: Mesh | AbstractMesh, rules: Ru
 
 def abstract_batch(experiment: Experiment, bucket: Bucket, mesh: Mesh, rules: Rules = RULES) -> dict[str, Any]:
     """A batch of a bucket, as ``train/objectives.py`` describes it, with its shardings."""
-    shapes = batch_shapes(experiment, bucket)
-    return jax.tree.map(lambda x: spread(x.shape, x.dtype, mesh, rules), shapes)
+    return placed_batch(batch_shapes(experiment, bucket), mesh, rules)
 
 
 def device_bytes(tree: Any) -> float:
     """Bytes of a tree of abstract arrays on the device that holds most of them."""
     return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)))
-
-
-def spread(shape: tuple[int, ...], dtype: Any, mesh: Mesh, rules: Rules = RULES) -> jax.ShapeDtypeStruct:
-    """An abstract array whose samples (first axis) are spread over the mesh. Raises UserError if they do not divide."""
-    spec = resolve(("batch",), shape[:1], mesh, rules)
-    if spec != resolve(("batch",), None, mesh, rules):
-        raise UserError(f"a batch of {shape[0]} samples does not divide among the devices of mesh {dict(mesh.shape)}")
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
 
 def _like(x: jax.ShapeDtypeStruct, dtype: str) -> jax.ShapeDtypeStruct:

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from metacanvas_jax.hardware import GIB
-from metacanvas_jax.plan import flops, parts
+from metacanvas_jax.plan import parts
 from metacanvas_jax.plan.compile import Compiled
-from metacanvas_jax.plan.flops import Count
 from metacanvas_jax.plan.hlo_cost import Item
 from metacanvas_jax.plan.programs import Program
 from metacanvas_jax.plan.topology import Slice
+from metacanvas_jax.train import flops
+from metacanvas_jax.train.flops import Count
 
 ASSUMPTIONS = (
     "Times are estimates, not measurements: products by the compiler's cycles, other operations by HBM bytes at 85 % "

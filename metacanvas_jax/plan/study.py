@@ -3,12 +3,13 @@
 import functools
 from collections.abc import Callable
 
-from metacanvas_jax.plan import flops, hlo, hlo_cost
+from metacanvas_jax.plan import hlo, hlo_cost
 from metacanvas_jax.plan.compile import DoesNotFit, compile_program
 from metacanvas_jax.plan.hlo_cost import Machine
 from metacanvas_jax.plan.programs import Program
 from metacanvas_jax.plan.report import Report, failed_report, make_report
 from metacanvas_jax.plan.topology import Slice
+from metacanvas_jax.train import flops
 
 # Share of peak FLOP/s that the attention kernels reach by their static schedules, (forward, backward), heads of 128.
 # The figures are those of docs/kernels.md, less 1.5 % because 27,280 tokens do not fill the last blocks. The matrix

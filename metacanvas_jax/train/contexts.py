@@ -24,7 +24,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.context_cache import ContextCache
 from metacanvas_jax.parallel.mesh import put_batch
 from metacanvas_jax.parallel.rules import Rules, resolve
-from metacanvas_jax.train.parameters import initial
+from metacanvas_jax.train.parameters import as_held, initial, param_shapes
 from metacanvas_jax.trees import Rules as Partition
 from metacanvas_jax.trees import flat, partition
 from metacanvas_jax.types import Context, MllmInputs, Params
@@ -55,6 +55,19 @@ def context_reader(experiment: Experiment) -> Enrich | None:
         return model.apply({"params": {name: frozen[name] for name in names}}, inputs, method="read")
 
     return stored_contexts(cache, mllm_inputs, read)
+
+
+def with_context(experiment: Experiment, batch: Batch) -> Batch:
+    """A batch as shapes, with the context in place of what it is read from: what ``context_reader`` makes of it."""
+    model, held = network(experiment), as_held(experiment, param_shapes(experiment))
+    part = {name: batch[name] for name in READ if name in batch}
+
+    def read(params: Params, part: Batch) -> Context:
+        variables = {"params": {name: tree for name, tree in params.items() if name != "vae"}}
+        return samples_first(model.apply(variables, mllm_inputs(part), method="read"))
+
+    rest = {name: value for name, value in batch.items() if name not in READ}
+    return rest | {"context": jax.eval_shape(read, held, part)}
 
 
 def samples_first(context: Context) -> Context:

@@ -21,12 +21,13 @@ class NonFiniteError(UserError):
 
 
 class Started(NamedTuple):
-    """One step: what it returned, its batch, and the batch's position in the data."""
+    """One step: what it returned, its batch, the batch's position in the data, and its FLOPs."""
 
     number: int
     metrics: dict[str, Array]
     position: dict[str, Any]
     batch: Any
+    flops: float
 
 
 class InFlight:
@@ -52,9 +53,9 @@ class InFlight:
         self._learning_rate = jax.jit(lambda step: learning_rate(optimizer, step))
         self._steps: collections.deque[Started] = collections.deque()
 
-    def add(self, number: int, metrics: dict[str, Array], position: dict[str, Any], batch: Any) -> None:
+    def add(self, step: Started) -> None:
         """A step has been started."""
-        self._steps.append(Started(number, metrics, position, batch))
+        self._steps.append(step)
 
     def settle(self, state: TrainState, ahead: int = 0) -> None:
         """Waits until at most ``ahead`` steps are unfinished, and logs those that have finished.
@@ -67,7 +68,7 @@ class InFlight:
             step = self._steps.popleft()
             self._watch.at(step.number, WAITS)
             self._judge(step, state)
-            self._log.tick(jax.tree.leaves(step.batch)[0].shape[0] * self._parts)
+            self._log.tick(jax.tree.leaves(step.batch)[0].shape[0] * self._parts, step.flops)
             if self._config.due(step.number).log:
                 metrics = {name: float(value) for name, value in jax.device_get(step.metrics).items()}
                 self._log.progress(step.number, metrics, float(self._learning_rate(step.number - 1 - self._skips)))

@@ -5,17 +5,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
+import jax
 from jaxtyping import Array, Key
 
 from metacanvas_jax.config.identity import identity
 from metacanvas_jax.config.networks import autoencoder, keep_float32, network
 from metacanvas_jax.config.schema import Experiment, OptimizerConfig
 from metacanvas_jax.config.weights import folders
-from metacanvas_jax.data.inputs import Opened, batches
+from metacanvas_jax.data.inputs import Opened, batches, text_rows
+from metacanvas_jax.data.shapes import batch_shapes
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.train import objectives
-from metacanvas_jax.train.contexts import Enrich, context_reader
+from metacanvas_jax.train.contexts import Enrich, context_reader, with_context
 from metacanvas_jax.train.parameters import identities, initial, start_weights
 from metacanvas_jax.train.step import Loss, Prepare
 from metacanvas_jax.trees import Rules
@@ -35,7 +37,8 @@ class Job:
     ``config`` is everything else that must be the same when a run continues (nested, JSON-able).
     ``enrich`` adds to a batch on the host; it may read the frozen parameters. ``keep_float32`` are regular expressions
     of frozen parameters that stay float32 whatever ``FitConfig.frozen_dtype`` is.
-    ``flops_per_step`` counts the operations of the model in one step.
+    ``shapes()`` are the whole batches of a run by name, as shapes, as they come from ``enrich``. The step is compiled
+    for them before the first step.
     """
 
     init: Callable[[Key[Array, ""]], Params]
@@ -50,7 +53,7 @@ class Job:
     folders: Mapping[str, str] = dataclasses.field(default_factory=dict)
     enrich: Enrich | None = None
     keep_float32: tuple[str, ...] = ()
-    flops_per_step: float | None = None
+    shapes: Callable[[], Mapping[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +172,28 @@ def make_job(experiment: Experiment, *, verify: bool = False, data: Sequence[Ope
         load=lambda abstract: start_weights(experiment, abstract),
         frozen=frozen,
         folders=folders(experiment),
+        shapes=None if experiment.objective == "understand" else lambda: fed_shapes(experiment),
     )
+
+
+def fed_shapes(experiment: Experiment) -> dict[str, Any]:
+    """The whole batches of every bucket of a run that paints, as shapes, by the bucket's name.
+
+    Where contexts are stored, a batch has them in place of what they are computed from.
+    """
+    rows = text_rows(experiment)
+    found = {}
+    for bucket in experiment.shapes:
+        if bucket.weight > 0 or len(experiment.shapes) == 1:
+            batch = batch_shapes(experiment, bucket)
+            if rows is not None:  # the instruction's length depends on the tokenizer
+                width = rows("x")["text_tokens"].shape[0]
+                texts = {name: batch[name] for name in ("text_tokens", "text_mask")}
+                batch |= {name: jax.ShapeDtypeStruct((bucket.batch, width), x.dtype) for name, x in texts.items()}
+            if experiment.mllm.context_cache:
+                batch = with_context(experiment, batch)
+            found[bucket.name] = batch
+    return found
 
 
 def fit_config(experiment: Experiment) -> FitConfig:

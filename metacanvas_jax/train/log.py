@@ -17,7 +17,7 @@ SHOWN = ("loss", "samples_per_second", "mfu")
 class Log:
     """The reports of a run of ``steps`` steps that begins after step ``done``; process 0 alone writes them.
 
-    ``flops`` per step and the ``peak`` FLOP/s of a device give the MFU; it is left out where one of them is not known.
+    The FLOPs of the steps and the ``peak`` FLOP/s of a device give the MFU; it is left out where the peak is not known.
     As a context manager it closes its files; after an error of the training, an error of the closing is ignored.
     """
 
@@ -29,11 +29,10 @@ class Log:
         devices: int,
         *,
         progress: bool = True,
-        flops: float | None = None,
         peak: float | None = None,
     ):
         self._chief = jax.process_index() == 0
-        self._meter, self._devices, self._flops, self._peak = Meter(), devices, flops, peak
+        self._meter, self._devices, self._peak, self._compiled = Meter(), devices, peak, 0.0
         self._writer = Writer(workdir, done) if self._chief else None
         hidden = not (progress and self._chief)
         self._bar = tqdm(total=steps, initial=done, unit="step", file=sys.stderr, disable=hidden)
@@ -48,9 +47,9 @@ class Log:
             if self._writer is not None:
                 self._writer.close()
 
-    def tick(self, samples: int) -> None:
-        """One more step, on so many samples of all processes together, is complete."""
-        self._meter.tick(samples)
+    def tick(self, samples: int, flops: float = 0.0) -> None:
+        """One more step, of so many samples and FLOPs of all processes together, is complete."""
+        self._meter.tick(samples, flops)
         self._bar.set_description("training", refresh=False)
         self._bar.update()
 
@@ -60,13 +59,25 @@ class Log:
         with self._meter.paused():
             yield
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time inside is waiting for data."""
+        with self._meter.waiting():
+            yield
+
+    def compiled(self, seconds: float) -> None:
+        """A program was compiled, which is reported with the next metrics."""
+        self._compiled += seconds
+
     def progress(self, step: int, metrics: Mapping[str, float], learning_rate: float) -> None:
         """Writes the metrics of a step with the speed since the last time."""
         row = dict(metrics)
         if (rates := self._meter.read()) is not None:
-            row |= {"steps_per_second": rates[0], "samples_per_second": rates[1]}
-            if self._flops is not None and self._peak is not None:
-                row["mfu"] = model_flops_utilisation(self._flops, 1 / rates[0], self._peak, self._devices)
+            row |= {"steps_per_second": rates.steps, "samples_per_second": rates.samples, "data_wait": rates.data_wait}
+            if self._peak is not None:
+                row["mfu"] = model_flops_utilisation(rates.flops, 1.0, self._peak, self._devices)
+        if self._compiled:
+            row["compile_seconds"], self._compiled = self._compiled, 0.0
         self.write(step, row | {"learning_rate": learning_rate})
         self._bar.set_postfix({name: f"{row[name]:.4g}" for name in SHOWN if name in row}, refresh=False)
 

@@ -16,13 +16,14 @@ from metacanvas_jax.parallel.watch import Watch
 from metacanvas_jax.train import start
 from metacanvas_jax.train.checkpoints import Checkpoints
 from metacanvas_jax.train.hooks import Hook, Hooks
-from metacanvas_jax.train.in_flight import InFlight
+from metacanvas_jax.train.in_flight import InFlight, Started
 from metacanvas_jax.train.job import FitConfig, Job
 from metacanvas_jax.train.log import Log
 from metacanvas_jax.train.metrics import peak_flops
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.preemption import Preemption
 from metacanvas_jax.train.profiling import Profiler, Steps
+from metacanvas_jax.train.programs import Programs
 from metacanvas_jax.train.state import TrainState
 from metacanvas_jax.train.step import make_step
 from metacanvas_jax.types import Params
@@ -80,23 +81,29 @@ def fit(
             state_shardings=shapes.shardings,
         )
         peak = peak_flops(mesh.devices.flat[0]) if peak is None else peak
-        log = Log(workdir, done, config.steps, mesh.size, progress=progress, flops=job.flops_per_step, peak=peak)
+        log = Log(workdir, done, config.steps, mesh.size, progress=progress, peak=peak)
+        programs = Programs(step, mesh, rules, log, watch)
         in_flight = InFlight(config, job.optimizer, checkpoints, log, watch, parts=parts, skips=skips)
         hooks = Hooks(evaluate, preview, config, log, watch, preemption)
 
         barrier("start of the training", config.barrier_s)
         with checkpoints, log, on_mesh(mesh, rules), Profiler(workdir, profile) as profiler:
+            if job.shapes is not None and done < config.steps:
+                programs.prepare(state, frozen, key, job.shapes(), done)
             if checkpoints.owed:
                 hooks.run_owed(state, frozen, done, workdir)
             for now in range(done + 1, config.steps + 1):
                 watch.at(now, "reads a batch")
                 position = batches.get_state()
-                batch = _next(batches, now, config.steps)
-                fed = batch if job.enrich is None else job.enrich(frozen, batch, mesh, rules)
+                with log.waiting():
+                    batch = _next(batches, now, config.steps)
+                    fed = batch if job.enrich is None else job.enrich(frozen, batch, mesh, rules)
+                fed = put_batch(fed, mesh, rules)
+                program = programs.at(state, frozen, fed, key, now)
                 watch.at(now, "starts the step")
                 with profiler.begin(now):
-                    state, metrics = step(state, frozen, put_batch(fed, mesh, rules), key)
-                in_flight.add(now, metrics, position, batch)
+                    state, metrics = program.call(state, frozen, fed, key)
+                in_flight.add(Started(now, metrics, position, batch, program.flops))
                 preemption.begin()
                 in_flight.settle(state, AHEAD)
                 checkpoints.store.check()

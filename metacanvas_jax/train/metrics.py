@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,21 +53,31 @@ def model_flops_utilisation(flops_per_step: float, seconds_per_step: float, peak
     return flops_per_step / (seconds_per_step * peak * devices)
 
 
+class Rates(NamedTuple):
+    """Steps, samples and FLOPs per second, and the share of the time that went by with waiting for data."""
+
+    steps: float
+    samples: float
+    flops: float
+    data_wait: float
+
+
 class Meter:
-    """Steps and samples per second between two readings, without compilation and without time inside ``paused``."""
+    """Rates between two readings, without compilation and without time inside ``paused``."""
 
     def __init__(self, clock=time.perf_counter):
         self._clock = clock
         self._start: float | None = None
-        self._steps = self._samples = 0
+        self._steps, self._samples, self._flops, self._waited = 0, 0, 0.0, 0.0
 
-    def tick(self, samples: int) -> None:
-        """A step on so many samples is complete. The first one, which includes compilation, only starts the clock."""
+    def tick(self, samples: int, flops: float = 0.0) -> None:
+        """A step of so many samples and FLOPs is complete. The first one, while memory is taken, starts the clock."""
         if self._start is None:
             self._start = self._clock()
         else:
             self._steps += 1
             self._samples += samples
+            self._flops += flops
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -79,13 +89,24 @@ class Meter:
             if self._start is not None:
                 self._start += self._clock() - begin
 
-    def read(self) -> tuple[float, float] | None:
-        """(steps, samples) per second since the last reading, None if there was no step to measure."""
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent inside is waiting for data."""
+        begin = self._clock()
+        try:
+            yield
+        finally:
+            if self._start is not None:
+                self._waited += self._clock() - begin
+
+    def read(self) -> Rates | None:
+        """The rates since the last reading, None if there was no step to measure."""
         if self._start is None or self._steps == 0:
             return None
         now = self._clock()
-        rates = (self._steps / (now - self._start), self._samples / (now - self._start))
-        self._start, self._steps, self._samples = now, 0, 0
+        seconds = now - self._start
+        rates = Rates(*(x / seconds for x in (self._steps, self._samples, self._flops, self._waited)))
+        self._start, self._steps, self._samples, self._flops, self._waited = now, 0, 0, 0.0, 0.0
         return rates
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from metacanvas_jax.plan.hlo import valid_positions
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Count:
     def is_recomputed(self) -> bool:
         """Whether it belongs to a forward pass that is recomputed to save memory."""
         return "rematted_computation" in self.scope
+
+
+def flops_of(traced: Any) -> float:
+    """FLOPs that one call of a traced program needs: those of ``metacanvas plan``, whatever the devices are."""
+    return model_flops(count(traced.jaxpr))
 
 
 def count(jaxpr: Any, platform: str = "tpu") -> list[Count]:
@@ -121,6 +126,15 @@ def _convolution_flops(equation: Any) -> float:
         )
     batch = left[numbers.lhs_spec[0]] / params["batch_group_count"]
     return 2.0 * batch * out[numbers.out_spec[1]] * right[numbers.rhs_spec[1]] * valid
+
+
+def valid_positions(
+    *, inputs: int, kernel: int, outputs: int, stride: int, before: int, input_dilation: int, kernel_dilation: int
+) -> int:
+    """The number of pairs (output, kernel position) along one axis that read an input: no padding, no dilation gap."""
+    at = np.arange(outputs)[:, None] * stride + np.arange(kernel)[None] * kernel_dilation - before
+    inside = (at >= 0) & (at <= (inputs - 1) * input_dilation) & (at % input_dilation == 0)
+    return int(inside.sum())
 
 
 def _kernel_name(params: dict) -> str:
