@@ -2,7 +2,8 @@
 
 Command:   metacanvas train --config configs/image_editing.py --workdir runs/image_editing
 Variants:  canvas (the method), no_canvas (context alone)
-Data:      OmniEdit and HQEdit, about a million edits, 512 x 512
+Data:      OmniEdit and HQEdit, about a million edits, at 512 x 512 in data/OmniEdit-512 and data/HQEdit-512: shuffled
+           rows of their parquet files are slow, so `metacanvas prepare` writes them first (docs/data.md)
 Hardware:  64 TPU v5p chips (4x4x4), 1 image per chip
 Time:      about 35 h for 90,000 steps (estimate: 16 PFLOP a step at 40 % of peak)
 Score:     ImgEdit 3.86 (before 3.52), GEdit-EN G_O 7.67 (before 6.00)
@@ -50,8 +51,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.context_connector = base.context_connector(hidden=12288, activation="silu")
     config.buckets = base.buckets(Bucket("image_editing", (512, 512), length=384))
     config.sources = base.sources(
-        SourceSection("parquet", f"{base.DATA}/OmniEdit/*.parquet", "image_editing", weight=0.9, max_skips=1000),
-        SourceSection("parquet", f"{base.DATA}/HQEdit/*.parquet", "image_editing", weight=0.1, max_skips=1000),
+        SourceSection("records", f"{base.DATA}/OmniEdit-512", "image_editing", weight=0.9, max_skips=1000),
+        SourceSection("records", f"{base.DATA}/HQEdit-512", "image_editing", weight=0.1, max_skips=1000),
     )
     config.data.caption_dropout = 0.0  # sampling uses no guidance: without its instruction an edit teaches nothing
     config.time = base.section(TimeConfig(shift=1.88))  # what FLUX's dynamic shift is for 1,024 tokens

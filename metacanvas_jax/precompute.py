@@ -28,14 +28,18 @@ from metacanvas_jax.trees import partition
 Stored = Literal["float32", "float16"]
 
 
-def make_latents(setup: Experiment, batch: int, dtype: Stored = "float32") -> tuple[Compute, dict[str, Any]]:
+def make_latents(
+    setup: Experiment, batch: int, dtype: Stored = "float32", *, exact: bool = True
+) -> tuple[Compute, dict[str, Any]]:
     """A function of some samples of one shape, and what identifies its results.
 
     It gives ``latents`` [t h w c], and ``source_latents`` [t h w c] and ``reference_latents`` [r h w c] where a sample
-    has them, rounded to ``dtype``. Samples are encoded ``batch`` at a time (or the next multiple of the devices), over
+    has them, rounded to ``dtype``. With ``exact`` the autoencoder computes in float32 with float32 weights, else in the
+    dtypes of the config. Samples are encoded ``batch`` at a time (or the next multiple of the devices), over
     all devices of this process, by one program for each shape. Raises UserError when the config names no weights of an
     autoencoder, or they are not there.
     """
+    setup = latents.exact(setup) if exact else setup
     identity = latents.made_by(setup)
     vae, size = autoencoder(setup), setup.shapes[0].size
     abstract = jax.eval_shape(lambda key: vae.init(key, jnp.zeros((1, 1, *size, 3), jnp.float32)), jax.random.key(0))

@@ -1,12 +1,15 @@
 """What may change when a run continues from its checkpoint, and what may not."""
 
 import dataclasses
+import shlex
 
 import pytest
 import train_support
 from experiments_support import build
 
+from metacanvas_jax.config import read
 from metacanvas_jax.config.identity import identity
+from metacanvas_jax.config.load import load_config
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.train.job import fingerprint, fit_config
 from metacanvas_jax.train.store import check_same, describe
@@ -90,3 +93,30 @@ def test_what_cannot_change_a_result_may_change(setup, key):
 def test_what_decides_a_result_may_not_change(setup, key):
     with pytest.raises(UserError, match="checkpoint run is of another config: "):
         check_same(description(setup), description(changed(setup, key, WHAT[key])), "run")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--config.data.caption_dropout=0.1"],
+        ["--config.train.batch=17", "--config.train.accumulate=17", "--config.train.ema=0.5"],
+        ["--config.optimizer.schedule=cosine", "--config.optimizer.total_steps=9000", "--config.seed=3"],
+        ["--config.train.frozen_dtype=float32", "--config.mllm.system=you draw; well"],
+    ],
+)
+def test_the_refusal_gives_the_arguments_with_which_a_run_goes_on(flags):
+    def described(arguments):
+        return description(read.experiment(load_config("configs/image_editing.py", arguments)))
+
+    old, now = described(flags), described([])
+    with pytest.raises(UserError, match="to go on as it was: ") as caught:
+        check_same(old, now, "run")
+    advised = shlex.split(str(caught.value).partition("to go on as it was: ")[2])
+    assert len(flags) > 1 or advised == flags
+    check_same(old, described(advised), "run")
+
+
+def test_the_refusal_gives_no_arguments_where_none_would_do(setup):
+    with pytest.raises(UserError) as caught:
+        check_same(description(changed(setup, "train.rules", WHAT["train.rules"])), description(setup), "run")
+    assert "to go on as it was" not in str(caught.value)

@@ -30,6 +30,7 @@ from metacanvas_jax.train.objectives import painting
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.train.step import make_step
+from metacanvas_jax.vae.kl.network import KL_F8C16
 from metacanvas_jax.vae.patch_pca import network as patch_pca
 from metacanvas_jax.weights import saved
 
@@ -237,6 +238,21 @@ def test_prepare_latents_of_another_making_are_refused_in_one_line(setup, task, 
     finally:
         with open(path, "w") as file:
             file.write(text)
+
+
+def test_prepare_latents_are_exact_whatever_a_run_computes_in_and_serve_it(setup):
+    narrow = dataclasses.replace(setup, train=dataclasses.replace(setup.train, frozen_dtype="bfloat16"))
+    inputs.batches(only(narrow, "text_to_image")).close()  # what float32 made
+    sample = open_source(next(s for s in encoding(setup).sources if s.task == "text_to_image"), Clip((60, 60)))[0]
+    made = {}
+    for which, options in (("wide", {}), ("narrow", {}), ("as it trains", {"exact": False})):
+        compute, about = precompute.make_latents(setup if which == "wide" else narrow, 1, **options)
+        made[which] = compute([sample])[0]["latents"], about["autoencoder"]["dtype of weights"]
+    np.testing.assert_array_equal(made["narrow"][0], made["wide"][0])
+    assert np.abs(made["as it trains"][0] - made["wide"][0]).max() > 0
+    assert [dtype for _, dtype in made.values()] == ["float32", "float32", "bfloat16"]
+    half = dataclasses.replace(setup, vae=dataclasses.replace(KL_F8C16, dtype="bfloat16"))
+    assert latents.exact(half).vae == KL_F8C16
 
 
 def test_prepare_latents_of_other_weights_are_refused(setup, tmp_path):

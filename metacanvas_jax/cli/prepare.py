@@ -38,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--latents-dtype", choices=("float32", "float16"), default="float32", help="float16 takes half the space"
     )
     source.add_argument(
+        "--latents-compute",
+        choices=("float32", "config"),
+        default="float32",
+        help="dtype in which the autoencoder computes them; config: as a training does, faster and less exact",
+    )
+    source.add_argument(
         "--every-frame", action="store_true", help="with --latents: store the pixels of whole target videos as well"
     )
     source.add_argument("--process", metavar="I/N", help="this is process I (from 0) of N, on one file system")
@@ -127,7 +133,8 @@ def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
     world = SceneWorld() if setup is None else setup.world
     compute, identity = None, {}
     if arguments.latents:
-        compute, identity = precompute.make_latents(setup, arguments.batch, arguments.latents_dtype)
+        exact = arguments.latents_compute == "float32"
+        compute, identity = precompute.make_latents(setup, arguments.batch, arguments.latents_dtype, exact=exact)
     written = prepare(section, arguments.out, clip, config, world, compute=compute, computed=identity)
     if written is None:
         print(f"process {index} of {count} is done; shards of the others are missing, {arguments.out} is not complete")

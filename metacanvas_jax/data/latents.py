@@ -21,6 +21,7 @@ from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.weights import identity
 
 HOW = ("chunk",)  # keys of an autoencoder's config that change how it computes, but not the result
+DTYPES = ("vae.dtype", "dtype of weights")  # latents that were made in float32 serve every run
 
 
 def stored(experiment: Experiment, bucket: Bucket) -> bool:
@@ -46,8 +47,15 @@ def made_by(experiment: Experiment) -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
+def exact(experiment: Experiment) -> Experiment:
+    """The same with an autoencoder that computes in float32 with float32 weights: stored latents are read for ever."""
+    changes = {"dtype": "float32"} if hasattr(experiment.vae, "dtype") else {}
+    vae, train = dataclasses.replace(experiment.vae, **changes), experiment.train
+    return dataclasses.replace(experiment, vae=vae, train=dataclasses.replace(train, frozen_dtype="float32"))
+
+
 def check(experiment: Experiment, section: SourceSection, clip: Clip) -> None:
-    """Raises UserError unless the records of a source hold the latents that this run would make of such clips."""
+    """Raises UserError unless a source holds the latents that this run would make of such clips, or more exact ones."""
     recipe = read_recipe(section.path)
     found = recipe.get("computed", {}).get("autoencoder")
     if not isinstance(found, dict):
@@ -57,7 +65,7 @@ def check(experiment: Experiment, section: SourceSection, clip: Clip) -> None:
     for key, here in made_by(experiment).items():
         there = found.get(key)
         same = identity.same(there, here) if key == "weights" and isinstance(there, str) else there == here
-        if not same:
+        if not same and not (key in DTYPES and there == "float32"):
             raise UserError(
                 f"{section.path}: its latents were made with {key} {_short(found.get(key))}, "
                 f"this run has {_short(here)}; prepare it with this config"

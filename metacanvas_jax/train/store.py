@@ -9,7 +9,8 @@ import importlib.metadata
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ from metacanvas_jax.weights.hashes import checksums
 from metacanvas_jax.weights.saved import check_shapes
 
 Meta = dict[str, Any]
+CONFIG_KEYS = {
+    **{"batch": "train.batch", "fit.seed": "seed", "fit.accumulate": "train.accumulate"},
+    **{"fit.ema_decay": "train.ema", "fit.frozen_dtype": "train.frozen_dtype"},
+}
+"""Keys of a checkpoint's description that have another name in a config."""
 GROUP_BYTES = 1 << 31  # of the parameters that are read at once, on all devices together
 PACKAGES = ("metacanvas_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain")
 
@@ -304,10 +310,20 @@ def check_same(saved: Meta, now: Meta, where: str) -> None:
     different = [key for key in sorted(old.keys() | new.keys()) if old.get(key, "absent") != new.get(key, "absent")]
     if different:
         pairs = [f"{key} was {old.get(key, 'absent')!r}, is {new.get(key, 'absent')!r}" for key in different]
-        raise UserError(f"checkpoint {where} is of another config: {'; '.join(pairs)}")
+        raise UserError(f"checkpoint {where} is of another config: {'; '.join(pairs)}{_advice(different, old, new)}")
     check_frozen(saved["frozen"], now["frozen"], now.get("folders", {}), where)
     if gone := identity.missing(saved["frozen"], now["frozen"]):
         raise UserError(f"checkpoint {where} was trained beside frozen weights of {gone[0]}, and there are none now")
+
+
+def _advice(different: Sequence[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The arguments with which a run goes on as its checkpoint was; "" where arguments cannot give that."""
+    there = new.keys() | {key for key in old if key.startswith("optimizer.")}  # a constant rate has fewer keys
+    single = [key for key in different if key in there and isinstance(old.get(key), int | float | str)]
+    if single != different:
+        return ""
+    flags = {f"--config.{CONFIG_KEYS.get(key, key)}={shlex.quote(str(old[key]))}": None for key in single}
+    return f"; to go on as it was: {' '.join(flags)}"
 
 
 def check_frozen(saved: Mapping[str, str], now: Mapping[str, str], folders: Mapping[str, str], where: str) -> None:
