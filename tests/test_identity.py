@@ -11,8 +11,9 @@ from metacanvas_jax.config import read
 from metacanvas_jax.config.identity import identity
 from metacanvas_jax.config.load import load_config
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.train.agreement import check_same
 from metacanvas_jax.train.job import fingerprint, fit_config
-from metacanvas_jax.train.store import check_same, describe
+from metacanvas_jax.train.store import describe
 
 
 def changed(tree, key, value):

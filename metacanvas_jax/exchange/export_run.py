@@ -31,7 +31,7 @@ from metacanvas_jax.exchange.parts import Part
 from metacanvas_jax.exchange.reading import computed, reading
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.text.prompts import INSTRUCTION
-from metacanvas_jax.train import store
+from metacanvas_jax.train import agreement, store
 from metacanvas_jax.train.metrics import read_scores
 from metacanvas_jax.train.parameters import identities, param_shapes
 from metacanvas_jax.train.stream import lazy_params
@@ -100,9 +100,9 @@ def export_run(run: Path, to: Path, options: Options = Options()) -> Path:
         # Of what a training must agree on, an export asks for the networks alone.
         saved = meta | {"config": {key: value for key, value in meta["config"].items() if key in now}}
         where = str(run / "checkpoints" / str(step))
-        store.check_same(saved, meta | {"config": now}, where)
+        agreement.check_same(saved, meta | {"config": now}, where)
         there = identities(setup, whole=options.verify, there=True)
-        store.check_known(meta["frozen"], there, folders(setup), where)
+        agreement.check_known(meta["frozen"], there, folders(setup), where)
         found = layout.parts(setup, list(flat(trainable)))
         leaves = flat(lazy_params(checkpoints, trainable, ema=ema, step=step))
         leaves |= _frozen_leaves(setup, frozen, found, leaves)

@@ -22,7 +22,7 @@ from metacanvas_jax.paint import placing
 from metacanvas_jax.paint.painter import Drawn, Painter
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.tasks import Bucket
-from metacanvas_jax.train import parameters, store
+from metacanvas_jax.train import agreement, parameters, store
 from metacanvas_jax.trees import flat, merge, nested, partition
 from metacanvas_jax.types import Params
 
@@ -84,7 +84,7 @@ def load(
         steps = checkpoints.steps()
         where = str(checkpoints.folder / str(steps[-1])) if steps else str(run)
         now = parameters.identities(setup, whole=verify)
-        store.check_known(checkpoints.meta()["frozen"], now, folders(setup), where)
+        agreement.check_known(checkpoints.meta()["frozen"], now, folders(setup), where)
         wanted = {path: held.get(path, leaf) for path, leaf in trainable.items()}
         trained = checkpoints.restore_params(nested(wanted), ema=setup.train.ema is not None, only=held.keys())
     frozen = {path: held[path] for path in frozen if path in held}

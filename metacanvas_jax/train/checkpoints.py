@@ -13,11 +13,12 @@ from safetensors.numpy import save as safetensors_bytes
 from metacanvas_jax import files
 from metacanvas_jax.errors import Preempted, UserError
 from metacanvas_jax.parallel.distributed import client
+from metacanvas_jax.train.agreement import Meta, check_same
 from metacanvas_jax.train.job import FitConfig, Job, fingerprint
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.spikes import Spikes
 from metacanvas_jax.train.state import TrainState, new_state
-from metacanvas_jax.train.store import Meta, Store, check_same, describe
+from metacanvas_jax.train.store import Store, describe
 from metacanvas_jax.types import Params
 from metacanvas_jax.weights import identity
 from metacanvas_jax.weights.hashes import paths

@@ -9,8 +9,7 @@ import importlib.metadata
 import json
 import math
 import os
-import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,22 +23,15 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as managers
 
 from metacanvas_jax import seals
-from metacanvas_jax.config.identity import deciding
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.distributed import gather
+from metacanvas_jax.train.agreement import Meta, check_same
 from metacanvas_jax.train.state import TrainState
 from metacanvas_jax.trees import flat, nested
 from metacanvas_jax.types import Params
-from metacanvas_jax.weights import identity
 from metacanvas_jax.weights.hashes import checksums
 from metacanvas_jax.weights.saved import check_shapes
 
-Meta = dict[str, Any]
-CONFIG_KEYS = {
-    **{"batch": "train.batch", "fit.seed": "seed", "fit.accumulate": "train.accumulate"},
-    **{"fit.ema_decay": "train.ema", "fit.frozen_dtype": "train.frozen_dtype"},
-}
-"""Keys of a checkpoint's description that have another name in a config."""
 GROUP_BYTES = 1 << 31  # of the parameters that are read at once, on all devices together
 PACKAGES = ("metacanvas_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain")
 
@@ -300,52 +292,6 @@ class Store:
             raise UserError(f"checkpoint {self.folder / str(step)} cannot be read: {_first_line(error)}") from error
 
 
-def check_same(saved: Meta, now: Meta, where: str) -> None:
-    """Compares what a checkpoint says about itself with the present run, except keys that cannot change a result.
-
-    Raises:
-        UserError: naming every key that differs, with both values.
-    """
-    old, new = (_dotted(deciding(meta["config"])) for meta in (saved, now))
-    different = [key for key in sorted(old.keys() | new.keys()) if old.get(key, "absent") != new.get(key, "absent")]
-    if different:
-        pairs = [f"{key} was {old.get(key, 'absent')!r}, is {new.get(key, 'absent')!r}" for key in different]
-        raise UserError(f"checkpoint {where} is of another config: {'; '.join(pairs)}{_advice(different, old, new)}")
-    check_frozen(saved["frozen"], now["frozen"], now.get("folders", {}), where)
-    if gone := identity.missing(saved["frozen"], now["frozen"]):
-        raise UserError(f"checkpoint {where} was trained beside frozen weights of {gone[0]}, and there are none now")
-
-
-def _advice(different: Sequence[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The arguments with which a run goes on as its checkpoint was; "" where arguments cannot give that."""
-    there = new.keys() | {key for key in old if key.startswith("optimizer.")}  # a constant rate has fewer keys
-    single = [key for key in different if key in there and isinstance(old.get(key), int | float | str)]
-    if single != different:
-        return ""
-    flags = {f"--config.{CONFIG_KEYS.get(key, key)}={shlex.quote(str(old[key]))}": None for key in single}
-    return f"; to go on as it was: {' '.join(flags)}"
-
-
-def check_frozen(saved: Mapping[str, str], now: Mapping[str, str], folders: Mapping[str, str], where: str) -> None:
-    """Compares frozen weights with those that a checkpoint was trained beside. Places may change, content may not.
-
-    Raises:
-        UserError: naming the first part of the model whose weights are others, and their folder.
-    """
-    if other := identity.differing(saved, now, folders):
-        part = other[0]
-        raise UserError(
-            f"checkpoint {where} was trained beside other frozen weights: those of {part} in "
-            f"{folders.get(part, part)} are not the same"
-        )
-
-
-def check_known(saved: Mapping[str, str], now: Mapping[str, str], folders: Mapping[str, str], where: str) -> None:
-    """`check_frozen` for what only draws or exports: what a checkpoint says nothing about is not compared."""
-    if known := identity.known(saved):
-        check_frozen(known, now, folders, where)
-
-
 def _groups(leaves: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The leaves in groups of up to ``GROUP_BYTES``, or of one that is larger."""
     group, size = {}, 0
@@ -393,16 +339,6 @@ def _position(positions: list[Any], where: str) -> Any:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def _dotted(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            out |= _dotted(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
 
 
 def _installed(name: str) -> bool:
