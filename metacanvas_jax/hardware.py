@@ -4,8 +4,10 @@ The tables state what the makers publish; imports nothing but the standard libra
 """
 
 import dataclasses
+import importlib.util
 import math
 import re
+from pathlib import Path
 
 from metacanvas_jax.errors import UserError
 
@@ -64,6 +66,19 @@ TPUS = tuple(chip.name for chip in CHIPS.values() if chip.clock)  # by generatio
 def chip_of(kind: str) -> Chip | None:
     """The chip of a device by the name that JAX gives to its kind; None where it is not known, as for a CPU."""
     return next((chip for chip in CHIPS.values() if kind in chip.kinds), None)
+
+
+TPU_FILES, GPU_FILES = ("accel*", "vfio/[0-9]*"), ("nvidia[0-9]*", "kfd")  # of drivers, below /dev
+
+
+def platforms(devices: Path = Path("/dev")) -> str | None:
+    """The value of JAX_PLATFORMS for a machine that has libtpu, as for planning, and no TPU; None elsewhere.
+
+    JAX would load libtpu first, which then complains on stderr that it cannot find out which TPU it has.
+    """
+    if importlib.util.find_spec("libtpu") is None or any(any(devices.glob(files)) for files in TPU_FILES):
+        return None
+    return None if any(any(devices.glob(files)) for files in GPU_FILES) else "cpu"
 
 
 NAME = re.compile(rf"({'|'.join(TPUS)}):(\d+(?:x\d+){{1,2}})(?:\*(\d+))?")

@@ -3,7 +3,7 @@
 import pytest
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.hardware import CHIPS, TPUS, chip_of, slice_name
+from metacanvas_jax.hardware import CHIPS, TPUS, chip_of, platforms, slice_name
 
 
 def test_every_device_kind_belongs_to_one_chip():
@@ -64,3 +64,17 @@ def test_hosts_of_a_slice_are_those_of_the_published_table(name, hosts, machine,
 def test_a_size_that_is_not_offered_is_named_with_those_that_are(name):
     with pytest.raises(UserError, match=f"{name} is not offered; the sizes of"):
         slice_name(name).hosts  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [((), "cpu"), (("accel0",), None), (("vfio/0",), None), (("nvidia0",), None), (("vfio/vfio",), "cpu")],
+)
+def test_libtpu_is_left_alone_where_there_is_no_tpu(tmp_path, monkeypatch, files, expected):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert platforms(tmp_path) == expected
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert platforms(tmp_path) is None

@@ -1,12 +1,18 @@
 """Drawing on other devices than those of the training: a run of eight on one, of one on eight, the same pictures."""
 
 import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import export_support as support
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from qwen_support import tokenizer
 
 from configs import base
@@ -25,6 +31,7 @@ from metacanvas_jax.train.parameters import param_shapes
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.trees import flat, nested
 
+ROOT = Path(__file__).parents[1]
 EIGHT = MeshConfig(data=2, fsdp=4)
 
 
@@ -136,3 +143,24 @@ def test_only_what_every_use_casts_is_held_narrow():
 )
 def test_batches_fill_the_devices(size, shards, expected):
     assert filled(size, shards) == expected
+
+
+@pytest.mark.slow
+def test_processes_draw_together_what_one_draws_and_the_first_writes(folder, tmp_path):
+    with socket.create_server(("", 0)) as server:
+        where = f"localhost:{server.getsockname()[1]}"
+    env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    asked = ("sample", "--run", folder / "eight", "--prompt", "a red cat", "--count", "3", "--steps", "2")
+
+    def start(out, *options):
+        command = [sys.executable, "-m", "metacanvas_jax.cli.main", *asked, "--out", tmp_path / out, *options]
+        return subprocess.Popen(list(map(str, command)), env=env, stderr=subprocess.PIPE, text=True)
+
+    group = ("--processes", 2, "--coordinator", where, "--mesh", "data=2,fsdp=2", "--process")
+    processes = [start("alone.png"), *(start(f"{i}.png", *group, i) for i in range(2))]
+    for process in processes:
+        said = process.communicate(timeout=600)[1]
+        assert process.returncode == 0, said[-3000:]
+    alone, together = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("alone.png", "0.png"))
+    assert np.abs(alone - together).max() <= 1
+    assert not (tmp_path / "1.png").exists()

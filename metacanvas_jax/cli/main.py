@@ -12,6 +12,7 @@ import shtab
 
 import metacanvas_jax
 from metacanvas_jax.errors import Lost, Preempted, Unreachable, UserError, exit_code
+from metacanvas_jax.hardware import platforms
 
 COMMANDS = {
     "demo": "teach, train, draw, score and report the miniature with one command",
@@ -37,6 +38,8 @@ PLACES = (
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit code (`errors.exit_code`; 1 is also a plan that fails)."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is fetched behind the user's back
+    if (known_platforms := platforms()) is not None:
+        os.environ.setdefault("JAX_PLATFORMS", known_platforms)
     parser = make_parser()
     known, rest = parser.parse_known_args(arguments)
     if known.command is None and not rest:

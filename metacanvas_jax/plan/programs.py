@@ -21,7 +21,6 @@ from metacanvas_jax.data.shapes import batch_shapes, drawn_shapes
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.hardware import chip_of
 from metacanvas_jax.paint import placing
-from metacanvas_jax.paint.painter import from_words
 from metacanvas_jax.paint.program import how_to, program, reads
 from metacanvas_jax.parallel.mesh import MeshConfig, batch_shards, make_mesh, on_mesh, placed_batch, replicated
 from metacanvas_jax.parallel.rules import RULES, Rules, check_whole, placed, shardings
@@ -109,21 +108,22 @@ def train_program(experiment: Experiment, mesh: Mesh, bucket: Bucket, rules: Rul
     return Program(f"train {bucket.name}", step, arguments, held, bucket.batch, mesh, rules)
 
 
-def sample_program(experiment: Experiment, where: Sequence[Any], bucket: Bucket, mesh: MeshConfig | None) -> Program:
-    """Sampling with the config's schedule and guidance, decoding included: one prompt per part of the batch axes.
+def sample_program(
+    experiment: Experiment, where: Sequence[Any], bucket: Bucket, mesh: MeshConfig | None = None
+) -> Program:
+    """Drawing of a bucket with the config's schedule and guidance, decoding included: one result per part of the batch.
 
     Parameters lie on the devices ``where`` as `metacanvas sample` places them (``paint/placing.py``), in the dtypes
     that sampling holds them in; ``mesh`` is one to use instead.
     """
-    prompts = from_words(bucket)
-    how = how_to(experiment, prompts)
+    how = how_to(experiment, bucket)
     needs = reads(experiment, how)
     nbytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in flat(placing.abstract(experiment, needs)).values())
     slices = len({getattr(device, "slice_index", 0) for device in where})
     chip = chip_of(where[0].device_kind)
     devices = make_mesh(placing.config_for(nbytes, chip.hbm, slices) if mesh is None else mesh, where)
     samples = batch_shards(devices)
-    shapes = drawn_shapes(experiment, prompts, samples)
+    shapes = drawn_shapes(experiment, bucket, samples)
     batch = placed_batch(shapes, devices)
     inputs = jax.eval_shape(mllm_inputs, shapes)
     along = NamedSharding(devices, PartitionSpec(None, *batch["tokens"].sharding.spec))
@@ -132,7 +132,7 @@ def sample_program(experiment: Experiment, where: Sequence[Any], bucket: Bucket,
     params = placing.abstract(experiment, needs, devices)
     held = {"parameters": device_bytes(params), "batch": device_bytes((batch, inputs))}
     arguments = (params, batch, inputs, abstract_key(devices))
-    return Program(f"sample {prompts.name}", program(experiment, how), arguments, held, samples, devices, RULES)
+    return Program(f"sample {bucket.name}", program(experiment, how), arguments, held, samples, devices, RULES)
 
 
 def abstract_params(experiment: Experiment, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> tuple[Params, Params]:

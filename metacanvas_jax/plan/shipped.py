@@ -64,4 +64,4 @@ def run_job(job: Job, say: Callable[[str], None] = lambda line: None, *, samplin
     for bucket in buckets:
         yield study(job.title, programs.train_program(experiment, mesh, bucket), where, say)
     if sampling:
-        yield study(job.title, programs.sample_program(experiment, mesh, buckets[0]), where, say)
+        yield study(job.title, programs.sample_program(experiment, where.devices, buckets[0]), where, say)
