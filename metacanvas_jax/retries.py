@@ -37,6 +37,10 @@ _CODES = frozenset({401, 408, 409, 425, 429, *range(500, 600)})
 """Answers of a bucket that pass: busy, out of order, and 401, which a token that just ran out gives."""
 
 
+_STATUSES = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED")
+"""What the messages of tensorstore, which reads and writes checkpoints, begin with when a bucket does not answer."""
+
+
 def passes(error: BaseException) -> bool:
     """Whether an error of storage says nothing about the file itself."""
     if isinstance(error, UserError | FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
@@ -48,6 +52,8 @@ def passes(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _PASSING
+    if isinstance(error, ValueError) and str(error).startswith(_STATUSES):
+        return True
     package = type(error).__module__.partition(".")[0]
     return package in _CLIENTS or (package, type(error).__name__) == ("gcsfs", "ChecksumError")
 

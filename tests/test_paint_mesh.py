@@ -96,6 +96,8 @@ def test_a_drawing_holds_what_it_reads_in_the_dtype_that_it_computes_in(folder):
     assert {path for path, x in held.items() if x == jnp.bfloat16} == {
         path for path in held if path.startswith("dit/") and every[path].dtype != held[path]
     }
+    assert painter.held().keys() == every.keys()
+    assert held.items() <= painter.held().items(), "scoring reads more, in the same dtypes"
     narrow = runs.load(folder / "one", painter=painter, needs=held)
     assert {path: x.dtype for path, x in flat(narrow.params).items()} == held
     assert narrow.params["dit"]["blocks"]["attention"]["q"]["kernel"].dtype == jnp.bfloat16

@@ -1,3 +1,4 @@
+import errno
 import json
 import re
 import shutil
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from metacanvas_jax.config.schema import OptimizerConfig
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import Unreachable, UserError
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import abstract_state, new_state
@@ -266,6 +267,25 @@ def test_unknown_step_and_damaged_files_are_named(saved, tmp_path):
         path.write_bytes(path.read_bytes()[:20])
     with Store(folder, writable=False) as store, pytest.raises(UserError, match="checkpoints/7 cannot be read"):
         store.restore(abstract(), None, META)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError("UNAVAILABLE: HTTP response code 503 while writing"), Unreachable),
+        (OSError(errno.ETIMEDOUT, "timed out"), Unreachable),
+        (OSError(errno.ENOSPC, "no space left"), UserError),
+        (ValueError("DATA_LOSS: checksum"), UserError),
+    ],
+)
+def test_storage_that_does_not_answer_is_told_from_bad_storage(saved, monkeypatch, error, kind):
+    def fails(*_, **__):
+        raise RuntimeError("in Orbax") from error
+
+    with Store(saved, writable=False) as store:
+        monkeypatch.setattr(store._manager, "restore", fails)
+        with pytest.raises(kind, match="cannot be read: in Orbax"):
+            store.meta()
 
 
 def test_flipped_bit_in_the_values_is_noticed(tmp_path):

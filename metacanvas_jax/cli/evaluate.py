@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
     from metacanvas_jax.evaluate import evaluators
     from metacanvas_jax.evaluate.contract import Asked
     from metacanvas_jax.paint import placing, runs
+    from metacanvas_jax.paint.painter import Painter
 
     if arguments.evaluator is not None and arguments.evaluator not in evaluators.EVALUATORS:
         known = ", ".join(evaluators.EVALUATORS)
@@ -36,10 +37,11 @@ def run(arguments: argparse.Namespace) -> None:
     files.check_writable(out)
     options.keep_compiled()
     with options.connected(arguments) as writes:
-        setup = runs.setup_of(arguments.run)
-        mesh = placing.mesh_for(setup, chosen=options.mesh(arguments.mesh))
-        trained = runs.load(arguments.run, verify=arguments.verify, mesh=mesh)
-        names = (arguments.evaluator,) if arguments.evaluator else evaluators.names_of(setup)[:1]
+        painter = Painter(runs.setup_of(arguments.run))
+        held = painter.held()
+        mesh = placing.mesh_for(painter.setup, held, chosen=options.mesh(arguments.mesh))
+        trained = runs.load(arguments.run, verify=arguments.verify, mesh=mesh, needs=held, painter=painter)
+        names = (arguments.evaluator,) if arguments.evaluator else evaluators.names_of(painter.setup)[:1]
         asked = Asked(guidance=arguments.guidance, progress=writes)
         for result in evaluators.run(trained.painter, trained.params, names, asked).values():
             if writes:

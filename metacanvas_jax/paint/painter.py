@@ -17,7 +17,7 @@ from metacanvas_jax.data.inputs import Inputs
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.metacanvas import MetaCanvas
-from metacanvas_jax.paint import needs
+from metacanvas_jax.paint import needs, placing
 from metacanvas_jax.paint.program import How, how_to, program, reads
 from metacanvas_jax.paint.spread import Spread
 from metacanvas_jax.parallel import distributed
@@ -66,6 +66,11 @@ class Painter:
         In that dtype every result is the same as in the dtype of the training. ``options`` are those of ``paint``.
         """
         return needs.together(*(self._reads(how_to(self.setup, bucket, **options)) for bucket in buckets))
+
+    def held(self) -> dict[str, np.dtype]:
+        """The dtype in which to hold each parameter for all that a run may be asked for, drawing or not."""
+        every = {path: leaf.dtype for path, leaf in flat(placing.abstract(self.setup)).items()}
+        return every | self.needs([from_words(self.setup.shapes[0]), *self.setup.shapes])
 
     def draw(self, params: Params, prompts: Sequence[str], **options) -> Drawn:
         """One result per prompt, in the shape of the config's first bucket; ``options`` are those of ``paint``."""

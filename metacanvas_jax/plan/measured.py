@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.diffusion.flow import TimeConfig, flow_loss, sample_time
-from metacanvas_jax.parallel.mesh import MeshConfig
+from metacanvas_jax.parallel.mesh import MeshConfig, placed_batch
 from metacanvas_jax.parallel.rules import RULES, placed, shardings
 from metacanvas_jax.plan.programs import Program, abstract_key, device_bytes
 from metacanvas_jax.train.optimizer import make_optimizer

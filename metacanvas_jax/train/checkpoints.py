@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save as safetensors_bytes
 
 from metacanvas_jax import files
-from metacanvas_jax.errors import Preempted, UserError
+from metacanvas_jax.errors import Preempted, Unreachable, UserError
 from metacanvas_jax.parallel.distributed import client
 from metacanvas_jax.train.agreement import Meta, check_same
 from metacanvas_jax.train.job import FitConfig, Job, fingerprint
@@ -55,7 +55,7 @@ class Checkpoints:
         if kind is None:
             self.store.close()
         elif client() is None or issubclass(kind, Preempted):  # else it may wait for a process that is gone
-            with contextlib.suppress(UserError):  # it would hide the first error
+            with contextlib.suppress(UserError, Unreachable):  # it would hide the first error
                 self.store.close()
 
     @property

@@ -23,8 +23,9 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as managers
 
 from metacanvas_jax import seals
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import Unreachable, UserError
 from metacanvas_jax.parallel.distributed import gather
+from metacanvas_jax.retries import passes
 from metacanvas_jax.train.agreement import Meta, check_same
 from metacanvas_jax.train.state import TrainState
 from metacanvas_jax.trees import flat, nested
@@ -63,6 +64,7 @@ class Store:
     ``writable`` changes nothing on disk.
 
     Raises UserError, from any method, when the folder cannot be written: no space, no permission, no such place.
+    Raises Unreachable when the storage does not answer: then the same run, started again, goes on.
     """
 
     def __init__(
@@ -277,19 +279,19 @@ class Store:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except UserError:
+        except (UserError, Unreachable):
             raise
         except Exception as error:  # OSError from Python, ValueError and others from tensorstore
-            raise UserError(f"checkpoint cannot be written to {self.folder}: {_first_line(error)}") from error
+            raise _kind(error)(f"checkpoint cannot be written to {self.folder}: {_first_line(error)}") from error
 
     @contextmanager
     def _reading(self, step: int) -> Iterator[None]:
         try:
             yield
-        except UserError:
+        except (UserError, Unreachable):
             raise
         except Exception as error:  # Orbax raises many types, and for a damaged array Exception itself
-            raise UserError(f"checkpoint {self.folder / str(step)} cannot be read: {_first_line(error)}") from error
+            raise _kind(error)(f"checkpoint {self.folder / str(step)} cannot be read: {_first_line(error)}") from error
 
 
 def _groups(leaves: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -309,6 +311,16 @@ def _check_sums(saved: Mapping[str, int], now: Mapping[str, int], where: str) ->
     damaged = [name for name, value in now.items() if saved.get(name) != value]
     if damaged:
         raise UserError(f"checkpoint {where} is damaged: the values of {damaged[0]} are not those that were saved")
+
+
+def _kind(error: BaseException) -> type[UserError | Unreachable]:
+    """What an error of the storage means: nothing about the files if it, or what caused it, passes by itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if passes(cause):
+            return Unreachable
+        cause = cause.__cause__
+    return UserError
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
