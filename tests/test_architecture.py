@@ -86,8 +86,15 @@ def test_the_order_forbids_something():
     assert not upward("cli", "train") and not upward("nn", "kernels")
 
 
+def test_the_chat_template_is_written_out_once():
+    network = {"tokenizer.py", "published.py"}  # the published vocabulary and its ids
+    found = {path.name for path in modules() if "<|im_" in path.read_text() and "<|vision_start" in path.read_text()}
+    assert found - network == {"template.py"}
+
+
 def test_the_pytorch_package_imports_no_jax():
     allowed = {"metacanvas_jax.errors", "metacanvas_jax.images", "metacanvas_jax.torch_export"}
+    allowed |= {"metacanvas_jax.files", "metacanvas_jax.mllm.template"}
     wrong = []
     for path in modules():
         if "torch_export" not in path.parts and path.stem != "torch_side":

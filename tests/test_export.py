@@ -1,7 +1,9 @@
 """Exported runs in PyTorch: the same latents as here, files that other libraries read, and never half a folder."""
 
+import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -169,6 +171,41 @@ def test_exported_raw_parameters_in_bfloat16_and_shards(exported, tmp_path):
     assert torch.equal(tensors["proj_out.weight"], expected)
     about = json.loads((tmp_path / "out" / "metacanvas.json").read_text())
     assert (about["step"], about["ema"], about["dtype"]) == (7, False, "bfloat16")
+
+
+DAMAGES = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "null": lambda data: b"null",
+    "an empty object": lambda data: b"{}",
+    "nested": lambda data: b'{"a":' * 100_000,
+    "another type": lambda data: re.sub(rb": (\d+|null|\{|\[)", b': "x", "y": \\1', data, count=9),
+}
+
+
+DESCRIPTIONS = ("metacanvas.json", "connector/config.json", "mllm_lora/adapter_config.json", "transformer/config.json")
+WEIGHTS = ("connector/model.safetensors", "mllm_lora/adapter_model.safetensors")
+WEIGHTS += ("transformer_lora/pytorch_lora_weights.safetensors",)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *itertools.product(DESCRIPTIONS, ("cut", "an empty object", "another type")),
+        *itertools.product(WEIGHTS, ("cut", "empty")),
+        *(("metacanvas.json", "nested"), ("connector/config.json", "null"), ("tokenizer/tokenizer.json", "cut")),
+    ],
+)
+def test_a_damaged_export_is_one_line_in_torch(exported, tmp_path, name, damage):
+    from metacanvas_jax.torch_export import MetaCanvasPipeline
+
+    _, _, _, folder, _ = exported("sana")
+    shutil.copytree(folder, tmp_path / "out")
+    data = DAMAGES[damage]((folder / name).read_bytes())
+    (tmp_path / "out" / name).write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        MetaCanvasPipeline.from_pretrained(tmp_path / "out")
+    assert str(tmp_path / "out") in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_an_imported_base_is_named_and_not_exported_again(exported, qwen, tmp_path):

@@ -13,6 +13,7 @@ from metacanvas_jax.config.schema import SamplerSection
 from metacanvas_jax.diffusion.samplers import sample
 from metacanvas_jax.mllm.media import MediaConfig, read_image, read_video
 from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
+from metacanvas_jax.mllm.template import CHAT
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", reason="needs the [torch] extra")
@@ -85,6 +86,24 @@ def test_exported_prompts_read_any_text_as_ours_do(text, length):
     config = {"system": None, "length": length, "tokens_per_second": 2.0, "media": {"merge": 2}}
     theirs = prompt.build(tokenizer(), [([], text)], config)
     np.testing.assert_array_equal(theirs.tokens.numpy(), ours.tokens)
+
+
+def test_exported_prompts_follow_the_template_of_the_export():
+    from metacanvas_jax.mllm.qwen2_5_vl import torch_side as prompt
+
+    words, media = tokenizer(), dataclasses.asdict(MediaConfig())
+    config = {"system": "be kind", "length": 40, "tokens_per_second": 2.0, "media": media}
+    shown = prompt.read_medium([Image.new("RGB", (56, 28))], media)
+
+    def tokens(**changes):
+        return prompt.build(words, [([shown], "a cat")], config | changes).tokens[0].tolist()
+
+    assert tokens() == tokens(template=CHAT)
+    ids = {name: words.convert_tokens_to_ids(CHAT[name]) for name in ("end", "padding", "image", "video")}
+    changed = {ids["end"]: ids["padding"], ids["image"]: ids["video"]}
+    other = CHAT | {"end": CHAT["padding"], "image": CHAT["video"]}
+    assert tokens(template=other) == [changed.get(token, token) for token in tokens()]
+    assert tokens(template=CHAT | {"user": ""}) != tokens()
 
 
 def test_exported_prompts_refuse_media_that_are_too_long():

@@ -101,10 +101,11 @@ def test_restores_an_older_step_and_parameters_alone(saved):
     np.testing.assert_array_equal(average["out"]["kernel"], np.ones((4, 3)))
 
 
-def older_than_checksums(file):
+def older_than_checksums(file, *without):
     """Makes the description of a checkpoint one of before the position in the data had a checksum."""
     meta = json.loads(file.read_text())
-    file.write_text(json.dumps({key: meta[key] for key in meta if key not in ("sealed", "checksum", "data")}))
+    gone = ("sealed", "checksum", "data", *without)
+    file.write_text(json.dumps({key: meta[key] for key in meta if key not in gone}))
 
 
 def test_a_checkpoint_from_before_there_were_checksums_of_positions_loads(saved, tmp_path):
@@ -215,6 +216,15 @@ def test_keeps_the_best_beside_the_newest(tmp_path):
     with Store(tmp_path / "checkpoints", writable=False) as store:
         assert store.steps() == [2, 4, 7]
         assert store.best() == 2
+    file = tmp_path / "checkpoints" / "4" / "metrics" / "metrics"
+    file.write_text(file.read_text().replace("0.8", "0.95"))
+    with Store(tmp_path / "checkpoints", writable=False) as store, pytest.raises(UserError, match=r"4/metrics is dam"):
+        store.best()
+    with pytest.raises(UserError, match=r"4/metrics is damaged: it holds .*0\.95.*, the score was 0\.8"):
+        Store(tmp_path / "checkpoints", keep_best=2)
+    older_than_checksums(tmp_path / "checkpoints" / "4" / "meta" / "metadata", "score")
+    with Store(tmp_path / "checkpoints", writable=False) as store:
+        assert store.best() == 4, "descriptions of version 0.1 hold no score"
 
 
 @pytest.mark.parametrize(

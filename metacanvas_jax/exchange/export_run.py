@@ -29,6 +29,7 @@ from metacanvas_jax.exchange import parts as layout
 from metacanvas_jax.exchange.model_card import model_card
 from metacanvas_jax.exchange.parts import Part
 from metacanvas_jax.exchange.reading import computed, reading
+from metacanvas_jax.mllm.template import CHAT
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.text.prompts import INSTRUCTION
 from metacanvas_jax.train import agreement, store
@@ -258,6 +259,7 @@ def make_index(setup: Experiment, found: list[Part], about: Mapping[str, Any]) -
     if prompts is not None:
         prompt = {
             "system": prompts.system,
+            "template": CHAT,
             "length": max(bucket.length for bucket in setup.shapes),
             "tokens_per_second": prompts.tokens_per_second,
             "video_fps": setup.mllm.video_fps,

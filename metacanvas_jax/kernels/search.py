@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from metacanvas_jax import files
 from metacanvas_jax.hardware import MIB, TPUS
 from metacanvas_jax.kernels import tiles as tiling
 from metacanvas_jax.kernels.static_schedule import measure
@@ -96,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = [Tiles(*(int(x) for x in text.split(","))) for text in chosen.candidate or ()]
     for direction in chosen.direction or CANDIDATES:
         for generation in chosen.generation or TPUS:
-            table = json.loads(FILE.read_text())
+            table = files.read_json(FILE)
             held = table.setdefault(direction, {}).setdefault(generation, {})
             entries = [held[str(chosen.width)]] if str(chosen.width) in held else []
             for tiles in given or CANDIDATES[direction]:

@@ -6,11 +6,11 @@ every entry fits the chip. A head width that is not listed uses the entry of the
 
 import dataclasses
 import functools
-import json
 import pathlib
 
 import jax
 
+from metacanvas_jax import files
 from metacanvas_jax.hardware import CHIPS, MIB, TPUS, chip_of
 
 FILE = pathlib.Path(__file__).with_name("tiles.json")
@@ -130,7 +130,7 @@ def device_kind() -> str:
 @functools.cache
 def table(path: pathlib.Path = FILE) -> dict[str, dict[str, dict[int, Tiles]]]:
     """direction ("forward", "backward") -> generation -> head width -> Tiles."""
-    raw = json.loads(path.read_text())
+    raw = files.read_json(path)
     return {
         direction: {
             generation: {int(width): Tiles(**entry["tiles"]) for width, entry in widths.items()}

@@ -16,15 +16,15 @@ from transformers import PreTrainedTokenizerFast
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.media import MediaConfig, Patches
 from metacanvas_jax.mllm.positions import RULES, MediaBlock, Rule, sequence_positions
+from metacanvas_jax.mllm.template import CHAT
 from metacanvas_jax.types import Grid, Media, MllmInputs
 
 Part = str | Patches
 Layout = tuple[tuple[Grid, int], ...]
 """The media of a batch: for each grid (in patches) the number of media of this grid that every sample may have."""
 
-START, END = "<|im_start|>", "<|im_end|>"
-VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
-IMAGE, VIDEO, PADDING = "<|image_pad|>", "<|video_pad|>", "<|endoftext|>"
+START, END, VISION_START, VISION_END = (CHAT[name] for name in ("start", "end", "vision_start", "vision_end"))
+IMAGE, VIDEO, PADDING = (CHAT[name] for name in ("image", "video", "padding"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,20 +76,20 @@ class Prompter:
         if missing := [token for token, number in self.ids.items() if number is None]:
             raise UserError(f"the tokenizer has no {', '.join(missing)}: expected special tokens of chats and media")
         self._reserved = frozenset(self.ids.values())
-        self._newline = self._encode(["\n"])[0]
+        self._newline = self._encode([CHAT["between"]])[0]
         system = []
         if config.system is not None:
-            (text,) = self._texts([f"system\n{config.system}"])
+            (text,) = self._texts([CHAT["system"] + config.system])
             system = [self.ids[START], *text, self.ids[END], *self._newline]
         self._head = np.asarray([*system, self.ids[START]], np.int32)
-        opened = [*self._newline, self.ids[START], *self._encode(["assistant\n"])[0]] if config.assistant else []
+        opened = [*self._newline, self.ids[START], *self._encode([CHAT["assistant"]])[0]] if config.assistant else []
         self._tail = np.asarray([self.ids[END], *opened], np.int32)
 
     def __call__(self, parts: Part | Sequence[Part]) -> Prompt:
         """One prompt of texts and media in their order. Special tokens that a text spells are plain text."""
         parts = [parts] if isinstance(parts, str | Patches) else list(parts)
         # Text is encoded from one special token to the next, which is how the tokenizer itself would cut it.
-        runs, media = ["user\n"], []
+        runs, media = [CHAT["user"]], []
         for part in parts:
             if isinstance(part, str):
                 runs[-1] += part

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     try:
         return json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, json.JSONDecodeError):
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error):
         return None  # incomplete or not ours: the program is compiled again and the file overwritten
 
 

@@ -1,8 +1,8 @@
 """Reading an exported folder, and finding the bases it was trained beside."""
 
+import contextlib
 import fnmatch
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from metacanvas_jax import files
 from metacanvas_jax.dit.torch_side import Backbone
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import UserError, first_line
 from metacanvas_jax.torch_export import sides
 from metacanvas_jax.torch_export.connector import Connector
 from metacanvas_jax.torch_export.lora import Adapters, read_diffusers, read_peft
@@ -22,12 +23,9 @@ INDEX, VERSION = "metacanvas.json", 1
 
 def read_index(folder: Path) -> dict[str, Any]:
     """The index of an exported folder. Raises UserError for a folder that is none, or of another version."""
-    try:
-        index = json.loads((folder / INDEX).read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no {INDEX} in it; expected a folder written by `metacanvas export`") from None
-    except ValueError as error:
-        raise UserError(f"{folder / INDEX}: not JSON ({error})") from None
+    if not (folder / INDEX).exists():
+        raise UserError(f"{folder}: no {INDEX} in it; expected a folder written by `metacanvas export`")
+    index = files.read_json(folder / INDEX)
     if index.get("format") != "metacanvas" or index.get("version") != VERSION:
         raise UserError(f"{folder / INDEX}: expected format 'metacanvas' of version {VERSION}")
     return index
@@ -38,8 +36,19 @@ def read_shards(folder: Path, stem: str) -> dict[str, torch.Tensor]:
     index = folder / f"{stem}.safetensors.index.json"
     names = {f"{stem}.safetensors"}
     if index.is_file():
-        names = set(json.loads(index.read_text())["weight_map"].values())
+        names = set(files.read_json(index)["weight_map"].values())
     return {key: tensor for name in sorted(names) for key, tensor in load_file(folder / name).items()}
+
+
+@contextlib.contextmanager
+def described(folder: Path) -> Iterator[None]:
+    """Turns what a damaged or foreign folder leads to into a UserError of one line that names it."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what is missing or of another type or shape: the libraries have an error for each
+        raise UserError(f"{folder} cannot be read as an export: {type(error).__name__}: {first_line(error)}") from error
 
 
 class Finder:
@@ -53,7 +62,7 @@ class Finder:
 
     def connector(self) -> Connector:
         """Canvas tokens and connectors."""
-        config = json.loads((self.folder / "connector" / "config.json").read_text())
+        config = files.read_json(self.folder / "connector" / "config.json")
         with torch.device("meta"):
             connector = Connector(config)
         state = read_shards(self.folder / "connector", "model") if connector.state_dict() else {}

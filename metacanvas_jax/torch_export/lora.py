@@ -9,6 +9,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metacanvas_jax import files
 from metacanvas_jax.errors import UserError
 
 
@@ -62,7 +63,7 @@ class Adapters(nn.Module):
 
 def read_peft(folder: Path) -> tuple[dict[str, Tensor], float]:
     """Tensors by layer name, and ``alpha / rank``, of a folder in PEFT's layout."""
-    config = json.loads((folder / "adapter_config.json").read_text())
+    config = files.read_json(folder / "adapter_config.json")
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         tensors = {name.removeprefix("base_model.model."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return tensors, config["lora_alpha"] / config["r"]

@@ -76,18 +76,19 @@ class MetaCanvasPipeline:
             UserError: the folder is no export, or a base it needs is missing or of another shape.
         """
         folder, device = Path(folder), torch.device(device)
-        index = load.read_index(folder)
-        find = load.Finder(folder, index, base, dtype, device)
-        connector = find.connector()
-        return cls(
-            index,
-            connector,
-            None if index["mllm"] is None else find.mllm(mllm),
-            None if index["text"] is None else find.text(text_encoder),
-            find.backbone(transformer, connector),
-            find.vae(vae),
-            device,
-        )
+        with load.described(folder):
+            index = load.read_index(folder)
+            find = load.Finder(folder, index, base, dtype, device)
+            connector = find.connector()
+            return cls(
+                index,
+                connector,
+                None if index["mllm"] is None else find.mllm(mllm),
+                None if index["text"] is None else find.text(text_encoder),
+                find.backbone(transformer, connector),
+                find.vae(vae),
+                device,
+            )
 
     @torch.no_grad()
     def __call__(

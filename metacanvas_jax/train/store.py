@@ -106,6 +106,8 @@ class Store:
                     preservation_policy=managers.AnyPreservationPolicy(keep),
                 ),
             )
+        if keep_best and writable:
+            self.check_scores()
 
     def __enter__(self) -> "Store":
         return self
@@ -119,8 +121,23 @@ class Store:
 
     def best(self) -> int | None:
         """The step with the highest score among the complete checkpoints; None if none was scored."""
+        self.check_scores()
         scored = self._manager.best_step()
         return scored if scored is not None and self._manager.metrics(scored) is not None else None
+
+    def check_scores(self) -> None:
+        """Compares the scores by which checkpoints are kept with those that their sealed descriptions hold.
+
+        Raises UserError, naming the file, for one that is not what was written. Checkpoints from before descriptions
+        held scores are taken as they are.
+        """
+        for step in self.steps():
+            meta = self.meta(step)
+            with self._reading(step):
+                found = self._manager.metrics(step)
+            if "score" in meta and (found and found.get("score")) != meta["score"]:
+                where = self.folder / str(step) / "metrics"
+                raise UserError(f"{where} is damaged: it holds {found}, the score was {meta['score']}")
 
     def save(
         self, state: TrainState, batches: grain.DatasetIterator | None, meta: Meta, *, score: float | None = None
@@ -146,8 +163,8 @@ class Store:
             data = {"positions": _positions(batches)}
             items["data"] = ocp.args.JsonSave(data)
             meta["data"] = seals.json_hash(data)
-        items["meta"] = ocp.args.JsonSave(seals.sealed(meta))
         metrics = None if score is None or not math.isfinite(score) else {"score": float(score)}
+        items["meta"] = ocp.args.JsonSave(seals.sealed(meta | {"score": metrics and metrics["score"]}))
         with self._writing():
             # Force, because Orbax skips a step that is not newer than the last one.
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)

@@ -20,12 +20,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.template import CHAT
 from metacanvas_jax.mllm.torch_side import Context, Inputs, additive, canvas_positions
 
 logger = logging.getLogger(__name__)
-
-VISION = "<|vision_start|>{}<|vision_end|>"
-PADS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
 
 
 @dataclasses.dataclass
@@ -148,11 +146,12 @@ def build(
 
     Special tokens that a text spells are plain text. Raises UserError for media that are too long.
     """
-    merge = config["media"]["merge"]
+    merge, chat = config["media"]["merge"], config.get("template", CHAT)
     rows, media = [], []
     for number, (own, text) in enumerate(prompts):
-        blocks = [(m, PADS["image" if m.seconds is None else "video"], math.prod(m.grid) // merge**2) for m in own]
-        ids = turn(tokenizer, "".join(VISION.format(pad * count) for _, pad, count in blocks), text, config)
+        blocks = [(m, chat["image" if m.seconds is None else "video"], math.prod(m.grid) // merge**2) for m in own]
+        shown = [f"{chat['vision_start']}{pad * count}{chat['vision_end']}" for _, pad, count in blocks]
+        ids = turn(tokenizer, "".join(shown), text, config)
         ids, at = np.asarray(ids), 0
         starts = []
         for medium, pad, count in blocks:
@@ -165,7 +164,7 @@ def build(
             places = (torch.full_like(columns, number), columns)
             media.append((torch.from_numpy(medium.patches), torch.tensor([medium.grid]), places))
     shape = len(rows), config["length"]
-    tokens = torch.full(shape, tokenizer.convert_tokens_to_ids("<|endoftext|>"))
+    tokens = torch.full(shape, tokenizer.convert_tokens_to_ids(chat["padding"]))
     places, mask = torch.zeros((3, *shape), dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
     for i, (ids, own) in enumerate(rows):
         tokens[i, : len(ids)], places[:, i, : len(ids)] = torch.from_numpy(ids), torch.from_numpy(own)
@@ -178,12 +177,14 @@ def turn(tokenizer: PreTrainedTokenizerFast, media: str, text: str, config: Mapp
 
     Raises UserError when the media alone are too long.
     """
-    system = "" if config["system"] is None else f"<|im_start|>system\n{config['system']}<|im_end|>\n"
+    chat, system = config.get("template", CHAT), ""
+    if config["system"] is not None:
+        system = f"{chat['start']}{chat['system']}{config['system']}{chat['end']}{chat['between']}"
     encode = partial(tokenizer, add_special_tokens=False)
-    head, end = encode(f"{system}<|im_start|>").input_ids, encode("<|im_end|>").input_ids
+    head, end = encode(f"{system}{chat['start']}").input_ids, encode(chat["end"]).input_ids
 
     def written(text: str) -> list[int]:
-        runs = ("user\n", text) if media else (f"user\n{text}",)
+        runs = (chat["user"], text) if media else (f"{chat['user']}{text}",)
         first, *rest = (encode(run, split_special_tokens=True).input_ids for run in runs)
         shown = encode(media).input_ids if media else []
         return [*head, *first, *shown, *itertools.chain(*rest), *end]
