@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.custom_derivatives import SymbolicZero
 
 from metacanvas_jax.nn import layers
 
@@ -47,7 +48,16 @@ def test_values_along_the_last_axis_gather_the_gradient_of_every_position(sums, 
 
 
 def test_what_has_no_gradient_has_nothing_to_do():
-    assert not jnp.any(jax.grad(lambda w: jnp.sum(jax.lax.stop_gradient(layers.linear(X, w))))(KERNEL))
+    def gradient(stop):
+        return jax.grad(lambda w: jnp.sum(jnp.sin(stop(layers.linear(X, w)))) + jnp.sum(w * w))
+
+    stopped, whole = gradient(jax.lax.stop_gradient), gradient(lambda x: x)
+    np.testing.assert_array_equal(stopped(KERNEL), 2 * KERNEL)
+    assert jnp.abs(whole(KERNEL) - 2 * KERNEL).max() > 0.1
+    products = [str(jax.make_jaxpr(f)(KERNEL)).count("dot_general[") for f in (stopped, whole)]
+    assert products[0] == 1 < products[1], "the forward product alone"
+    zero = SymbolicZero(jax.core.ShapedArray((3, 4, 5), jnp.float32))
+    assert layers._contract_backward(1, (X, KERNEL), zero) == (None, None)
 
 
 @pytest.mark.parametrize(
