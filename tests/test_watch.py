@@ -249,3 +249,15 @@ def test_one_host_of_a_slice_does_not_wait_for_the_others_without_a_word(command
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setenv("TPU_PROCESS_BOUNDS", "1,1,1")
     distributed.check_alone()
+
+
+def test_a_tpu_outside_of_google_cloud_is_taken_to_be_one_host(monkeypatch):
+    class Unreachable(Pod):
+        @staticmethod
+        def is_env_present():
+            raise ConnectionError("no metadata server")
+
+    monkeypatch.setattr(distributed, "TPU_CLUSTERS", (Unreachable, Pod))
+    assert distributed.slice_hosts() == 4
+    monkeypatch.setattr(distributed, "TPU_CLUSTERS", (Unreachable,))
+    assert distributed.slice_hosts() == 1

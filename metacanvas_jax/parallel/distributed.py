@@ -92,17 +92,29 @@ def check_alone(option: str = "--processes {hosts}") -> None:
     """Raises UserError on one of several hosts of a TPU slice, where the first use of a chip would wait for the others.
 
     ``option`` is what tells a command about them. Nothing is raised where the environment keeps JAX off the TPU, or
-    gives this host chips of its own (TPU_PROCESS_BOUNDS).
+    gives this host chips of its own (TPU_PROCESS_BOUNDS=1,1,1).
     """
     platforms = jax.config.jax_platforms
-    if (platforms is not None and "tpu" not in platforms) or "TPU_PROCESS_BOUNDS" in os.environ:
+    if (platforms is not None and "tpu" not in platforms) or os.environ.get("TPU_PROCESS_BOUNDS") == "1,1,1":
         return
-    hosts = next((kind.get_process_count() for kind in TPU_CLUSTERS if kind.is_env_present()), 1)
-    if hosts > 1:
+    if (hosts := slice_hosts()) > 1:
         raise UserError(
             f"this is one of {hosts} hosts of a TPU slice, whose chips start only together: run the same command on "
             f"all of them with {option.format(hosts=hosts)}, or here alone on the CPU with JAX_PLATFORMS=cpu"
         )
+
+
+def slice_hosts() -> int:
+    """How many hosts share the TPU slices of this one; 1 where that cannot be known, as outside of Google Cloud."""
+    for kind in TPU_CLUSTERS:
+        with contextlib.suppress(
+            Exception
+        ):  # JAX asks a server, which need not be there, and knows no error of its own
+            if kind is GceTpuCluster:
+                socket.gethostbyname("metadata.google.internal")  # else JAX asks for minutes
+            if kind.is_env_present():
+                return kind.get_process_count()
+    return 1
 
 
 def chief() -> bool:

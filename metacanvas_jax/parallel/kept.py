@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from metacanvas_jax import files
+from metacanvas_jax.parallel.distributed import client
 
 LARGEST = 4 << 30  # bytes of the folder on this machine; what was used longest ago goes first
 
@@ -28,7 +29,8 @@ def keep(folder: str | os.PathLike | None = None) -> str | None:
             return None
         if not os.access(place, os.W_OK):
             return None
-    jax.config.update("jax_compilation_cache_max_size", LARGEST if local else -1)
+    # Several processes would wait for the lock that a bounded folder has; a run's own folder stays small.
+    jax.config.update("jax_compilation_cache_max_size", LARGEST if local and client() is None else -1)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_compilation_cache_dir", place)
