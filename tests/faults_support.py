@@ -104,7 +104,8 @@ def job(options):
         ]
         return Faulty(Mixture(buckets, seed=9), options)
 
-    return support.job(batches=batches)
+    whole = {name: jax.ShapeDtypeStruct((16, width), np.float32) for name, width in (("x", support.WIDTH), ("y", 1))}
+    return support.job(batches=batches, shapes=lambda: {"two": whole, "one": whole})
 
 
 def kill_at_event(folder, number):

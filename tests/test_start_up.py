@@ -126,6 +126,31 @@ def test_a_second_start_compiles_nothing(tmp_path):
     assert not (tmp_path / "cache" / "metacanvas_jax").exists(), "a training keeps its programs in its own folder"
 
 
+IN_A_BUCKET = """
+import sys
+from metacanvas_jax.parallel import kept
+counts = kept.counts()
+import jax
+import train_support as support
+kept.keep(f"{sys.argv[1]}/compiled")
+support.fit(support.job(), support.FitConfig(steps=int(sys.argv[2])), sys.argv[3], progress=False)
+print("counts", counts["asked"], counts["found"])
+"""
+
+
+def test_what_is_kept_in_a_bucket_is_not_compiled_again(bucket, tmp_path):
+    env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    env |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    found = []
+    for steps in ("1", "2"):
+        command = [sys.executable, "-c", IN_A_BUCKET, f"{bucket.url}/run", steps, str(tmp_path / "run")]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(tuple(map(int, done.stdout.split()[-2:])))
+    assert found[0][1] == 0 < found[0][0]
+    assert found[1][0] == found[1][1] > 0, "the second start compiled something"
+
+
 def test_a_start_beside_a_checkpoint_reads_it_and_the_frozen_weights_once(tmp_path, monkeypatch):
     save_tokenizer(tokenizer(), tmp_path / "tokenizer")
     config = export_support.config(tmp_path, "sana")

@@ -22,6 +22,7 @@ def keep(folder: str | os.PathLike | None = None) -> str | None:
         return jax.config.jax_compilation_cache_dir
     place = str(user_cache() if folder is None else folder)
     local = files.is_local(place)
+    files.folder(place)  # prepares what reads and writes a bucket
     if local:
         try:
             Path(place).mkdir(parents=True, exist_ok=True)

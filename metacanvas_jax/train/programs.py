@@ -43,9 +43,10 @@ class Programs:
     def prepare(
         self, state: TrainState, frozen: Params, key: Key[Array, ""], batches: Mapping[str, Batch], now: int
     ) -> None:
-        """Compiles the step for whole batches of these shapes, by name."""
+        """Compiles the step for whole batches of these shapes, by name; shapes that are the same are compiled once."""
         for name, batch in batches.items():
-            self._compile(name, state, frozen, placed_batch(batch, self._mesh, self._rules), key, now)
+            if _shape(batch) not in self._known:
+                self._compile(name, state, frozen, placed_batch(batch, self._mesh, self._rules), key, now)
 
     def at(self, state: TrainState, frozen: Params, batch: Batch, key: Key[Array, ""], now: int) -> Compiled:
         """The program for a batch on the mesh, in which step ``now`` runs."""
