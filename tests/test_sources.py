@@ -23,6 +23,7 @@ from sources_support import (
 from metacanvas_jax.config.sources import Kind, SourceSection
 from metacanvas_jax.data import decoding, video
 from metacanvas_jax.data.formats import tars
+from metacanvas_jax.data.formats.array_records import raw
 from metacanvas_jax.data.sources import OPENERS
 from metacanvas_jax.data.transforms import Clip, causal_frames, frame_indices
 from metacanvas_jax.errors import UserError
@@ -139,10 +140,10 @@ def test_source_of_a_table_reads_edits_and_quoted_captions(tmp_path, delimiter):
     ]
     text = "\ufeff" + "\r\n".join(delimiter.join(line) for line in lines) + "\r\n\r\n"
     (tmp_path / "metadata.csv").write_bytes(text.encode())
-    source = _open("csv", tmp_path, max_skips=2)
+    source = opened("csv", tmp_path, max_skips=2)
     assert len(source) == 4 and source[0].prompt == f"a cat{delimiter}\nasleep"
     np.testing.assert_array_equal(source[0].image, picture(1))
-    edit = _open("csv", tmp_path, task="image_editing", max_skips=3)[1]
+    edit = opened("csv", tmp_path, task="image_editing", max_skips=3)[1]
     np.testing.assert_array_equal(edit.source, picture(3)[None])
     assert source.try_read(2) is None and source.try_read(3) is None and source.skipped == 2
     assert source.key(0) == source.key(3) == "pictures/1.png"
@@ -265,3 +266,29 @@ def test_source_section_is_validated(changes, message):
 
 def test_every_kind_of_source_has_an_opener():
     assert set(OPENERS) == set(get_args(Kind))
+
+
+def test_every_kind_of_tfds_feature_is_left_as_it_lies_in_the_record():
+    import tensorflow_datasets as tfds
+
+    picture = tfds.features.Image(shape=(None, None, 3))
+    known = tfds.features.FeaturesDict(
+        {
+            "one": picture,
+            "frames": tfds.features.Sequence({"picture": picture, "label": np.int64}),
+            "several": tfds.features.Sequence(picture),
+            "inner": {"text": tfds.features.Text(), "numbers": tfds.features.Tensor(shape=(2,), dtype=np.float32)},
+        }
+    )
+    values = {
+        "one": io.BytesIO(encoded(1)),
+        "frames": [{"picture": io.BytesIO(encoded(n)), "label": n} for n in (2, 3)],
+        "several": [io.BytesIO(encoded(n)) for n in (4, 5, 6)],
+        "inner": {"text": "ü", "numbers": [0.5, 2.0]},
+    }
+    record = known.serialize_example(known.encode_example(values))
+    found = known.deserialize_example_np(record, decoders=raw(known))
+    assert found["one"] == encoded(1) and found["inner"]["text"] == "ü".encode()
+    assert list(found["frames"]["picture"]) == [encoded(2), encoded(3)]
+    assert list(found["frames"]["label"]) == [2, 3] and list(found["inner"]["numbers"]) == [0.5, 2.0]
+    assert list(found["several"]) == [encoded(n) for n in (4, 5, 6)]

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.example_parser import ExampleParserNp
-from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from metacanvas_jax import files
 from metacanvas_jax.data.guard import Guarded
@@ -58,15 +56,30 @@ def features() -> tfds.features.FeaturesDict:
 def serializer() -> Callable[[Stored], bytes]:
     """Turns stored samples into the bytes of a record."""
     known = features()
-    serialize = ExampleSerializer(known.get_serialized_info()).serialize_example
 
     def record(sample: Stored) -> bytes:
         values = vars(sample).copy()
         for key in ("target", "source", "references"):
             values[key] = [io.BytesIO(data) for data in values[key]]
-        return serialize(known.encode_example(values))
+        return known.serialize_example(known.encode_example(values))
 
     return record
+
+
+class _Raw(tfds.decode.SkipDecoding):
+    """Leaves a feature as it lies in the record, sequences too."""
+
+    def decode_batch_example_np(self, example_data: Any) -> Any:
+        """The values themselves."""
+        return example_data
+
+
+def raw(feature: Any) -> Any:
+    """Decoders that leave every part of a feature encoded, in the structure that TFDS asks for."""
+    if isinstance(feature, tfds.features.FeaturesDict):
+        return {name: raw(part) for name, part in feature.items()}
+    inner = feature.feature if isinstance(feature, tfds.features.Sequence) else None
+    return raw(inner) if isinstance(inner, tfds.features.FeaturesDict) else _Raw()
 
 
 _OURS = "tensorflow_datasets.core.features."
@@ -110,7 +123,7 @@ class ArrayRecords(Guarded):
             self._check_shards(builder.info)
             # Left encoded by TFDS: frames are decoded under limits, and only those that are wanted.
             self._source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-            self._parse = ExampleParserNp(builder.info.features.get_serialized_info()).parse_example
+            self._features, self._decoders = builder.info.features, raw(builder.info.features)
         except (OSError, KeyError, ValueError, RuntimeError, NotImplementedError) as error:
             raise UserError(
                 f"{self.folder}: the dataset cannot be opened ({error}); delete it and prepare again"
@@ -125,6 +138,9 @@ class ArrayRecords(Guarded):
     def read(self, index: int) -> Sample:
         """One record."""
         return self.layout.sample(self._parse(self._source[index]))
+
+    def _parse(self, record: bytes) -> dict[str, Any]:
+        return self._features.deserialize_example_np(record, decoders=self._decoders)
 
     def _check_shards(self, info: Any) -> None:
         """Every shard is there and as long as it was written."""
