@@ -1,11 +1,13 @@
 """A bucket on the loopback address: gcp-storage-emulator, which speaks the JSON API of Google Cloud Storage.
 
 Run as a process of its own: ``python bucket_server.py``, which prints its port. Added to the emulator: requests in
-several threads, ranges that count from the end, 416 behind the end, answers of a busy bucket on demand, and counts.
+several threads, ranges that count from the end, 416 behind the end, the generation of what is sent, answers of a busy
+bucket on demand, and counts.
 ``GET /counts`` gives what was sent since the last ``GET /forget``: ``[[object, bytes], ...]`` in order. ``GET
 /fail?times=2&status=503&match=TEXT`` makes the next ``times`` requests whose address holds TEXT fail.
 """
 
+import contextlib
 import json
 import logging
 import sys
@@ -72,6 +74,7 @@ class Counted:
 
 class Handler(emulator.RequestHandler):
     server: Bucket
+    generation = ""  # of the object that is being sent; tensorstore asks for it
 
     def log_message(self, *_) -> None:
         pass
@@ -92,6 +95,8 @@ class Handler(emulator.RequestHandler):
             if not self.has_range(name):
                 return self.say(416, "{}")
             self.note(name)
+            with contextlib.suppress(NotFound):
+                self.generation = self.server.storage.get_file_obj("bucket", name)["generation"]
         return self.unless_busy(super().do_GET)
 
     def do_POST(self):
@@ -139,6 +144,9 @@ class Handler(emulator.RequestHandler):
         self.wfile = Counted(self.wfile, more)
 
     def end_headers(self) -> None:
+        if self.generation:
+            self.send_header("x-goog-generation", self.generation)
+            self.generation = ""
         super().end_headers()
         if isinstance(self.wfile, Counted):
             self.wfile.begun = True

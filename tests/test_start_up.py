@@ -133,22 +133,23 @@ counts = kept.counts()
 import jax
 import train_support as support
 kept.keep(f"{sys.argv[1]}/compiled")
-support.fit(support.job(), support.FitConfig(steps=int(sys.argv[2])), sys.argv[3], progress=False)
+support.fit(support.job(), support.FitConfig(steps=int(sys.argv[2])), sys.argv[1], progress=False)
 print("counts", counts["asked"], counts["found"])
 """
 
 
-def test_what_is_kept_in_a_bucket_is_not_compiled_again(bucket, tmp_path):
+def test_a_run_in_a_bucket_goes_on_and_compiles_nothing_again(bucket):
     env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     env |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     found = []
     for steps in ("1", "2"):
-        command = [sys.executable, "-c", IN_A_BUCKET, f"{bucket.url}/run", steps, str(tmp_path / "run")]
+        command = [sys.executable, "-c", IN_A_BUCKET, f"{bucket.url}/run", steps]
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
         found.append(tuple(map(int, done.stdout.split()[-2:])))
     assert found[0][1] == 0 < found[0][0]
     assert found[1][0] == found[1][1] > 0, "the second start compiled something"
+    assert [row["step"] for row in read_metrics(f"{bucket.url}/run")] == [1, 2]
 
 
 def test_a_start_beside_a_checkpoint_reads_it_and_the_frozen_weights_once(tmp_path, monkeypatch):
