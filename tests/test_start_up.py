@@ -207,7 +207,9 @@ def test_commands_share_a_bounded_cache_and_respect_the_one_that_is_set(tmp_path
     assert kept.keep() == str(place) == set_values["jax_compilation_cache_dir"]
     assert place.is_dir()
     assert set_values["jax_compilation_cache_max_size"] == kept.LARGEST
+    assert "jax_persistent_cache_enable_xla_caches" not in set_values
     assert kept.keep("gs://bucket/run/compiled") == "gs://bucket/run/compiled"
+    assert set_values["jax_persistent_cache_enable_xla_caches"] == "none"
     assert set_values["jax_compilation_cache_max_size"] == -1
     (tmp_path / "file").write_text("")
     assert kept.keep(tmp_path / "file" / "x") is None

@@ -32,6 +32,8 @@ def keep(folder: str | os.PathLike | None = None) -> str | None:
             return None
     # Several processes would wait for the lock that a bounded folder has; a run's own folder stays small.
     jax.config.update("jax_compilation_cache_max_size", LARGEST if local and client() is None else -1)
+    if not local:  # XLA itself, which keeps what it has tuned for a GPU beside the programs, writes to no bucket
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_compilation_cache_dir", place)
