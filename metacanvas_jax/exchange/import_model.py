@@ -3,8 +3,6 @@
 import math
 from pathlib import Path
 
-import jax
-
 from metacanvas_jax import registry
 from metacanvas_jax.trees import nested
 from metacanvas_jax.weights import published, saved
@@ -30,6 +28,6 @@ def import_model(source: Path, to: Path) -> Path:
     record.check(source, config, "model")
     params = published.lazy(source, record.table(config), registry.abstract_params(config), record.ignore(config))
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in params.values())
-    with new_folder(to, size) as draft, jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with new_folder(to, size) as draft:
         saved.save(draft, nested(params), {"source": str(source), "model": type(config).__name__})
     return to
