@@ -99,8 +99,6 @@ class Store:
                     "metrics": ocp.JsonCheckpointHandler(),
                 },
                 options=ocp.CheckpointManagerOptions(
-                    read_only=not writable,
-                    save_interval_steps=int(writable),
                     create=writable,
                     save_root_metadata=False,
                     cleanup_tmp_directories=writable,
