@@ -34,3 +34,8 @@ def params(setup):
     """Random numbers, also where a run starts with zeros: the canvas then changes what is drawn."""
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: 0.05 * rng.normal(size=x.shape).astype(x.dtype), param_shapes(setup))
+
+
+def read_tree(folder) -> dict[str, bytes]:
+    """The contents of all files below a folder by their paths."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

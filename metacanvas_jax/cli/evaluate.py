@@ -1,50 +1,126 @@
 """``metacanvas evaluate``."""
 
 import argparse
+import dataclasses
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from metacanvas_jax import files
 from metacanvas_jax.cli import options
 from metacanvas_jax.errors import UserError
 
-EXAMPLE = "metacanvas evaluate --run runs/demo --guidance 1.5"
+if TYPE_CHECKING:
+    from metacanvas_jax.evaluate.contract import Asked
+
+EXAMPLE = """metacanvas evaluate --run runs/demo --guidance 1.5
+         metacanvas evaluate --run runs/t2i --benchmark geneval --out results/geneval"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("--run", type=Path, required=True, help="folder of a trained run")
-    parser.add_argument("--evaluator", help="what scores it: scenes or flow_loss (default: those of the config)")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--evaluator", help="what scores it: scenes or flow_loss (default: the first of the config)")
+    kind.add_argument("--benchmark", help="draw the tree of a public benchmark (docs/evaluation.md)")
+    parser.add_argument("--data", default="", help="prompts and media of the benchmark")
+    parser.add_argument("--out", help="JSON to write (RUN/scores.json); of a benchmark: the folder of its tree")
+    parser.add_argument("--limit", type=int, help="the first so many prompts only")
+    parser.add_argument("--seed", type=int, help="of the noise (default: the config's; of a benchmark: 0)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance; 1 is none (default: the config's)")
+    parser.add_argument("--batch", type=int, help="results that each device draws at once (default: the config's)")
+    parser.add_argument("--no-canvas", action="store_true", help="leave the canvas out")
+    parser.add_argument("--base", action="store_true", help="the backbone as published, without MetaCanvas")
     options.add_verify(parser)
     options.add_mesh(parser)
-    parser.add_argument("--out", type=Path, help="JSON to write (RUN/scores.json)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Draws what an evaluator asks for, scores it and prints the scores."""
+    """Draws what an evaluator or a benchmark asks for; prints the scores, or the command that computes them."""
     from metacanvas_jax.evaluate import evaluators
+    from metacanvas_jax.evaluate.benchmarks import runner
     from metacanvas_jax.evaluate.contract import Asked
+
+    check(arguments)
+    for option, name, known in (
+        ("--evaluator", arguments.evaluator, evaluators.EVALUATORS),
+        ("--benchmark", arguments.benchmark, runner.BENCHMARKS),
+    ):
+        if name is not None and name not in known:
+            raise UserError(f"{option} is {name!r}, expected one of {', '.join(known)}")
+    asked = Asked(
+        guidance=arguments.guidance,
+        canvas=not arguments.no_canvas,
+        seed=arguments.seed,
+        limit=arguments.limit,
+        data=arguments.data,
+        each=arguments.batch,
+        base=arguments.base,
+        progress=True,
+    )
+    options.keep_compiled()
+    with options.connected(arguments) as writes:
+        asked = dataclasses.replace(asked, progress=writes)
+        if arguments.benchmark:
+            _benchmark(arguments, asked, writes)
+        else:
+            _scores(arguments, asked, writes)
+
+
+def _benchmark(arguments: argparse.Namespace, asked: "Asked", writes: bool) -> None:
+    """Draws a tree. All that is wrong with its input is said before any weight is read."""
+    from metacanvas_jax.evaluate.benchmarks import runner
+    from metacanvas_jax.evaluate.published import published
     from metacanvas_jax.paint import placing, runs
     from metacanvas_jax.paint.painter import Painter
 
-    if arguments.evaluator is not None and arguments.evaluator not in evaluators.EVALUATORS:
-        known = ", ".join(evaluators.EVALUATORS)
-        raise UserError(f"--evaluator is {arguments.evaluator!r}, expected one of {known}")
+    setup = runs.setup_of(arguments.run)
+    setup = published(setup) if arguments.base else setup
+    asked = dataclasses.replace(asked, out=files.folder(arguments.out))
+    entries = runner.prepare(arguments.benchmark, setup, asked)
+    painter = Painter(setup)
+    shapes = list(dict.fromkeys(entry.bucket for entry in entries))
+    needs = painter.needs(shapes, guidance=asked.guidance, canvas=asked.canvas)
+    mesh = placing.mesh_for(setup, needs, chosen=options.mesh(arguments.mesh))
+    where = {"verify": arguments.verify, "mesh": mesh, "needs": needs, "painter": painter}
+    trained = runs.assembled(setup, **where) if arguments.base else runs.load(arguments.run, **where)
+    asked = dataclasses.replace(asked, step=trained.step)
+    drawn = runner.draw(arguments.benchmark, painter, trained.params, asked)
+    if writes:
+        print(drawn.table())
+
+
+def _scores(arguments: argparse.Namespace, asked: "Asked", writes: bool) -> None:
+    """Scores a run, and writes the scores as JSON."""
+    from metacanvas_jax.evaluate import evaluators
+    from metacanvas_jax.paint import placing, runs
+    from metacanvas_jax.paint.painter import Painter
+
+    out = files.folder(arguments.out or arguments.run / "scores.json")
+    files.check_writable(out)
+    painter = Painter(runs.setup_of(arguments.run))
+    held = painter.held()
+    mesh = placing.mesh_for(painter.setup, held, chosen=options.mesh(arguments.mesh))
+    trained = runs.load(arguments.run, verify=arguments.verify, mesh=mesh, needs=held, painter=painter)
+    name = arguments.evaluator or evaluators.names_of(painter.setup)[0]
+    result = evaluators.run(painter, trained.params, (name,), asked)[name]
+    if writes:
+        result.save(out)
+        print(result.table())
+    print(out)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises UserError for numbers that make no sense, and options that would have no effect."""
     if arguments.guidance is not None and not math.isfinite(arguments.guidance):
         raise UserError(f"--guidance is {arguments.guidance}, expected a finite number")
-    out = arguments.out or arguments.run / "scores.json"
-    files.check_writable(out)
-    options.keep_compiled()
-    with options.connected(arguments) as writes:
-        painter = Painter(runs.setup_of(arguments.run))
-        held = painter.held()
-        mesh = placing.mesh_for(painter.setup, held, chosen=options.mesh(arguments.mesh))
-        trained = runs.load(arguments.run, verify=arguments.verify, mesh=mesh, needs=held, painter=painter)
-        names = (arguments.evaluator,) if arguments.evaluator else evaluators.names_of(painter.setup)[:1]
-        asked = Asked(guidance=arguments.guidance, progress=writes)
-        for result in evaluators.run(trained.painter, trained.params, names, asked).values():
-            if writes:
-                result.save(out)
-                print(result.table())
-    print(out)
+    for name in ("limit", "batch"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}, expected at least 1")
+    if arguments.seed is not None and not 0 <= arguments.seed < 1 << 64:
+        raise UserError(f"--seed is {arguments.seed}, expected a number from 0 to {(1 << 64) - 1}")
+    if arguments.base and not arguments.benchmark:
+        raise UserError("--base draws a --benchmark; without one it has no effect")
+    if arguments.benchmark and arguments.out is None:
+        raise UserError("--benchmark needs --out: the folder of its tree")

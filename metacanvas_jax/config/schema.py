@@ -180,7 +180,7 @@ class TrainSection:
     evaluate_every: int = 0
 
 
-EvaluatorName = Literal["scenes", "flow_loss"]
+EvaluatorName = Literal["scenes", "flow_loss", "geneval"]
 """The names of ``evaluate/evaluators.py``."""
 
 
@@ -195,7 +195,8 @@ class EvalSection:
     "scenes" draws ``per_category`` prompts of the seen split and ``per_category_held_out`` of the other, in training
     only ``during_training`` seen ones. "flow_loss" computes the loss of ``samples`` samples per task, which training
     does not read, at each noise level of ``levels``. They come from ``sources``, where a config names some, else from
-    what the sources of the training keep back (drawings: from another seed).
+    what the sources of the training keep back (drawings: from another seed). "prompts" and the benchmarks draw what
+    ``data`` names, of it the first ``limit`` prompts (None: all), ``per_device`` results at once on each device.
     """
 
     per_category: int = 40
@@ -207,6 +208,9 @@ class EvalSection:
     samples: int = 32
     levels: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     sources: tuple[SourceSection, ...] = ()
+    data: str = ""
+    limit: int | None = None
+    per_device: int = 4
 
     def __post_init__(self) -> None:
         """Raises ValueError for a noise level outside of [0, 1], or none."""

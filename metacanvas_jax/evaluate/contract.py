@@ -15,6 +15,8 @@ class Asked:
     ``training`` asks for few prompts, as between two steps. ``guidance`` and ``seed`` None are those of the config;
     ``canvas`` False draws without the canvas. ``limit`` is the most prompts to draw (None: all). ``data`` is the file
     or folder that an evaluator reads, ``out`` the folder that it writes pictures to, both local or in a bucket.
+    ``each`` results are drawn at once on a device (None: as the config says). ``step`` is that of the parameters;
+    ``base`` says that they are those of the published backbone.
     """
 
     training: bool = False
@@ -24,6 +26,9 @@ class Asked:
     limit: int | None = None
     data: str = ""
     out: Path | None = None
+    each: int | None = None
+    step: int = 0
+    base: bool = False
     progress: bool = False
 
 

@@ -5,11 +5,16 @@ from collections.abc import Mapping, Sequence
 from metacanvas_jax.config.schema import EvaluatorName, Experiment
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.evaluate import flow_loss, scenes
+from metacanvas_jax.evaluate.benchmarks import runner
 from metacanvas_jax.evaluate.contract import Asked, Evaluator, Result
 from metacanvas_jax.paint.painter import Painter
 from metacanvas_jax.types import Params
 
-EVALUATORS: dict[EvaluatorName, Evaluator] = {"scenes": scenes.evaluate, "flow_loss": flow_loss.evaluate}
+EVALUATORS: dict[str, Evaluator] = {
+    "scenes": scenes.evaluate,
+    "flow_loss": flow_loss.evaluate,
+    **{name: runner.evaluator(name) for name in runner.BENCHMARKS},
+}
 """A new evaluator is a module here, a line in this table and its name in ``config/schema.py``."""
 
 

@@ -113,11 +113,17 @@ def hooks_of(setup: Experiment, workdir: Path) -> dict:
 
     def evaluate(state: TrainState, frozen: Params, step: int) -> dict[str, float]:
         with warned("the evaluation", step):
-            results = evaluators.run(painter, params_of(state, frozen), names, Asked(training=True))
+            results = evaluators.run(painter, params_of(state, frozen), names, asked_at(setup, workdir, step))
             return evaluators.metrics_of(results)
         return {}
 
     return {"preview": preview, "evaluate": evaluate}
+
+
+def asked_at(setup: Experiment, workdir: Path, step: int) -> Asked:
+    """How a training is evaluated after a step; what benchmarks draw lies in ``workdir/evaluations``."""
+    section, out = setup.eval, workdir / "evaluations" / f"{step:08d}"
+    return Asked(training=True, data=section.data, limit=section.limit, out=out, step=step)
 
 
 @contextlib.contextmanager

@@ -72,6 +72,10 @@ class Painter:
         every = {path: leaf.dtype for path, leaf in flat(placing.abstract(self.setup)).items()}
         return every | self.needs([from_words(self.setup.shapes[0]), *self.setup.shapes])
 
+    def program(self, bucket: Bucket, **options: Any) -> Paint:
+        """The compiled sampler of a bucket; ``options`` are those of ``paint``."""
+        return self._compiled(how_to(self.setup, bucket, **options))
+
     def draw(self, params: Params, prompts: Sequence[str], **options) -> Drawn:
         """One result per prompt, in the shape of the config's first bucket; ``options`` are those of ``paint``."""
         bucket = from_words(self.setup.shapes[0])

@@ -24,6 +24,8 @@ from metacanvas_jax.report import pictures
 from metacanvas_jax.tasks import TASKS, Bucket
 
 Frames = UInt8[np.ndarray, "t h w 3"]
+Picture = Path | UInt8[np.ndarray, "h w 3"]
+"""A picture, or the file that it is in."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +38,9 @@ class Request:
     """
 
     prompt: str
-    image: Path | None = None
+    image: Picture | None = None
     video: Path | None = None
-    references: tuple[Path, ...] = ()
+    references: tuple[Picture, ...] = ()
     edit: bool = False
     size: tuple[int, int] | None = None
     frames: int | None = None
@@ -64,26 +66,31 @@ class Request:
         return "text_to_video" if makes_video else "text_to_image"
 
 
+def nearest(setup: Experiment, task: str) -> Bucket:
+    """The config's bucket of a task, or the nearest kin: the first that makes the same, or the first of all."""
+    makes = TASKS[task].makes
+    kin = [b for b in setup.shapes if b.task == task] or [b for b in setup.shapes if TASKS[b.task].makes == makes]
+    return (kin or setup.shapes)[0]
+
+
 def bucket(setup: Experiment, request: Request, source: Frames | None = None) -> Bucket:
-    """The shape of the result: that of the config's bucket of the task, or the nearest kin, as the request changes it.
+    """The shape of the result: that of the nearest bucket of the config, as the request changes it.
 
     Raises UserError for sizes and frames that the autoencoder or the DiT cannot have.
     """
     task = request.task(setup)
-    makes = TASKS[task].makes
-    kin = [b for b in setup.shapes if b.task == task] or [b for b in setup.shapes if TASKS[b.task].makes == makes]
-    nearest = (kin or setup.shapes)[0]
-    frames = request.frames or (1 if makes == "image" else nearest.frames)
-    size = request.size or nearest.size
+    near = nearest(setup, task)
+    frames = request.frames or (1 if TASKS[task].makes == "image" else near.frames)
+    size = request.size or near.size
     if request.size is None and source is not None:
-        size = fitting_size(source.shape[1:3], math.prod(nearest.size), unit(setup))
+        size = fitting_size(source.shape[1:3], math.prod(near.size), unit(setup))
     try:
         chosen = dataclasses.replace(
-            nearest,
+            near,
             task=task,
             size=size,
             frames=frames,
-            fps=request.fps or nearest.fps,
+            fps=request.fps or near.fps,
             references=len(request.references),
             batch=1,
         )
@@ -128,8 +135,10 @@ def sample_of(setup: Experiment, request: Request) -> tuple[Sample, Bucket]:
     return Sample(request.prompt, target, task=task, source=source, references=references, fps=fps), shape
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: Picture) -> UInt8[np.ndarray, "h w 3"]:
     """A picture from a file. Raises UserError for one that is missing or cannot be decoded."""
+    if isinstance(path, np.ndarray):
+        return path
     try:
         return np.asarray(decode_image(files.read_bytes(path, LIMITS.bytes)))
     except MediaError as error:

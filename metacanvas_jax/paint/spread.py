@@ -46,6 +46,22 @@ class Spread:
         part, parts = batch_part(self.mesh, self.rules)
         return slice(part * size // parts, (part + 1) * size // parts)
 
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the first of those that have the same samples: the others leave writing to it."""
+        if self.mesh is None:
+            return jax.process_index() == 0
+        mine, before = batch_part(self.mesh)[0], range(jax.process_index())
+        return all(batch_part(self.mesh, process=process)[0] != mine for process in before)
+
+    def part(self) -> tuple[int, int]:
+        """The number of this process's part of the samples, and the number of parts."""
+        return (0, 1) if self.mesh is None else batch_part(self.mesh)
+
+    def copies(self, params: Params) -> bool:
+        """Whether every device holds all parameters."""
+        return all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params))
+
     def put(self, batch: PyTree) -> PyTree:
         """This process's samples as its share of the batch."""
         return batch if self.mesh is None else put_batch(batch, self.mesh, self.rules)

