@@ -180,7 +180,18 @@ class TrainSection:
     evaluate_every: int = 0
 
 
-EvaluatorName = Literal["scenes", "flow_loss", "geneval"]
+EvaluatorName = Literal[
+    "scenes",
+    "flow_loss",
+    "geneval",
+    "gedit",
+    "imgedit",
+    "vbench",
+    "vbench_i2v",
+    "omnicontext",
+    "dpg",
+    "wise",
+]
 """The names of ``evaluate/evaluators.py``."""
 
 

@@ -19,6 +19,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.metacanvas import MetaCanvas
 from metacanvas_jax.paint import needs, placing
 from metacanvas_jax.paint.program import How, how_to, program, reads
+from metacanvas_jax.paint.sampling import Paint
 from metacanvas_jax.paint.spread import Spread
 from metacanvas_jax.parallel import distributed
 from metacanvas_jax.tasks import TASKS, Bucket

@@ -8,18 +8,27 @@ from typing import Any
 
 import jax
 
-from metacanvas_jax import files
+from metacanvas_jax import files, seals
 from metacanvas_jax.config.identity import identity
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.evaluate import tree
-from metacanvas_jax.evaluate.benchmarks import geneval
+from metacanvas_jax.evaluate.benchmarks import edits, geneval, texts, vbench
 from metacanvas_jax.evaluate.benchmarks.base import Benchmark
 from metacanvas_jax.evaluate.contract import Asked
 from metacanvas_jax.paint.painter import Painter
 from metacanvas_jax.types import Params
 
-BENCHMARKS: dict[str, Benchmark] = {"geneval": geneval.BENCHMARK}
+BENCHMARKS: dict[str, Benchmark] = {
+    "geneval": geneval.BENCHMARK,
+    "gedit": edits.GEDIT_BENCH,
+    "imgedit": edits.IMGEDIT,
+    "vbench": vbench.VBENCH,
+    "vbench_i2v": vbench.VBENCH_I2V,
+    "omnicontext": edits.OMNICONTEXT,
+    "dpg": texts.DPG,
+    "wise": texts.WISE,
+}
 """By their names on the command line and in a config. A new one is a module here and a line in this table."""
 
 
@@ -98,7 +107,7 @@ def recipe(name: str, setup: Experiment, asked: Asked) -> dict[str, Any]:
         "benchmark": name,
         "run": setup.name,
         "step": asked.step,
-        "config": files.json_hash(identity(setup)),
+        "config": seals.json_hash(identity(setup)),
         "seed": asked.seed or 0,
         "guidance": setup.sampler.guidance if asked.guidance is None else asked.guidance,
         "steps": setup.sampler.steps,
