@@ -190,3 +190,22 @@ def test_a_run_of_another_task_is_refused(tmp_path):
         tree_of("gedit", miniature("t2i_scratch"), tmp_path, tmp_path)
     with pytest.raises(UserError, match="needs --data"):
         runner.prepare("gedit", miniature("image_editing"), Asked(out=tmp_path / "out"))
+
+
+def test_collect_puts_scores_beside_the_paper(tmp_path, capsys):
+    from metacanvas_jax.cli.main import main
+
+    for name in ("a", "b"):
+        about = {"benchmark": "geneval", "run": "t2i", "step": 7, "canvas": name == "a", "base": False}
+        (tmp_path / f"{name}.recipe.json").write_text(json.dumps(about))
+    (tmp_path / "a.scores").mkdir()
+    (tmp_path / "a.scores" / "results.jsonl").write_text(json.dumps({"tag": "colors", "correct": True}) + "\n")
+    assert main(["evaluate", "--collect", str(tmp_path), "--out", str(tmp_path / "table.md")]) == 0
+    table = capsys.readouterr().out
+    assert table == (tmp_path / "table.md").read_text()
+    assert "| GenEval | a | t2i | 7 | with canvas | 100.00 (overall; colors 100.00) |" in table
+    assert "| GenEval | b | t2i | 7 | without canvas | not scored yet |" in table
+    assert "| GenEval | | paper | | Table 3, MetaCanvas | 68.02 |" in table
+    (tmp_path / "a.scores" / "results.jsonl").write_text("{}\n")
+    assert main(["evaluate", "--collect", str(tmp_path)]) == 2
+    assert "'tag' is None" in capsys.readouterr().err

@@ -81,6 +81,17 @@ def test_sample_writes_the_same_png_for_the_same_seed(place, tmp_path, capsys):
     assert (pictures[0] != pictures[2]).any()
 
 
+def test_evaluate_draws_a_benchmark_and_prints_what_scores_it(place, tmp_path, capsys):
+    out = tmp_path / "geneval"
+    call = ["evaluate", "--run", str(place / "canvas"), "--benchmark", "geneval", "--limit", "1", "--batch", "2"]
+    assert main([*call, "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.rglob("*.png")) == [f"000{i}.png" for i in range(4)]
+    assert f"evaluate_images.py {out}" in capsys.readouterr().out
+    assert "needs --out" in fails(capsys, *call)
+    assert "expected one of geneval" in fails(capsys, *call[:4], "nothing", "--out", str(out))
+    assert "published with" in fails(capsys, *call, "--base", "--out", str(out))
+
+
 def test_evaluate_scores_every_category_and_split(place, capsys):
     assert main(["evaluate", "--run", str(place / "canvas")]) == 0
     scores = json.loads((place / "canvas" / "scores.json").read_text())

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from metacanvas_jax.evaluate.contract import Asked
 
 EXAMPLE = """metacanvas evaluate --run runs/demo --guidance 1.5
-         metacanvas evaluate --run runs/t2i --benchmark geneval --out results/geneval"""
+         metacanvas evaluate --run runs/t2i --benchmark geneval --out results/geneval
+         metacanvas evaluate --collect results"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("--run", type=Path, required=True, help="folder of a trained run")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, help="folder of a trained run")
+    what.add_argument("--collect", metavar="FOLDER", help="print the scores of all trees below a folder as one table")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--evaluator", help="what scores it: scenes or flow_loss (default: the first of the config)")
     kind.add_argument("--benchmark", help="draw the tree of a public benchmark (docs/evaluation.md)")
@@ -41,6 +44,14 @@ def run(arguments: argparse.Namespace) -> None:
     from metacanvas_jax.evaluate.benchmarks import runner
     from metacanvas_jax.evaluate.contract import Asked
 
+    if arguments.collect is not None:
+        from metacanvas_jax.evaluate.collect import collect
+
+        table = collect(files.folder(arguments.collect))
+        if arguments.out is not None:
+            files.write(files.folder(arguments.out), table)
+        print(table, end="")
+        return
     check(arguments)
     for option, name, known in (
         ("--evaluator", arguments.evaluator, evaluators.EVALUATORS),

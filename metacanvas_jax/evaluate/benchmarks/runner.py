@@ -87,6 +87,9 @@ def draw(name: str, painter: Painter, params: Params, asked: Asked) -> Drawn:
     options = {"guidance": asked.guidance, "canvas": asked.canvas}
     each, seed = asked.each or setup.eval.per_device, asked.seed or 0
     drawn = tree.draw(painter, params, made, out, each=each, seed=seed, progress=asked.progress, **options)
+    if jax.process_index() == 0:
+        with files.writing(scores_of(out)):
+            scores_of(out).mkdir(parents=True, exist_ok=True)
     return Drawn(name, out, len(made), drawn, BENCHMARKS[name].command(out, asked.data, scores_of(out)))
 
 
