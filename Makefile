@@ -7,10 +7,11 @@ TORCH := torch==2.13.0
 # a CPU a fifth to a quarter less. Only glibc knows the name.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: help demo test lint test-slow test-faults test-latest plan-all format clean
+.PHONY: help demo teach test lint test-slow test-faults test-latest plan-all format clean
 
 help:
 	@echo "make demo         train the miniature and write runs/demo/report.html "
+	@echo "make teach        teach the demo's MLLM from nothing, examine it, write runs/miniature/taught"
 	@echo "make test         the gate: lint, types, all tests but the slow ones"
 	@echo "make test-slow    the tests that take longer"
 	@echo "make test-faults  kills, losses and bad input, on real processes"
@@ -32,6 +33,9 @@ $(VENV)/test: pyproject.toml
 
 demo: $(VENV)/demo
 	$(BIN)/metacanvas demo
+
+teach: $(VENV)/demo
+	$(BIN)/metacanvas teach --out runs/miniature/taught
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@
 
 Every finished run leaves one JSON file. A run that was stopped continues from its checkpoint; its ``seconds`` are those
 of the last call. Text is trained alone twice: with as many steps as the canvas has, and with as many as fit into the
-seconds that the canvas takes. The seed changes scenes and painter. The MLLM is taught once per kind of processor.
+seconds that the canvas takes. The seed changes scenes and painter; the MLLM is the one that ships.
 """
 
 import argparse
@@ -60,7 +60,6 @@ def command(run: Run, work: Path, steps: int | None) -> list[str]:
         f"--config.seed={run.seed}",
         f"--config.data.path={work / f'data_{run.seed}'}",
         f"--config.vae_weights={work / f'vae_{run.seed}'}",
-        f"--config.mllm.weights={work / f'mllm_{run.processor}' / 'weights'}",
         f"--config.eval.per_category={PROMPTS}",
         f"--config.eval.per_category_held_out={PROMPTS}",
     ]

@@ -1,13 +1,16 @@
 """MetaCanvas in miniature: OpenMoji scenes, a tiny Qwen2.5-VL, a tiny SANA; everything learns in minutes on a CPU.
 
 Command:   metacanvas demo                      (or `make demo`: all stages, then scores and a report)
-           metacanvas train --config configs/miniature.py:mllm --workdir runs/miniature/mllm
            metacanvas train --config configs/miniature.py:canvas --workdir runs/miniature/canvas
+           metacanvas teach --out runs/miniature/taught    (or `make teach`: the MLLM that ships, from nothing)
 Hardware:  2 CPU cores
 """
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
+import metacanvas_jax
 from configs import base
 from metacanvas_jax.config import schema
 from metacanvas_jax.config.schema import OptimizerConfig
@@ -36,6 +39,8 @@ MIXTURE = (
     ("group", 0.04),
 )
 CACHE = "runs/miniature"
+SHIPPED = Path(metacanvas_jax.__file__).resolve().parent / "miniature" / "mllm"
+CELLS = " A B C D E F G H I J K L M N O P"  # the cells of a sheet, which the MLLM was taught to tell facts at
 
 
 def get_config(variant: str = "canvas") -> ConfigDict:
@@ -48,7 +53,7 @@ def get_config(variant: str = "canvas") -> ConfigDict:
     config.world = base.section(world)
     config.data = base.section(schema.DataSection(path=f"{CACHE}/data", caption_dropout=0.1))
     language = LanguageConfig(
-        vocab=515,
+        vocab=527,
         width=128,
         layers=4,
         heads=4,
@@ -59,14 +64,21 @@ def get_config(variant: str = "canvas") -> ConfigDict:
         tied=True,
         unroll=4,
     )
+    # One token for each cell of the canvas.
     vision = VisionConfig(
-        depth=2, width=64, heads=2, mlp=128, out_width=128, full_attention_layers=(1,), patch=6, window=24
+        depth=2, width=64, heads=2, mlp=128, out_width=128, full_attention_layers=(0, 1), patch=15, merge=1, window=60
     )
     config.mllm = base.section(
         schema.MllmSection(
-            language, vision, tokenizer=f"{CACHE}/tokenizer", buckets=(24,), system=None, image_pixels=(144, 3600)
+            language,
+            vision,
+            tokenizer=f"{CACHE}/tokenizer" if variant == "mllm" else str(SHIPPED / "tokenizer"),
+            buckets=(24,),
+            system=None,
+            image_pixels=(144, 3600),
         ),
-        weights="" if variant == "mllm" else f"{CACHE}/mllm/weights",
+        weights="" if variant == "mllm" else str(SHIPPED),
+        context_memory=0.0 if variant == "mllm" else 0.5,
     )
     if variant == "mllm":
         return understanding(config)
@@ -74,18 +86,18 @@ def get_config(variant: str = "canvas") -> ConfigDict:
 
 
 def understanding(config: ConfigDict) -> ConfigDict:
-    """Captions and questions about layout, counts and colours, from the picture and from the words alone."""
+    """Questions about pictures and prompts; and sheets, where states must tell what a painter needs to know."""
     config.objective = "understand"
-    config.recall, config.recall_within = 4, 24  # the longest prompt that a painter reads
-    steps = 600
+    config.facts = 0.3
+    steps = 5600
     config.optimizer = base.section(
-        OptimizerConfig(learning_rate=3e-3, warmup_steps=40, schedule="cosine", total_steps=steps, b2=0.99)
+        OptimizerConfig(learning_rate=3e-3, warmup_steps=100, schedule="cosine", total_steps=steps, b2=0.99)
     )
     config.train = base.section(
-        schema.TrainSection(steps=steps, batch=48, rules=((".*", "train"),), ema=None, frozen_dtype="float32"),
+        schema.TrainSection(steps=steps, batch=32, rules=((".*", "train"),), ema=None, frozen_dtype="float32"),
         checkpoint_every=500,
     )
-    config.mllm.buckets = (56,)
+    config.mllm.buckets = (40,)
     return config
 
 
@@ -93,7 +105,7 @@ def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
     """SANA from scratch under a frozen MLLM."""
     steps = 2700
     if canvas:
-        config.canvas = base.section(CanvasConfig(rows=4, columns=4))
+        config.canvas = base.section(CanvasConfig(rows=4, columns=4, start=CELLS))
         config.canvas_connector = base.section(CanvasConnectorConfig, vanilla_ratio=2.0, mlp_ratio=1.5)
     config.context_connector = base.section(ContextConnectorConfig, expansion=2, dropout=0.0)
     config.dit = base.section(
@@ -107,6 +119,7 @@ def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
             context_width=128,
             caption_norm_init=1.0,
             zero_init_out=True,
+            predicts="data",
             unroll=4,
             interpolation_scale=1.0,
             sample_size=4,
@@ -123,7 +136,7 @@ def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
             learning_rate=2.1e-3, warmup_steps=40, schedule="cosine", total_steps=steps, final_fraction=0.02, b2=0.99
         )
     )
-    config.sampler.guidance = 1.25  # a larger scale adds objects that the prompt does not name
+    config.sampler.guidance = 1.5  # a larger scale adds objects that the prompt does not name
     config.train = base.section(
         schema.TrainSection(
             steps=steps,

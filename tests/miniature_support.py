@@ -44,7 +44,8 @@ def arguments(folder: Path, variant: str, steps: int) -> tuple[str, list[str]]:
         f"--config.train.steps={steps}",
         f"--config.optimizer.total_steps={max(steps, 2)}",
     ]
-    painter = [] if variant == "mllm" else [f"--config.vae_weights={folder}/vae", *SMALL_PAINTER]
+    # There are more facts than channels of so small an MLLM.
+    painter = ["--config.facts=0.0"] if variant == "mllm" else [f"--config.vae_weights={folder}/vae", *SMALL_PAINTER]
     if variant == "text":
         painter = [option for option in painter if "canvas_connector" not in option]
     return f"configs/miniature.py:{variant}", [*places, *SMALL, *painter]

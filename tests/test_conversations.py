@@ -66,7 +66,7 @@ def test_as_many_exchanges_are_taken_as_fit(prompter):
     rng = np.random.default_rng(0)
     counts = []
     for length in (48, 96):
-        examples = UnderstandExamples(prompter, WORLD, length, picture_share=0.0)
+        examples = UnderstandExamples(prompter, WORLD, length, picture_share=0.0, sheet_share=0.0)
         made = []
         for _ in range(20):
             scene = sample_scene(rng, WORLD, "color_attr")

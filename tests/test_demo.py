@@ -5,6 +5,7 @@ import json
 import pytest
 from miniature_support import config
 
+from metacanvas_jax.errors import UserError
 from metacanvas_jax.miniature import demo
 
 pytestmark = pytest.mark.miniature
@@ -13,13 +14,21 @@ pytestmark = pytest.mark.miniature
 def test_the_demo_runs_from_scenes_to_report_and_continues_what_is_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "QUESTIONS", 4)
     teacher, painter = config(tmp_path, "mllm", steps=2), config(tmp_path, "canvas", steps=2)
-    outcome = demo.demo(teacher, painter, tmp_path / "run", tmp_path / "mllm")
+    outcome = demo.demo(teacher, painter, tmp_path / "run", teach=True)
     assert outcome.missed, "two steps teach nothing: the bars must be missed"
     page = outcome.report.read_text()
     assert "MetaCanvas in miniature" in page and "a red" in page and "data:image/png" in page
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert scores.keys() == {"seen", "held_out"}
     assert (tmp_path / "run" / "pictures.png").exists()
-    again = demo.demo(teacher, painter, tmp_path / "run", tmp_path / "mllm")
+    assert page.index("Prompts with a layout") < page.index("Scores") and "without canvas" in page
+    again = demo.demo(teacher, painter, tmp_path / "run")
     assert again.scored.table() == outcome.scored.table()
     assert "── drawing and judging" in capsys.readouterr().out
+
+
+def test_without_a_taught_mllm_nothing_begins(tmp_path):
+    painter = config(tmp_path, "canvas", steps=2)
+    with pytest.raises(UserError, match="no taught MLLM"):
+        demo.demo(config(tmp_path, "mllm", steps=2), painter, tmp_path / "run")
+    assert not list(tmp_path.iterdir())

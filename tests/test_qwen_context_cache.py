@@ -140,6 +140,37 @@ def test_qwen_training_reads_every_prompt_once(tmp_path, prompter, prompts):
     assert len(after) == 3 and before.items() <= after.items()
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_qwen_contexts_are_kept_in_memory_and_the_oldest_are_dropped(tmp_path, prompter, prompts, encode, on_disk):
+    def cache(memory):
+        return ContextCache(tmp_path if on_disk else None, "weights", memory=memory)
+
+    def again(kept, some):
+        calls = []
+
+        def counted(inputs):
+            calls.append(1)
+            return encode(inputs)
+
+        return kept.read(prompter.batch([prompts[i] for i in some], length=48), counted), len(calls)
+
+    large = cache(2**20)
+    first, calls = again(large, (0, 1))
+    assert calls == 1
+    assert_same(first, jax.device_get(encode(prompter.batch(prompts[:2], length=48))))
+    for file in tmp_path.rglob("*.safetensors"):
+        file.unlink()  # what is in memory is not read again
+    second, calls = again(large, (0, 1))
+    assert calls == 0
+    jax.tree.map(np.testing.assert_array_equal, second, first)
+    small = cache(large.held // 2 + 1)
+    again(small, (0, 1))
+    again(small, (2,))
+    assert 0 < small.held <= large.held // 2 + 1
+    assert again(small, (2,))[1] == 0
+    assert again(small, (0,))[1] == (0 if on_disk else 1)
+
+
 def test_qwen_context_that_is_missing_damaged_or_too_long_is_named(tmp_path, prompter, prompts, encode):
     cache = ContextCache(tmp_path, "weights")
     keys = cache.keys(prompts)

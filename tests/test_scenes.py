@@ -255,7 +255,8 @@ def test_questions_about_a_picture_are_answered_from_what_it_shows():
     answers = {}
     for seed in range(60):
         answers |= dict(questions.picture_exchanges(np.random.default_rng(seed), WORLD, CAT_AND_CAR))
-    assert answers["what is in the picture ?"] == "blue cat row 2 column 1, red car row 2 column 4"
+    assert answers["what is in the picture ?"] == "blue cat F, red car I"
+    assert answers["what is at L ?"] == "blue cat" and answers["what is at A ?"] == "nothing"
     assert answers["how many things are there ?"] == "two"
     assert answers["how many cats are there ?"] == "one"
     assert answers["how many stars are there ?"] == "zero"

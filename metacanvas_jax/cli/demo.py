@@ -9,11 +9,13 @@ from metacanvas_jax.errors import UserError
 
 EXAMPLE = "metacanvas demo --workdir runs/demo"
 CONFIG = "configs/miniature.py"
+TAUGHT = ("--config.mllm.weights=runs/miniature/mllm/weights", "--config.mllm.tokenizer=runs/miniature/tokenizer")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     options.add_config(parser, default=f"{CONFIG}:canvas")
+    parser.add_argument("--teach", action="store_true", help="teach an MLLM first in place of the one that ships")
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="folder of the run (runs/demo)")
 
 
@@ -28,10 +30,16 @@ def run(arguments: argparse.Namespace) -> None:
 
     options.keep_compiled()
 
-    painter = load_config(arguments.config, arguments.overrides)
-    teacher = load_config(f"{arguments.config.partition(':')[0]}:mllm", [])
-    mllm_workdir = Path(painter.mllm.weights).parent
-    outcome = miniature.demo(teacher, painter, arguments.workdir, mllm_workdir)
+    name = arguments.config.partition(":")[0]
+    own = TAUGHT if arguments.teach else ()
+    painter = load_config(arguments.config, [*own, *arguments.overrides])
+    shared = {
+        "mllm.tokenizer": painter.mllm.tokenizer,
+        "data.path": painter.data.path,
+        "data.count": painter.data.count,
+    }
+    teacher = load_config(f"{name}:mllm", [f"--config.{key}={value}" for key, value in shared.items()])
+    outcome = miniature.demo(teacher, painter, arguments.workdir, teach=arguments.teach)
     print(outcome.scored.table())
     print(f"\nreport: {outcome.report.resolve()}")
     if outcome.missed:

@@ -15,7 +15,8 @@ from metacanvas_jax.errors import Lost, Preempted, Unreachable, UserError, exit_
 from metacanvas_jax.hardware import platforms
 
 COMMANDS = {
-    "demo": "teach, train, draw, score and report the miniature with one command",
+    "demo": "train, draw, score and report the miniature with one command",
+    "teach": "teach the miniature's MLLM from nothing, examine it and write it to a folder",
     "prepare": "write the data set of a config, or turn any source into array_record shards",
     "train": "train what a config describes",
     "sweep": "train the points of a sweep and gather their results",

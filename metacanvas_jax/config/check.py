@@ -11,6 +11,7 @@ from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.sources import LIMITS
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.tasks import TASKS, Bucket
+from metacanvas_jax.worlds.facts import Facts
 
 
 def check(experiment: Experiment) -> None:
@@ -31,10 +32,17 @@ def check(experiment: Experiment) -> None:
             raise UserError(f"config: {key}: {regex!r} is not a regular expression: {error}") from error
     if experiment.objective == "paint":
         _check_painter(experiment)
-    if experiment.recall and experiment.train.accumulate > 1:
+    for name in ("recall", "facts"):
+        if getattr(experiment, name) and experiment.train.accumulate > 1:
+            raise UserError(
+                f"config: train.accumulate is {experiment.train.accumulate}, expected 1 with {name} "
+                f"{getattr(experiment, name)}: this loss is a mean over other tokens than the loss of the answers, "
+                "which weights the microbatches"
+            )
+    if experiment.facts and Facts(experiment.world).count > language.width:
         raise UserError(
-            f"config: train.accumulate is {experiment.train.accumulate}, expected 1 with recall {experiment.recall}: "
-            "the recall loss is a mean over other tokens than the loss of the answers, which weights the microbatches"
+            f"config: mllm.language.width is {language.width}, expected at least {Facts(experiment.world).count}: "
+            "with 'facts' each state tells that many facts of this world"
         )
     for bucket in experiment.shapes:
         if bucket.batch % experiment.train.accumulate:
@@ -53,6 +61,8 @@ def _check_painter(experiment: Experiment) -> None:
         raise UserError(f"config: objective 'paint' needs the section {missing[0]!r}")
     if (experiment.canvas is None) != (experiment.canvas_connector is None):
         raise UserError("config: 'canvas' and 'canvas_connector' come together; one of them is None")
+    if experiment.canvas is not None and experiment.canvas.start and not experiment.mllm.weights:
+        raise UserError("config: canvas.start are embeddings of the MLLM's tokens, which needs mllm.weights")
     if experiment.queries is not None and experiment.context_connector is None:
         raise UserError("config: 'queries' reach the DiT through the 'context_connector', which is None")
     _check_widths(experiment)

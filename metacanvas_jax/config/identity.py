@@ -30,6 +30,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
         ("mllm", "weights"),
         ("mllm", "tokenizer"),
         ("mllm", "context_cache"),
+        ("mllm", "context_memory"),
     ):
         tree[section].pop(name)
     for name in ("vae_weights", "dit_weights", "start"):
@@ -46,13 +47,14 @@ def identity(experiment: Experiment) -> dict[str, Any]:
         "data": {"canvas_dropout": 0.0},
         "mllm": {"image_tokens": None, "video_fps": 2.0, "kind": MllmSection.kind},
         "text": {"kind": TextSection.kind},
+        "canvas": {"start": ""},
         "dit": {"lora": None, "predicts": "velocity", "least_time": 0.05},
     }
     for section, values in defaults.items():
         for name, value in values.items():
             if tree[section] is not None and name in tree[section] and tree[section][name] == value:
                 tree[section].pop(name)
-    for name in ("text", "dit_guidance", "buckets", "sources"):
+    for name in ("text", "dit_guidance", "buckets", "sources", "facts"):
         if not tree[name]:
             tree.pop(name)
     return tree

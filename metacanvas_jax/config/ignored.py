@@ -29,7 +29,7 @@ def _by_a_reader(experiment: Experiment) -> Iterator[Row]:
     sections = ("dit", "vae", "text", "canvas", "canvas_connector", "context_connector", "queries")
     for name in (*sections, "vae_weights", "dit_weights", "dit_guidance", "buckets", "sources"):
         yield name, bool(getattr(experiment, name)), why
-    for name in ("weights", "context_cache"):
+    for name in ("weights", "context_cache", "context_memory"):
         yield f"mllm.{name}", bool(getattr(experiment.mllm, name)), why
     yield "data.canvas_dropout", experiment.data.canvas_dropout != 0, why
     yield "recall_within", experiment.recall_within is not None and not experiment.recall, "recall is 0"
@@ -41,8 +41,10 @@ def _by_a_painter(experiment: Experiment) -> Iterator[Row]:
     connector, context = experiment.canvas_connector, experiment.context_connector
     yield "recall", experiment.recall != 0, "it belongs to objective 'understand'"
     yield "recall_within", experiment.recall_within is not None, "it belongs to objective 'understand'"
+    yield "facts", experiment.facts != 0, "it belongs to objective 'understand'"
     unused = "no canvas, queries or context connector reads the MLLM"
-    yield "mllm.context_cache", bool(mllm.context_cache) and not experiment.uses_mllm, unused
+    for name in ("context_cache", "context_memory"):
+        yield f"mllm.{name}", bool(getattr(mllm, name)) and not experiment.uses_mllm, unused
     writes = canvas is not None or experiment.queries is not None
     adapters = getattr(mllm.language, "lora", None) is not None and not writes
     yield "mllm.language.lora", adapters, "adapters act on the tokens of a canvas or of queries, and there are none"

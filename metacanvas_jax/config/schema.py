@@ -26,8 +26,9 @@ class MllmSection:
     ``buckets`` are the lengths that prompts are padded to. ``system`` is the system prompt. An image, or a pair of
     video frames, becomes at most ``image_tokens`` tokens (None: its pixels decide). The MLLM sees ``video_fps`` frames
     of each second of a video. ``context_cache`` is a folder that keeps the states of prompts, so that the MLLM reads
-    each prompt once (empty: it reads the prompts in every step). ``kind`` names the network in the registry;
-    ``language`` and ``vision`` (None: it reads text only) are the configs of its two halves.
+    each prompt once (empty: it reads the prompts in every step); up to ``context_memory`` GiB of them are kept in the
+    memory of each process, also without a folder. ``kind`` names the network in the registry; ``language`` and
+    ``vision`` (None: it reads text only) are the configs of its two halves.
     """
 
     language: Any
@@ -40,6 +41,7 @@ class MllmSection:
     image_tokens: int | None = None
     video_fps: float = 2.0
     context_cache: str = ""
+    context_memory: float = 0.0
     kind: str = next(iter(registry.family("mllm")))
 
 
@@ -255,7 +257,8 @@ class Experiment:
 
     The objective "paint" trains the velocity of the DiT, "understand" the next tokens of the MLLM alone. With
     ``recall`` n an MLLM also learns to predict, from each of its first ``recall_within`` states (None: from all), the
-    last n tokens up to that state's own.
+    last n tokens up to that state's own. With ``facts`` its first channels also learn to tell what is known of the
+    scene at that token (``train/objectives.py``); this is the weight of that loss.
 
     ``dit_weights`` and ``vae_weights`` are folders of published weights. ``start`` is the folder of a run: its trained
     parameters are the initial ones of this run. ``dit_guidance`` is the guidance scale that a guidance-distilled DiT
@@ -280,6 +283,7 @@ class Experiment:
     start: str = ""
     recall: int = 0
     recall_within: int | None = None
+    facts: float = 0.0
     text: TextSection | None = None
     canvas: CanvasConfig | None = None
     canvas_connector: CanvasConnectorConfig | None = None

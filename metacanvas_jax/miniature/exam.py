@@ -1,4 +1,4 @@
-"""What a small MLLM understands: exact answers to questions about scenes it has never read."""
+"""What a small MLLM understands: exact answers about scenes it has never read, and facts of new prompts."""
 
 import collections
 import dataclasses
@@ -14,8 +14,9 @@ from metacanvas_jax.data.conversations import UnderstandExamples
 from metacanvas_jax.mllm.base import Mllm
 from metacanvas_jax.mllm.prompt import END
 from metacanvas_jax.types import Params
+from metacanvas_jax.worlds.facts import CHANCE, GROUPS
 from metacanvas_jax.worlds.questions import Exchange, follow_up, picture_exchanges, text_exchanges
-from metacanvas_jax.worlds.scenes import draw, sample_scene
+from metacanvas_jax.worlds.scenes import draw, place_request, sample_scene, sample_words
 
 BATCH = 64
 
@@ -66,6 +67,47 @@ def interview(
     for start in range(0, count, BATCH):
         answers += _answers(logits_at, params, examples, asked[start : start + BATCH])
     return [Answered(exchange, image, answer) for (exchange, image), answer in zip(asked, answers, strict=True)]
+
+
+def told_facts(
+    model: Mllm, params: Params, examples: UnderstandExamples, count: int, seed: int = 1_000_003
+) -> tuple[float, dict[str, float]]:
+    """What states tell of ``count`` new prompts: the share of words that are right, and the errors of chances.
+
+    A word is told by the largest channel of its code, wherever the word is known on the prompt or its sheet. The error
+    is the mean difference, over cells, between the chance that a group's drawing lies in a cell as the sheet tells it
+    and as random pictures of the prompt have it; by the category of the prompt.
+    """
+    rng, facts, rows, requests = np.random.default_rng(seed), examples.facts, [], []
+    while len(rows) < count:
+        request, prompt = sample_words(rng, examples.world)
+        if place_request(rng, examples.world, request):
+            rows.append(examples.sheet(request, prompt))
+            requests.append(request)
+
+    @jax.jit
+    def states(params: Params, batch: dict) -> Float[Array, "b l f"]:
+        context = model.apply({"params": params}, mllm_inputs(batch), cache=False, method="encode")
+        return context.hidden[..., : facts.count].astype(jnp.float32)
+
+    right, errors = [], collections.defaultdict(list)
+    for start in range(0, count, BATCH):
+        some = rows[start : start + BATCH]
+        batch = examples.collate(some + some[:1] * (BATCH - len(some)))
+        told, known = np.asarray(states(params, batch))[: len(some)], batch["facts"][: len(some)]
+        for group in range(GROUPS):
+            for part in facts.slices.values():
+                code = slice(group * facts.block + part.start, group * facts.block + part.stop)
+                here = known[..., code].any(-1)
+                right.append((told[here][:, code].argmax(-1) == known[here][:, code].argmax(-1)).astype(float))
+        sheets = batch["mask"][: len(some)].sum(1)[:, None] - len(examples.names) + np.arange(len(examples.names))
+        for request, row, expected, places in zip(requests[start:], told, known, sheets, strict=False):
+            lies = [
+                np.clip(x[places, GROUPS * facts.block :].reshape(len(places), GROUPS, -1).sum(-1) / CHANCE, 0.0, 1.0)
+                for x in (row, expected)
+            ]
+            errors[request.category].append(np.abs(lies[0] - lies[1])[:, : len(request.groups)].mean())
+    return float(np.concatenate(right).mean()), {name: float(np.mean(e)) for name, e in sorted(errors.items())}
 
 
 def accuracy(answered: Sequence[Answered]) -> dict[str, tuple[float, int]]:

@@ -26,6 +26,10 @@ class Mllm(nn.Module):
         """Width of a hidden state."""
         raise NotImplementedError
 
+    def embed(self, inputs: MllmInputs) -> Float[Array, "b l d"]:
+        """What the first layer reads: embeddings of tokens, with the features of media in their slots."""
+        raise NotImplementedError
+
     def encode(self, inputs: MllmInputs, *, cache: bool = True) -> Context:
         """Reads text and media; ``cache`` keeps keys and values, which ``write`` needs.
 

@@ -30,8 +30,10 @@ class CanvasConfig:
     keyframes below each other; 1 for one row of all tokens. With ``rope=False`` tokens are numbered like text, on all
     axes together. ``spacing`` is the distance of keyframes in positions: positions per second of the MLLM times the
     seconds from one keyframe to the next. The default puts keyframes one second apart for an MLLM with 2 positions per
-    second. ``bidirectional`` lets canvas tokens attend to each other in both directions; otherwise attention is causal
-    in raster order, as in the rest of the sequence.
+    seconds from one keyframe to the next. The default puts keyframes one second apart for an MLLM with 2 positions per
+    second. ``start`` is a text of as many tokens as the canvas has; training starts from their embeddings (empty: from
+    small random numbers). ``bidirectional`` lets canvas tokens attend to each other in both directions; otherwise
+    attention is causal in raster order, as in the rest of the sequence.
 
     Raises ValueError for an empty canvas or a negative spacing.
     """
@@ -42,6 +44,7 @@ class CanvasConfig:
     dims: Literal[1, 2, 3] = 3
     rope: bool = True
     spacing: float = 2.0
+    start: str = ""
     bidirectional: bool = False
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""Contexts on disk, so that a frozen MLLM reads every prompt once and not once per step.
+"""Contexts on disk or in memory, so that a frozen MLLM reads every prompt once and not once per step.
 
 One safetensors file per prompt holds the hidden states of its real tokens and, where a canvas will be written, their
 keys and values. The name of the file is a hash of everything the context depends on: tokens, positions, media, and an
@@ -10,11 +10,12 @@ stands in the place of another, or that was written before there were hashes, is
 were missing; a damaged one is named in the log.
 """
 
+import collections
 import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -72,18 +73,26 @@ def _key(
 
 
 class ContextCache:
-    """A folder of contexts of one model.
+    """A folder of contexts of one model, and up to ``memory`` bytes of those that were read last.
 
-    ``identity`` names weights and configuration (their hash). With ``keys_values=False`` only hidden states are kept,
-    which are smaller by a factor of about ``2 * layers * kv_heads * head_width / width``. That is enough for a run
-    without canvas and queries; a run with them needs a folder with keys and values.
+    With ``folder`` None contexts are kept in memory only. ``identity`` names weights and configuration (their hash).
+    With ``keys_values=False`` only hidden states are kept, which are smaller by a factor of about
+    ``2 * layers * kv_heads * head_width / width``. That is enough for a run without canvas and queries; a run with them
+    needs a folder with keys and values.
     """
 
-    def __init__(self, folder: str | Path, identity: str, *, keys_values: bool = True):
-        self.folder, self.identity, self.keys_values = Path(folder), identity, keys_values
+    def __init__(self, folder: str | Path | None, identity: str, *, keys_values: bool = True, memory: int = 0):
+        self.folder, self.identity, self.keys_values = None if folder is None else Path(folder), identity, keys_values
+        self._recent = Recent(memory)
+
+    @property
+    def held(self) -> int:
+        """Bytes of the contexts in memory."""
+        return self._recent.size
 
     def path(self, key: str) -> Path:
         """Where the context of a key lies, or would."""
+        assert self.folder is not None, "contexts that are kept in memory only have no file"
         return self.folder / key[:2] / f"{key}.{'kv' if self.keys_values else 'hidden'}.safetensors"
 
     def keys(self, prompts: Sequence[Prompt]) -> list[str]:
@@ -95,17 +104,22 @@ class ContextCache:
 
         Raises ValueError if keys and values are to be kept and the context has none.
         """
+        for key, tensors in zip(keys, self._tensors(context, range(len(keys))), strict=True):
+            _write_whole(self.path(key), key, tensors)
+
+    def _tensors(self, context: Context, rows: Iterable[int]) -> Iterator[dict[str, np.ndarray]]:
+        """Some of the samples of a batch, without padding."""
         if self.keys_values and context.cache is None:
             raise ValueError("the context holds no keys and values to store: encode it with cache=True")
         context = jax.device_get(context if self.keys_values else context.replace(cache=None))
-        for i, key in enumerate(keys):
+        for i in rows:
             real = context.mask[i]
             tensors = {"hidden": context.hidden[i, real], "next_position": context.next_position[i : i + 1]}
             if context.cache is not None:
                 tensors |= {"keys": context.cache.keys[:, i, real], "values": context.cache.values[:, i, real]}
             if context.text is not None:
                 tensors |= {"text": context.text.states[i], "text_mask": context.text.mask[i]}
-            _write_whole(self.path(key), key, {name: np.ascontiguousarray(x) for name, x in tensors.items()})
+            yield {name: np.array(x, order="C") for name, x in tensors.items()}
 
     def load(self, keys: Sequence[str], length: int, *, pad_left: bool = False) -> Context:
         """The contexts of keys as one batch padded to ``length``, in numpy and in the dtype they were computed in.
@@ -147,21 +161,49 @@ class ContextCache:
         "this process misses a context" into "at least one process misses a context".
         """
         keys = context_keys(inputs, self.identity)
-        rows = [_usable(self.path(key), key) for key in keys]
+        rows = [self._row(key) for key in keys]
         missing = [i for i, row in enumerate(rows) if row is None]
         if anyone(bool(missing)):
             context = jax.device_get(encode(inputs))
-            if missing:
-                self.store([keys[i] for i in missing], _rows(context, missing))
-        read = [_read(self.path(key), key) if row is None else row for key, row in zip(keys, rows, strict=True)]
-        return _batched(read, np.asarray(inputs.mask), self.keys_values)
+            for i, tensors in zip(missing, self._tensors(context, missing), strict=True):
+                if self.folder is not None:
+                    _write_whole(self.path(keys[i]), keys[i], tensors)
+                rows[i] = self._recent.keep(keys[i], tensors)
+        return _batched(rows, np.asarray(inputs.mask), self.keys_values)
+
+    def _row(self, key: str) -> dict[str, np.ndarray] | None:
+        """The context of a key from memory, else from disk; None where it is in neither."""
+        held = self._recent.get(key)
+        if held is None and self.folder is not None and (found := _usable(self.path(key), key)) is not None:
+            held = self._recent.keep(key, found)
+        return held
 
 
-def _rows(context: Context, rows: Sequence[int]) -> Context:
-    """Some of the samples of a batch."""
-    cache, at = context.cache, np.asarray(rows)
-    chosen = jax.tree.map(lambda x: x[at], context.replace(cache=None))
-    return chosen if cache is None else chosen.replace(cache=jax.tree.map(lambda x: x[:, at], cache))
+class Recent:
+    """Contexts by key, up to ``limit`` bytes of them: those that were asked for last."""
+
+    def __init__(self, limit: int):
+        self.limit, self.size = limit, 0
+        self._rows: collections.OrderedDict[str, dict[str, np.ndarray]] = collections.OrderedDict()
+
+    def get(self, key: str) -> dict[str, np.ndarray] | None:
+        """The context of a key, or None."""
+        if key in self._rows:
+            self._rows.move_to_end(key)
+        return self._rows.get(key)
+
+    def keep(self, key: str, row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Keeps a context, drops those that were not asked for longest, and returns it."""
+        if key not in self._rows:
+            self._rows[key] = row
+            self.size += _bytes(row)
+        while self.size > self.limit:
+            self.size -= _bytes(self._rows.popitem(last=False)[1])
+        return row
+
+
+def _bytes(row: dict[str, np.ndarray]) -> int:
+    return sum(x.nbytes for x in row.values())
 
 
 def _batched(rows: Sequence[dict[str, np.ndarray]], mask: Bool[np.ndarray, "b l"], keys_values: bool) -> Context:

@@ -83,6 +83,7 @@ class Prompter:
             system = [self.ids[START], *text, self.ids[END], *self._newline]
         self._head = np.asarray([*system, self.ids[START]], np.int32)
         opened = [*self._newline, self.ids[START], *self._encode([CHAT["assistant"]])[0]] if config.assistant else []
+        self.opened = len(opened)  # tokens after the end of the user's turn
         self._tail = np.asarray([self.ids[END], *opened], np.int32)
 
     def __call__(self, parts: Part | Sequence[Part]) -> Prompt:

@@ -51,7 +51,7 @@ class Sample:
     """A prompt and its picture.
 
     ``right`` is the judge's verdict (None without one), ``note`` its reason, ``maps`` one canvas map per keyframe, or
-    pictures that ``labels`` name.
+    pictures that ``labels`` name, ``beside`` further pictures with their captions.
     Pictures are bytes ``[h w 3]`` at their own size; the page enlarges them.
     """
 
@@ -63,6 +63,7 @@ class Sample:
     note: str = ""
     maps: Sequence[Picture] = ()
     labels: Sequence[str] = ()
+    beside: Sequence[tuple[str, Picture]] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ class ReportData:
     title: str
     summary: str
     facts: Sequence[Fact] = ()
+    lead: Sequence[Sample] = ()
+    lead_note: str = ""
     scores: Sequence[ScoreRow] = ()
     scores_note: str = ""
     charts: Sequence[Chart] = ()
@@ -123,6 +126,7 @@ def write_report(path: str | os.PathLike, data: ReportData) -> Path:
 def render(data: ReportData) -> str:
     """The page as a string."""
     sections = [
+        ("lead", "Prompts with a layout", _canvas(data.lead, data.lead_note)),
         ("scores", "Scores", _scores(data.scores, data.scores_note)),
         ("training", "Training", _charts(data.charts)),
         ("pictures", "Pictures", _pictures(data.pictures, data.pictures_note)),
@@ -288,10 +292,14 @@ def _canvas(samples: Sequence[Sample], note: str) -> str:
             for one, label in zip(sample.maps, sample.labels or keyframes, strict=True)
         )
         picture = f"<figure>{_image(sample.picture, sample.prompt)}<figcaption>picture</figcaption></figure>"
+        beside = "".join(
+            f"<figure>{_image(one, f'{caption}: {sample.prompt}')}<figcaption>{_text(caption)}</figcaption></figure>"
+            for caption, one in sample.beside
+        )
         new = '<span class="mark new">held out</span>' if sample.held_out else ""
         cards.append(
             f'<div class="card"><p>{_mark(sample.right)} {new} {_text(sample.prompt)}</p>'
-            f'<div class="row">{picture}{maps}</div></div>'
+            f'<div class="row">{picture}{maps}{beside}</div></div>'
         )
     return f'{_note(note)}<div class="maps">{"".join(cards)}</div>'
 

@@ -43,6 +43,22 @@ def frame(picture: Picture, colour: tuple[int, int, int], width: int = 2) -> Pic
     return out
 
 
+Box = tuple[tuple[float, float, float, float], tuple[int, int, int]]
+"""Left, top, right and bottom in pixels of a picture, and the colour of the line."""
+
+
+def boxed(picture: Picture, boxes: Sequence[Box], least: int = 180) -> Picture:
+    """The picture, enlarged, with boxes on it."""
+    large = upscale(picture, least)
+    factor = large.shape[0] // picture.shape[0]
+    image = Image.fromarray(large)
+    pen = ImageDraw.Draw(image)
+    for (left, top, right, bottom), colour in boxes:
+        corners = (left * factor, top * factor, right * factor - 1, bottom * factor - 1)
+        pen.rectangle(corners, outline=colour, width=max(1, factor // 2))
+    return np.asarray(image)
+
+
 def grid(
     pictures: Sequence[Picture],
     captions: Sequence[str] | None = None,

@@ -1,7 +1,8 @@
 """Training on stored contexts: the frozen MLLM reads every prompt once, not at every step.
 
 A batch holds the MLLM's inputs (``READ``). ``stored_contexts`` replaces them by the ``context`` that the MLLM computes
-from them. It comes from a folder (``mllm/context_cache.py``); the first time it is computed on the mesh and stored.
+from them. It comes from memory or a folder (``mllm/context_cache.py``); the first time it is computed on the mesh and
+stored.
 """
 
 import dataclasses
@@ -36,20 +37,24 @@ Enrich = Callable[[Params, Batch, Mesh, Rules], Batch]
 
 
 def context_reader(experiment: Experiment) -> Enrich | None:
-    """Puts contexts from the folder ``mllm.context_cache`` into batches; None where the config names no folder.
+    """Puts contexts into batches, from the folder ``mllm.context_cache`` or from ``mllm.context_memory`` GiB of memory.
+
+    None where the config has neither.
 
     Raises UserError when the networks that compute contexts train, or have no weights.
     """
     section, model = experiment.mllm, network(experiment)
-    if not section.context_cache or experiment.objective != "paint":
+    if not (section.context_cache or section.context_memory) or experiment.objective != "paint":
         return None
+    name = "mllm.context_cache" if section.context_cache else "mllm.context_memory"
     sources = {part: source for part, source in weight_folders(experiment).items() if part in ("mllm", "text")}
     names = {part: source.sampled() for part, source in sources.items()}
-    check_frozen(lambda key: initial(experiment, key), experiment.train.rules, names)
+    check_frozen(lambda key: initial(experiment, key), experiment.train.rules, names, name)
     networks = {part: source.config for part, source in sources.items()}
     made_by = identity(networks, names, experiment.train.frozen_dtype)
     writes = experiment.canvas is not None or experiment.queries is not None
-    cache = ContextCache(section.context_cache, made_by, keys_values=writes)
+    memory = int(section.context_memory * 2**30)
+    cache = ContextCache(section.context_cache or None, made_by, keys_values=writes, memory=memory)
 
     def read(frozen: Params, inputs: MllmInputs) -> Context:
         return model.apply({"params": {name: frozen[name] for name in names}}, inputs, method="read")
@@ -142,11 +147,13 @@ def identity(configs: Mapping[str, Any], weights: Mapping[str, str], dtype: str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_frozen(init: Callable[..., Params], rules: Partition, weights: Mapping[str, str]) -> None:
-    """Raises UserError unless the networks that compute contexts have weights and do not train."""
+def check_frozen(
+    init: Callable[..., Params], rules: Partition, weights: Mapping[str, str], key: str = "mllm.context_cache"
+) -> None:
+    """Raises UserError, naming the config's ``key``, unless the networks that compute contexts have frozen weights."""
     if not weights:
-        raise UserError("config: mllm.context_cache needs mllm.weights: contexts of random weights are of no use later")
+        raise UserError(f"config: {key} needs mllm.weights: contexts of random weights are of no use later")
     trained = flat(partition(nn.meta.unbox(jax.eval_shape(init, jax.random.key(0))), rules)[0])
     reads = [path for path in trained if path.startswith(("mllm/", "text/")) and "_lora/" not in path]
     if reads:
-        raise UserError(f"config: mllm.context_cache keeps what never changes, but {reads[0]} trains")
+        raise UserError(f"config: {key} keeps what never changes, but {reads[0]} trains")

@@ -148,7 +148,7 @@ def make_job(experiment: Experiment, *, verify: bool = False, data: Sequence[Ope
     model = network(experiment)
     frozen = {}
     if experiment.objective == "understand":
-        prepare, loss = objectives.understanding(model, experiment.recall, experiment.recall_within)
+        prepare, loss = objectives.understanding(model, experiment.recall, experiment.recall_within, experiment.facts)
     else:
         prepare, loss = objectives.painting(
             model,

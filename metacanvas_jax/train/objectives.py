@@ -80,13 +80,16 @@ def painting(
     return prepare, loss
 
 
-def understanding(model: Mllm, recall: int = 0, within: int | None = None) -> tuple[Prepare, Loss]:
+def understanding(model: Mllm, recall: int = 0, within: int | None = None, facts: float = 0.0) -> tuple[Prepare, Loss]:
     """Next-token prediction on the tokens whose ``weights`` are positive; logs the accuracy on them.
 
     With ``recall``, the states of the first ``within`` positions must also predict the last ``recall`` tokens, their
     own included (``recall_loss``). States of a large model say what its words are and which words belong together;
     those of a small model say little more than the next word. A DiT that reads such states learns neither what to draw
     nor which of two drawings is the red one.
+
+    With ``facts``, this times ``fact_loss`` is added: the first channels of states that a DiT will read must tell what
+    is known there. A state then binds object, colour, count and place of a group.
     """
 
     def prepare(frozen: Params, batch: Batch, key: Key[Array, ""]) -> Batch:
@@ -104,6 +107,9 @@ def understanding(model: Mllm, recall: int = 0, within: int | None = None) -> tu
         total = jnp.maximum(jnp.sum(weights), 1.0)
         answers = -jnp.sum(picked * weights) / total
         metrics = {"accuracy": jnp.sum(right * weights) / total, "weight": jnp.sum(weights)}
+        if facts:
+            told = fact_loss(context.hidden, batch["facts"], batch["telling"])
+            answers, metrics = answers + facts * told, metrics | {"facts": told}
         if not recall:
             return answers, metrics
         logits = lambda hidden: model.apply(variables, hidden, method="logits")  # noqa: E731
@@ -113,6 +119,18 @@ def understanding(model: Mllm, recall: int = 0, within: int | None = None) -> tu
         return answers + recalled, metrics | {"recall": recalled}
 
     return prepare, loss
+
+
+def fact_loss(
+    hidden: Float[Array, "b l d"], facts: Float[Array, "b l f"], telling: Bool[Array, "b l"]
+) -> Float[Array, ""]:
+    """Mean squared error of the first f channels of the states that are ``telling``, summed over the channels.
+
+    Where a fact is random, the best state tells its mean: the chance of it.
+    """
+    squares = jnp.sum((hidden[..., : facts.shape[-1]].astype(jnp.float32) - facts) ** 2, axis=-1)
+    counts = telling.astype(jnp.float32)
+    return jnp.sum(squares * counts) / jnp.maximum(jnp.sum(counts), 1.0)
 
 
 def recall_loss(

@@ -12,19 +12,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from metacanvas_jax import tasks
+from metacanvas_jax import registry, tasks
 from metacanvas_jax.config import read, weights
 from metacanvas_jax.config.load import read_config
-from metacanvas_jax.config.networks import autoencoder, keep_float32, network
+from metacanvas_jax.config.networks import autoencoder, keep_float32, mllm_config, network
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.weights import weight_folders
+from metacanvas_jax.data.inputs import prompter
 from metacanvas_jax.data.shapes import latent_grid, smallest_inputs
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.seals import json_hash
 from metacanvas_jax.tasks import GivenLatents
 from metacanvas_jax.train.store import Store
 from metacanvas_jax.trees import flat, nested, partition, stays_float32, trains
-from metacanvas_jax.types import Params
+from metacanvas_jax.types import MllmInputs, Params
 from metacanvas_jax.weights import identity
 
 
@@ -90,10 +91,43 @@ def check_memory(abstract: Mapping[str, Any]) -> None:
 def start_weights(experiment: Experiment, abstract: Params) -> Params:
     """The parameters of ``abstract`` that are not random: what the run ``start`` trained, else what folders hold.
 
-    ``abstract`` may be any part of the experiment's parameters; nothing else is read, and nothing twice.
+    A canvas with a ``start`` that no other run trained begins as the embeddings of that text. ``abstract`` may be any
+    part of the experiment's parameters; nothing else is read, and nothing twice.
 
-    Raises UserError when something is not there, or that run has none of this one's parameters or one of another shape.
+    Raises UserError when something is not there, or that run has none of this one's parameters or one of another shape,
+    or the canvas another number of tokens than its text.
     """
+    loaded = _run_or_folders(experiment, abstract)
+    if experiment.canvas is not None and experiment.canvas.start and "canvas" in abstract and "canvas" not in loaded:
+        mllm = loaded["mllm"] if "mllm" in loaded else read_folders(experiment, {"mllm": abstract["mllm"]})["mllm"]
+        loaded = loaded | {"canvas": {"tokens": first_canvas(experiment, mllm, abstract["canvas"]["tokens"])}}
+    return loaded
+
+
+def first_canvas(experiment: Experiment, mllm: Params, canvas: Any) -> Array:
+    """Canvas tokens, of the shape and sharding of ``canvas``, that are the embeddings of ``canvas.start``.
+
+    Raises UserError for another number of tokens.
+    """
+    tokens = prompter(experiment).text(experiment.canvas.start)[None]
+    if tokens.size != math.prod(canvas.shape[:-1]):
+        raise UserError(
+            f"config: canvas.start has {tokens.size} tokens, expected {math.prod(canvas.shape[:-1])}: one for each "
+            "token of the canvas"
+        )
+    model = registry.module(mllm_config(experiment))
+    positions = jnp.zeros((3, *tokens.shape), jnp.int32)  # the first layer adds them, embeddings have none
+    inputs = MllmInputs(jnp.asarray(tokens), positions, jnp.ones(tokens.shape, bool), ())
+
+    def embedded(params: Params) -> Array:
+        states = model.apply({"params": params}, inputs, method="embed")
+        return states.reshape(canvas.shape).astype(jnp.float32)
+
+    return jax.jit(embedded, out_shardings=getattr(canvas, "sharding", None))(mllm)
+
+
+def _run_or_folders(experiment: Experiment, abstract: Params) -> Params:
+    """The parameters of ``abstract`` that another run trained or folders hold."""
     if not experiment.start:
         return read_folders(experiment, abstract)
     run, known = Path(experiment.start), flat(abstract)

@@ -1,19 +1,21 @@
 """Captions and questions about a picture or a prompt, with which a small MLLM is trained before it is frozen.
 
 Questions about a prompt alone (counts, colours, relations, what to draw) make the hidden states of its text carry the
-information that the DiT needs.
+information that the DiT needs. Cells of the patch grid are named by capital letters in reading order; a drawing lies at
+the cell of its top left corner.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from metacanvas_jax.worlds.facts import OPPOSITE, PLACE_AT
 from metacanvas_jax.worlds.requests import NUMBERS, PLACES, RELATIONS, Group, Request, plural, third
 from metacanvas_jax.worlds.scenes import Item, Scene, SceneWorld, is_held_pair, is_related, sample_scene
 
-_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _SIDE = {"left of": "on the left", "right of": "on the right", "above": "at the top", "below": "at the bottom"}
-_WHERE = {(0 if x is None else x, 0 if y is None else y): place for place, (x, y) in PLACES.items()}
+NOTHING = "nothing"  # what an empty cell shows
 
 
 class Exchange(NamedTuple):
@@ -33,20 +35,41 @@ def caption(scene: Scene) -> str:
     return scene.prompt
 
 
+def cell_name(number: int) -> str:
+    """The name of a cell by its number in reading order: A to Z, then AA, AB, ..."""
+    letters = chr(ord("A") + number % 26)
+    return letters if number < 26 else cell_name(number // 26 - 1) + letters
+
+
+def cell_names(world: SceneWorld) -> list[str]:
+    """The names of all cells of the patch grid in reading order."""
+    return [cell_name(number) for number in range((world.size // world.patch) ** 2)]
+
+
 def layout_caption(scene: Scene, world: SceneWorld) -> str:
-    """Every drawing with its row and column on the patch grid (from 1), in reading order."""
+    """Every drawing with its cell, in reading order."""
+    columns = world.size // world.patch
     items = sorted(scene.items, key=lambda item: (item.y, item.x))
-    return ", ".join(
-        f"{_noun(item)} row {1 + round(item.y / world.patch)} column {1 + round(item.x / world.patch)}"
-        for item in items
-    )
+    cells = [round(item.y / world.patch) * columns + round(item.x / world.patch) for item in items]
+    return ", ".join(f"{_noun(item)} {cell_name(cell)}" for item, cell in zip(items, cells, strict=True))
+
+
+def shown(world: SceneWorld, items: Sequence[Item]) -> list[str]:
+    """The drawing of which each cell shows a part, in reading order."""
+    columns, side = world.size // world.patch, world.cell // world.patch
+    cells = [NOTHING] * columns**2
+    for item in items:
+        row, column = round(item.y / world.patch), round(item.x / world.patch)
+        for part in range(side**2):
+            cells[(row + part // side) * columns + column + part % side] = _noun(item)
+    return cells
 
 
 def things_to_draw(request: Request) -> str:
     """The numbered list of things to draw, with colour and side where the prompt gives them."""
     sides = ["", ""]
     if request.relation:
-        sides = [_SIDE[request.relation], _SIDE[_OPPOSITE[request.relation]]]
+        sides = [_SIDE[request.relation], _SIDE[OPPOSITE[request.relation]]]
     things = []
     for group, side in zip(request.groups, sides, strict=False):
         one = f"{group.colour or 'any'} {group.object} {group.place or side}".strip()
@@ -66,15 +89,19 @@ def picture_exchanges(rng: np.random.Generator, world: SceneWorld, scene: Scene)
         Exchange("how many things are there ?", NUMBERS[len(items)]),
         Exchange(f"how many {plural(asked)} are there ?", NUMBERS[names.count(asked)]),
     ]
+    cells = shown(world, items)
+    filled = [number for number, cell in enumerate(cells) if cell != NOTHING]
+    number = filled[rng.integers(len(filled))] if rng.random() < 0.7 else int(rng.integers(len(cells)))
+    exchanges.append(Exchange(f"what is at {cell_name(number)} ?", cells[number]))
     colour = item.colour if rng.random() < 0.5 else world.colours[rng.integers(len(world.colours))]
     if not is_held_pair(world, asked, colour):
-        shown = any((each.object, each.colour) == (asked, colour) for each in items)
-        exchanges.append(Exchange(f"is there {Group(asked, colour=colour).phrase()} ?", "yes" if shown else "no"))
+        there = any((each.object, each.colour) == (asked, colour) for each in items)
+        exchanges.append(Exchange(f"is there {Group(asked, colour=colour).phrase()} ?", "yes" if there else "no"))
     if names.count(item.object) == 1:
         half = world.cell / 2
         spot = third(item.x + half, world.size), third(item.y + half, world.size)
         exchanges.append(Exchange(f"what colour is the {item.object} ?", item.colour))
-        exchanges.append(Exchange(f"where is the {item.object} ?", _WHERE[spot]))
+        exchanges.append(Exchange(f"where is the {item.object} ?", PLACE_AT[spot]))
     if len(items) == 2 and names[0] != names[1]:
         first, second = items if rng.random() < 0.5 else reversed(items)
         for relation in RELATIONS:
@@ -102,7 +129,7 @@ def text_exchanges(rng: np.random.Generator, world: SceneWorld, request: Request
         pairs.append((f"what is {group.place} ?", group.noun()))
     if request.relation:
         first, second = request.groups
-        back = _OPPOSITE[request.relation]
+        back = OPPOSITE[request.relation]
         pairs += [
             (f"what is {request.relation} the {_name(second)} ?", first.noun()),
             (f"what is {back} the {_name(first)} ?", second.noun()),
@@ -117,7 +144,7 @@ def sample_texts(world: SceneWorld, scenes_per_category: int = 200, seed: int = 
     rng = np.random.default_rng(seed)
     texts = [Group(name, count).phrase() for name in world.objects for count in (1, 2)]
     texts += [*world.colours, *PLACES, *NUMBERS, *RELATIONS, "yes", "no"]
-    texts += [f"1 2 3 4 5 6 7 8 9 0 row {1 + i} column {1 + i}" for i in range(world.size // world.patch)]
+    texts += ["1 2 3 4 5 6 7 8 9 0", NOTHING, " ".join(cell_names(world))]
     for category, weight in world.mixture:
         for _ in range(scenes_per_category if weight else 0):
             scene = sample_scene(rng, world, category)

@@ -28,13 +28,14 @@ JUDGED = (*GENEVAL_CATEGORIES, "place")
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 
-_OTHER_WORDS = {
+OTHER_WORDS = {
     "left of": "to the left of",
     "right of": "to the right of",
     "above": "over",
     "below": "under",
     "and": "with",
 }
+"""The second way of saying what joins two groups."""
 
 
 def plural(noun: str) -> str:
@@ -98,7 +99,7 @@ class Request:
         if len(self.groups) == 1 and self.groups[0].place and not plain:
             return f"{self.groups[0].place} {self.groups[0].phrase()}"
         join = self.relation or "and"
-        return f" {join if plain else _OTHER_WORDS[join]} ".join(placed)
+        return f" {join if plain else OTHER_WORDS[join]} ".join(placed)
 
     def metadata(self, prompt: str | None = None) -> dict[str, Any]:
         """The request in GenEval's metadata format (geneval, prompts/evaluation_metadata.jsonl).

@@ -295,9 +295,12 @@ def sample_scene(
     raise UserError(f"the world has no {split!r} scene of category {category!r}")
 
 
-def sample_words(rng: np.random.Generator, world: SceneWorld) -> tuple[Request, str]:
-    """A request of the world's mixture and its words, held-out combinations among them, but no text of "seen"."""
-    category = _category(rng, world)
+def sample_words(rng: np.random.Generator, world: SceneWorld, category: str | None = None) -> tuple[Request, str]:
+    """A request and its words, held-out combinations among them, but no text of "seen".
+
+    Without a category, one is drawn from the world's mixture.
+    """
+    category = category or _category(rng, world)
     for _ in range(_TRIES):
         request = sample_request(rng, world, category)
         if split_of(world, request) != "seen":
