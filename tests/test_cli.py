@@ -81,6 +81,14 @@ def test_sample_writes_the_same_png_for_the_same_seed(place, tmp_path, capsys):
     assert (pictures[0] != pictures[2]).any()
 
 
+def test_maps_show_each_prompt_beside_its_canvas(place, tmp_path, capsys):
+    out = tmp_path / "maps.png"
+    call = ["maps", "--run", str(place / "canvas"), "--prompt", "a cat", "--prompt", "a red car"]
+    assert main([*call, "--out", str(out)]) == 0
+    assert np.asarray(Image.open(out)).std() > 10
+    assert "expected at least 1" in fails(capsys, *call, "--steps", "0")
+
+
 def test_evaluate_draws_a_benchmark_and_prints_what_scores_it(place, tmp_path, capsys):
     out = tmp_path / "geneval"
     call = ["evaluate", "--run", str(place / "canvas"), "--benchmark", "geneval", "--limit", "1", "--batch", "2"]

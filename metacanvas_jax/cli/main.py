@@ -24,6 +24,7 @@ COMMANDS = {
     "edit": "change a picture or a video as a prompt says",
     "evaluate": "score a trained run",
     "report": "write one HTML page about a run: curves, previews, canvas maps, data, devices",
+    "maps": "draw a prompt and what the canvas adds to it, as colours",
     "plan": "tell whether a config fits a TPU slice and how fast it goes, without the TPU",
     "export": "write a trained run for PyTorch, PEFT and diffusers",
     "import": "make a run of an exported folder, or parameters of a published one",

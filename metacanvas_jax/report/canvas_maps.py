@@ -47,3 +47,22 @@ def _colours(rows: Float[np.ndarray, "n d"]) -> UInt8[np.ndarray, "n 3"]:
     low, high = np.percentile(values, _TAILS, axis=0)
     scaled = (values - low) / np.where(varies & (high > low), high - low, 1.0)
     return np.where(varies & (high > low), 255 * np.clip(scaled, 0, 1), 127.5).round().astype(np.uint8)
+
+
+def rows(
+    pixels: UInt8[np.ndarray, "n t h w 3"], features: Float[np.ndarray, "n k y x d"]
+) -> list[UInt8[np.ndarray, "h W 3"]]:
+    """One picture per result: for each map, from left to right, the frame it belongs to and the map in its size."""
+    made = []
+    for video, maps in zip(pixels, canvas_maps(features), strict=True):
+        chosen = np.linspace(0, len(video) - 1, len(maps)).round().astype(int)
+        parts = [part for place, colours in zip(chosen, maps, strict=True) for part in (video[place], colours)]
+        height, width = video.shape[1:3]
+        made.append(np.concatenate([_in_size(part, height, width) for part in parts], axis=1))
+    return made
+
+
+def _in_size(picture: UInt8[np.ndarray, "y x 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The nearest cell of each pixel."""
+    down = np.arange(height) * picture.shape[0] // height
+    return picture[down][:, np.arange(width) * picture.shape[1] // width]

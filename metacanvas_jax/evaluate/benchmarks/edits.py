@@ -57,7 +57,7 @@ def gedit_entries(setup: Experiment, data: str) -> list[Entry]:
                 f"gedit {stem}",
                 prompt,
                 lambda index=index, given=given: table.picture(index, given),
-                base.sides_of(table.bytes(index, given), where),
+                base.sides_of(table.encoded(index, given), where),
                 f"{stem}.png",
                 {f"{stem}_SRCIMG.png": lambda index=index: encode_png(table.picture(index, "input_image"))},
             )

@@ -53,13 +53,13 @@ class Table:
         path, group, row = self._places[index]
         return f"{path}, row {row} of group {group}"
 
-    def bytes(self, index: int, column: str) -> bytes:
+    def encoded(self, index: int, column: str) -> bytes:
         """The encoded picture of a row. Raises UserError where there is none."""
         return self._encoded(self._cell(index, column), index, column)
 
     def picture(self, index: int, column: str) -> UInt8[np.ndarray, "h w 3"]:
         """The picture of a row. Raises UserError for one that cannot be decoded."""
-        return base.picture(self.bytes(index, column), self.name(index))
+        return base.picture(self.encoded(index, column), self.name(index))
 
     def count(self, index: int, column: str) -> int:
         """How many pictures a row has."""
