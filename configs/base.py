@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
     config.train = section(schema.TrainSection(steps=20_000, batch=320, rules=((".*", "train"),)))
     config.time = section(TimeConfig())
     config.sampler = section(schema.SamplerSection())
-    config.eval = section(schema.EvalSection())
+    config.eval = section(schema.EvalSection(evaluators=("flow_loss",)))
     config.mesh = section(MeshConfig())
     config.hardware = ()
     return config

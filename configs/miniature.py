@@ -52,6 +52,7 @@ def get_config(variant: str = "canvas") -> ConfigDict:
     world = SceneWorld(size=60, patch=15, cell=30, sprite=28, objects=OBJECTS, colours=COLOURS, mixture=MIXTURE)
     config.world = base.section(world)
     config.data = base.section(schema.DataSection(path=f"{CACHE}/data", caption_dropout=0.1))
+    config.eval.evaluators = ("scenes",)
     language = LanguageConfig(
         vocab=527,
         width=128,
