@@ -12,14 +12,16 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.tasks import Bucket
 
 SEED = 1_000_003  # added to the seed of drawings
+MOST = 1 << 16
 
 
 class HeldOut:
-    """Samples of some sources by turns. The first ones are always the same."""
+    """Samples of some sources by turns, up to ``MOST``. The first ones are always the same."""
 
     def __init__(self, records: list[RandomAccess]):
         longest = max(len(source) for source in records)
-        self._places = [(source, i) for i, source in itertools.product(range(longest), records) if i < len(source)]
+        places = ((source, i) for i in range(longest) for source in records if i < len(source))
+        self._places = list(itertools.islice(places, MOST))
 
     def __len__(self) -> int:
         return len(self._places)
