@@ -208,7 +208,7 @@ class EvalSection:
     "scenes" draws ``per_category`` prompts of the seen split and ``per_category_held_out`` of the other, in training
     only ``during_training`` seen ones. "flow_loss" computes the loss of ``samples`` samples per task, which training
     does not read, at each noise level of ``levels``. They come from ``sources``, where a config names some, else from
-    what the sources of the training keep back (drawings: from another seed). "prompts" and the benchmarks draw what
+    what the sources of the training keep back (drawings: from another seed). The benchmarks draw what
     ``data`` names, of it the first ``limit`` prompts (None: all), ``per_device`` results at once on each device.
     """
 

@@ -73,14 +73,14 @@ def check(setup: Experiment) -> None:
     if own:
         raise UserError(
             f"the evaluator 'scenes' judges pictures of the OpenMoji world; this run was trained on {own[0].path}: "
-            "flow_loss, prompts or a benchmark fits it"
+            "flow_loss or a benchmark fits it"
         )
     bucket, size = setup.shapes[0], setup.world.size
     if bucket.frames > 1 or bucket.size != (size, size):
         rows, columns = bucket.size
         raise UserError(
             f"the evaluator 'scenes' judges pictures of {size} x {size} pixels of its world; this run draws "
-            f"{bucket.frames} x {rows} x {columns}: flow_loss, prompts or a benchmark fits it"
+            f"{bucket.frames} x {rows} x {columns}: flow_loss or a benchmark fits it"
         )
 
 
