@@ -86,7 +86,7 @@ def fill_contexts(
     is not computed again. Returns the number of samples. Raises UserError when the config names no such folder.
     """
     enrich = context_reader(setup)
-    if enrich is None:
+    if enrich is None or not setup.mllm.context_cache:
         raise UserError("config: mllm.context_cache is empty; name the folder that contexts are to be kept in")
     mesh = make_mesh(setup.mesh, jax.local_devices())
     batch += -batch % (mesh.shape["data"] * mesh.shape["fsdp"])

@@ -1,6 +1,7 @@
 """Trains a config in a folder, with previews and scores on the way."""
 
 import contextlib
+import dataclasses
 import logging
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from metacanvas_jax.config.load import write_config
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.sources import EMOJI
-from metacanvas_jax.data.inputs import opened
+from metacanvas_jax.data.inputs import batches, opened
 from metacanvas_jax.errors import Preempted, UserError, first_line
 from metacanvas_jax.evaluate import evaluators
 from metacanvas_jax.evaluate.contract import Asked
@@ -58,13 +59,14 @@ def train(
         setup = experiment(config)
         if setup.sources and all(source.kind in EMOJI or not source.path for source in setup.sources):
             prepare(setup)  # a miniature: tokenizer and autoencoder are all that is missing, and made in seconds
-        data = opened(setup)
-        job = make_job(setup, verify=verify, data=data)
+        job = make_job(setup, verify=verify)
     check_workdir(job, fit_config(setup), workdir)
     if compiled is not None:
         kept.keep(compiled)
     chief = jax.process_index() == 0
     with locked(workdir) if chief else contextlib.nullcontext(), kept_error(workdir, mine=True):
+        data = opened(setup)
+        job = dataclasses.replace(job, batches=lambda: batches(setup, data))
         if chief:
             write_config(config, workdir)
             block = summary(setup, data)

@@ -1,7 +1,7 @@
 """What one training is: a `Job` says what is trained, a `FitConfig` how long, how often and on which mesh."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
@@ -12,7 +12,7 @@ from metacanvas_jax.config.identity import identity
 from metacanvas_jax.config.networks import autoencoder, keep_float32, network
 from metacanvas_jax.config.schema import Experiment, OptimizerConfig
 from metacanvas_jax.config.weights import folders
-from metacanvas_jax.data.inputs import Opened, batches, text_rows
+from metacanvas_jax.data.inputs import batches, text_rows
 from metacanvas_jax.data.shapes import batch_shapes
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig
@@ -138,10 +138,8 @@ def fingerprint(job: Job, config: FitConfig) -> dict[str, Any]:
     }
 
 
-def make_job(experiment: Experiment, *, verify: bool = False, data: Sequence[Opened] | None = None) -> Job:
+def make_job(experiment: Experiment, *, verify: bool = False) -> Job:
     """The job of an experiment; with ``verify``, all bytes of its frozen weights are read and compared.
-
-    ``data`` are its sources where they are open already.
 
     Raises UserError when its data, tokenizer or frozen weights are not there, or these are damaged.
     """
@@ -164,7 +162,7 @@ def make_job(experiment: Experiment, *, verify: bool = False, data: Sequence[Ope
         prepare=prepare,
         loss=loss,
         rules=experiment.train.rules,
-        batches=lambda: batches(experiment, data),
+        batches=lambda: batches(experiment),
         optimizer=experiment.optimizer,
         config=identity(experiment),
         enrich=context_reader(experiment),
