@@ -51,12 +51,10 @@ def shrink(config: ConfigDict, miniature: str) -> ConfigDict:
                 "frozen_dtype": "float32",
                 "log_every": 1,
                 "preview_every": 20,
-                "evaluate_every": 20,
                 "checkpoint_every": 20,
             }
         )
         config.sampler.update({"steps": 8})
-        config.eval.evaluators = ("tasks", "flow_loss") if miniature == "miniature" else ("flow_loss",)
         config.mesh = base.section(MeshConfig())
         config.hardware = ()
     return config

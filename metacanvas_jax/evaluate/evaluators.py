@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from metacanvas_jax.config.schema import EvaluatorName, Experiment
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.evaluate import flow_loss, scenes, tasks
+from metacanvas_jax.evaluate import flow_loss, scenes
 from metacanvas_jax.evaluate.benchmarks import runner
 from metacanvas_jax.evaluate.contract import Asked, Evaluator, Result
 from metacanvas_jax.paint.painter import Painter
@@ -12,7 +12,6 @@ from metacanvas_jax.types import Params
 
 EVALUATORS: dict[str, Evaluator] = {
     "scenes": scenes.evaluate,
-    "tasks": tasks.evaluate,
     "flow_loss": flow_loss.evaluate,
     **{name: runner.evaluator(name) for name in runner.BENCHMARKS},
 }
