@@ -90,24 +90,38 @@ def _uses(jaxpr: Any) -> tuple[list[Uses], list[frozenset[int]]]:
             for var, origins in zip(equation.outvars, inner_same, strict=True):
                 same[var] = frozenset().union(*(operands[origin] for origin in origins))
         else:
-            for sources, kinds in zip(operands, _inside(name, params, len(operands)), strict=True):
+            for sources, kinds in zip(operands, _inside(equation), strict=True):
                 note(sources, kinds)
     return [frozenset(found) for found in uses], [same_as(var) for var in jaxpr.outvars]
 
 
-def _inside(name: str, params: Mapping[str, Any], count: int) -> list[Uses]:
+def _inside(equation: Any) -> list[Uses]:
     """The uses of the operands of a loop, a branch or any other primitive, whose results are values of their own."""
+    name, params = equation.primitive.name, equation.params
     if name == "scan":
-        fixed = params["num_consts"]
-        carried = range(fixed, fixed + params["num_carry"])
-        found = _closed(_open(params["jaxpr"]))
-        return [frozenset([None]) if i in carried else kinds for i, kinds in enumerate(found)]
+        body = _open(params["jaxpr"])
+        carried = _carried(equation, body)
+        return [frozenset([None]) if i in carried else kinds for i, kinds in enumerate(_closed(body))]
     if name == "cond":
         branches = [_closed(_open(branch)) for branch in params["branches"]]
         return [frozenset([None]), *(frozenset().union(*kinds) for kinds in zip(*branches, strict=True))]
     if name == "shard_map":
         return _closed(_open(params["jaxpr"]))
-    return [frozenset([None])] * count
+    return [frozenset([None])] * len(equation.invars)
+
+
+def _carried(equation: Any, body: Any) -> range:
+    """The operands of a scan that its steps pass on: between its constants and what it slices.
+
+    Shapes tell them apart, as the scan's parameters name them differently from release to release: the body sees a slice
+    with one axis less, a constant or a carried value as it is; and a scan returns what it carries before it stacks.
+    """
+
+    def unsliced(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+        return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outer, inner, strict=True))
+
+    end = unsliced(equation.invars, body.invars)
+    return range(end - unsliced(equation.outvars, body.outvars), end)
 
 
 def _closed(jaxpr: Any) -> list[Uses]:
