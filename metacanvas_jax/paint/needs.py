@@ -113,8 +113,8 @@ def _inside(equation: Any) -> list[Uses]:
 def _carried(equation: Any, body: Any) -> range:
     """The operands of a scan that its steps pass on: between its constants and what it slices.
 
-    Shapes tell them apart, as the scan's parameters name them differently from release to release: the body sees a slice
-    with one axis less, a constant or a carried value as it is; and a scan returns what it carries before it stacks.
+    Shapes tell them apart, because the parameters of a scan have other names in other releases of JAX. What is sliced
+    has one axis less in the body; constants and carried values are the same. A scan returns what it carries first.
     """
 
     def unsliced(outer: Sequence[Any], inner: Sequence[Any]) -> int:
