@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
-from metacanvas_jax.nn.lora import Lora, LoraConfig
+from metacanvas_jax.nn.layers import Dense
+from metacanvas_jax.nn.lora import Lora, LoraConfig, adapter, plus
 
 
 def make(config, features=6, width=200):
@@ -60,3 +61,30 @@ def test_lora_refuses_targets_that_the_decoder_does_not_have():
     lora = LoraConfig(rank=2, alpha=2.0, targets=("q", "query"))
     with pytest.raises(ValueError, match=r"unknown LoRA targets \['query'\]"):
         LanguageConfig(vocab=8, width=16, layers=1, heads=1, kv_heads=1, mlp=8, rope_sections=(2, 3, 3), lora=lora)
+
+
+class Beside(nn.Module):
+    """Two layers of which the config may adapt one."""
+
+    lora: LoraConfig | None
+
+    def setup(self):
+        self.up, self.out = Dense(6, ("embed", "mlp"), "float32"), Dense(4, ("mlp", "embed"), "float32")
+        self.up_lora, self.out_lora = adapter("up", self.up, self.lora), adapter("out", self.out, self.lora)
+
+    def __call__(self, x):
+        return plus(self.out, self.out_lora, plus(self.up, self.up_lora, x))
+
+
+def test_adapters_made_in_setup_stand_beside_the_layers_that_are_targeted():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5)), jnp.float32)
+    config = LoraConfig(rank=2, alpha=4.0, targets=("out",))
+    params = nn.unbox(Beside(config).init(jax.random.key(0), x))["params"]
+    assert params.keys() == {"up", "out", "out_lora"} and params["out_lora"]["a"].shape == (6, 2)
+    plain = {name: params[name] for name in ("up", "out")}
+    expected = Beside(None).apply({"params": plain}, x)
+    np.testing.assert_array_equal(Beside(config).apply({"params": params}, x), expected)
+    a, b = params["out_lora"]["a"], jnp.ones((2, 4), jnp.float32)
+    trained = Beside(config).apply({"params": params | {"out_lora": {"a": a, "b": b}}}, x)
+    hidden = x @ params["up"]["kernel"]
+    np.testing.assert_allclose(trained - expected, 2.0 * hidden @ a @ b, rtol=1e-5, atol=1e-5)

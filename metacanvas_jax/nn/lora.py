@@ -66,3 +66,15 @@ def adapted(layer: Dense, x: Float[Array, "*n i"], config: LoraConfig | None) ->
     if config is None or layer.name not in config.targets:
         return y
     return y + Lora(config, layer.features, layer.axes, layer.dtype, name=f"{layer.name}_lora")(x)
+
+
+def adapter(name: str, layer: Dense, config: LoraConfig | None) -> Lora | None:
+    """The adapter of a layer if the config targets its ``name``, for use in ``setup`` as the field ``<name>_lora``."""
+    if config is None or name not in config.targets:
+        return None
+    return Lora(config, layer.features, layer.axes, layer.dtype)
+
+
+def plus(layer: Dense, adapter: Lora | None, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
+    """``layer(x)``, plus the adapter's output where there is one."""
+    return layer(x) if adapter is None else layer(x) + adapter(x)

@@ -21,18 +21,16 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from metacanvas_jax.dit.base import DiT
+from metacanvas_jax.dit.double_stream import EPS, Heads, Stream, attend_jointly, pack, unpack
 from metacanvas_jax.kernels.attention import MaskSpec, attention
-from metacanvas_jax.kernels.prologue import LN2, prepare
-from metacanvas_jax.nn.layers import Dense, Dtype, Gain, along_last, contract, layer_norm, zeros_init
+from metacanvas_jax.kernels.prologue import LN2
+from metacanvas_jax.nn.layers import Dense, Dtype, along_last, contract, layer_norm, zeros_init
 from metacanvas_jax.nn.modulation import TimeEmbed, gated, modulate
 from metacanvas_jax.nn.precision import exact
 from metacanvas_jax.nn.rope import grid_rotation
 from metacanvas_jax.nn.stack import Remat, entering, stack
 from metacanvas_jax.parallel.activations import constrain, constrain_grid
-from metacanvas_jax.parallel.context import whole_sequence
 from metacanvas_jax.types import Given, Grid, States, Tokens
-
-EPS = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,16 +82,6 @@ def flux_dev(**changes: object) -> FluxConfig:
     return dataclasses.replace(FluxConfig(), **changes)
 
 
-def pack(latents: Float[Array, "b 1 h w c"]) -> Float[Array, "b h2 w2 c4"]:
-    """Folds 2x2 latents into channels, index ``c * 4 + row * 2 + column``."""
-    return rearrange(latents, "b 1 (h p) (w q) c -> b h w (c p q)", p=2, q=2)
-
-
-def unpack(tokens: Float[Array, "b h2 w2 c4"]) -> Float[Array, "b 1 h w c"]:
-    """Undoes ``pack``."""
-    return rearrange(tokens, "b h w (c p q) -> b 1 (h p) (w q) c", p=2, q=2)
-
-
 def joint_rotation(
     config: FluxConfig, context: int, images: tuple[tuple[int, int], ...]
 ) -> tuple[Float[Array, "1 n f"], Float[Array, "1 n f"]]:
@@ -127,63 +115,6 @@ class VectorEmbed(nn.Module):
         return Dense(self.width, ("mlp", "embed"), self.dtype, name="fc2")(x)
 
 
-class Heads(nn.Module):
-    """Queries, keys and values of one stream, with a norm per head on queries and keys."""
-
-    config: FluxConfig
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n d"], cos: Float[Array, "1 n f"], sin: Float[Array, "1 n f"]
-    ) -> tuple[Float[Array, "b n h e"], Float[Array, "b n h e"], Float[Array, "b n h e"]]:
-        """Projects, norms, rotates and splits heads; the scale of the logits is in q (attend with ``LN2``)."""
-        config = self.config
-
-        def project(name: str) -> Float[Array, "b n d"]:
-            y = Dense(config.width, ("embed", "heads"), config.dtype, name=name)(x)
-            return constrain(y, ("batch", "seq", "heads"))
-
-        gains = (Gain(config.head_width, None, name=name)() for name in ("q_norm", "k_norm"))
-        q, k = prepare(project("q"), project("k"), *gains, cos, sin, EPS)
-        v = constrain(rearrange(project("v"), "b n (h e) -> b n h e", h=q.shape[2]), ("batch", "seq", "heads", None))
-        return whole_sequence(q), whole_sequence(k), whole_sequence(v)
-
-
-class Stream(nn.Module):
-    """The layers of a double block that image and text tokens have separately."""
-
-    config: FluxConfig
-
-    def setup(self) -> None:
-        """Names the layers."""
-        config = self.config
-        width, dtype = config.width, config.dtype
-        self.modulation = Dense(6 * width, ("embed", None), dtype)
-        self.attention = Heads(config)
-        self.out = Dense(width, ("heads", "embed"), dtype)
-        self.up = Dense(config.mlp_ratio * width, ("embed", "mlp"), dtype)
-        self.down = Dense(width, ("mlp", "embed"), dtype)
-
-    def modulations(self, vector: Float[Array, "b d"]) -> list[Float[Array, "b d"]]:
-        """Shift, scale, gate of the attention, then of the MLP."""
-        return jnp.split(self.modulation(jax.nn.silu(vector)), 6, axis=-1)
-
-    def before(
-        self, x: Float[Array, "b n d"], parts: list[Float[Array, "b d"]], *rotation: Float[Array, "1 n f"]
-    ) -> tuple[Float[Array, "b n h e"], Float[Array, "b n h e"], Float[Array, "b n h e"]]:
-        """Queries, keys and values for the joint attention."""
-        return self.attention(modulate(layer_norm(x, eps=EPS), parts[0], parts[1]), *rotation)
-
-    def after(
-        self, x: Float[Array, "b n d"], attended: Float[Array, "b n d"], parts: list[Float[Array, "b d"]]
-    ) -> Float[Array, "b n d"]:
-        """Output projection and MLP, each with a gated residual."""
-        x = constrain(gated(x, self.out(attended), parts[2]), ("batch", "seq", "embed"))
-        hidden = jax.nn.gelu(self.up(modulate(layer_norm(x, eps=EPS), parts[3], parts[4])))
-        hidden = constrain(hidden, ("batch", "seq", "mlp"))
-        return constrain(gated(x, self.down(hidden), parts[5]), ("batch", "seq", "embed"))
-
-
 class DoubleBlock(nn.Module):
     """Image and text streams with separate weights and one joint attention, text first."""
 
@@ -201,16 +132,15 @@ class DoubleBlock(nn.Module):
         """Maps (text, image) to (text, image)."""
         text, image = entering(streams)
         text_stream, image_stream = Stream(self.config, name="text"), Stream(self.config, name="image")
-        text_parts, image_parts = text_stream.modulations(vector), image_stream.modulations(vector)
         length = text.shape[1]
-        before = text_stream.before(text, text_parts, cos[:, :length], sin[:, :length])
-        behind = image_stream.before(image, image_parts, cos[:, length:], sin[:, length:])
-        q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(before, behind, strict=True))
-        attended = attention(q, k, v, mask=MaskSpec(keys=mask), scale=LN2, exchange=True)
-        attended = rearrange(attended, "b n h e -> b n (h e)")
-        text = text_stream.after(text, attended[:, :length], text_parts)
-        image = image_stream.after(image, attended[:, length:], image_parts)
-        return (text, image), None
+        both = attend_jointly(
+            (text_stream, image_stream),
+            (text, image),
+            (text_stream.modulations(vector), image_stream.modulations(vector)),
+            ((cos[:, :length], sin[:, :length]), (cos[:, length:], sin[:, length:])),
+            mask,
+        )
+        return both, None
 
 
 class MlpUp(nn.Module):
