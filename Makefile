@@ -28,7 +28,7 @@ $(VENV)/demo: pyproject.toml
 $(VENV)/test: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet '$(TORCH)'
-	$(BIN)/pip install --quiet --editable '.[miniature,media,torch,tpu,dev]'
+	$(BIN)/pip install --quiet --editable '.[miniature,media,torch,tpu,wandb,dev]'
 	touch $@
 
 demo: $(VENV)/demo

@@ -18,6 +18,7 @@ from metacanvas_jax.train.job import FitConfig
 from metacanvas_jax.train.loop import fit
 from metacanvas_jax.train.metrics import Writer, read_metrics, read_scores
 from metacanvas_jax.train.store import Store
+from metacanvas_jax.train.tensorboard import TensorBoard
 
 pytestmark = pytest.mark.faults
 
@@ -51,7 +52,10 @@ def test_config_and_records_of_a_run_in_a_bucket(run):
     again.write(3, {"loss": 7.0})
     again.close()
     assert read_metrics(run) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 7.0}]
-    assert len(list((run / "tensorboard").iterdir())) == 2
+    board = TensorBoard(run)
+    board.write(1, {"loss": 1.0}, {})
+    board.close()
+    assert [len(path.read_bytes()) > 100 for path in (run / "tensorboard").iterdir()] == [True]
     writer.close()
 
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from miniature_support import config
+from test_boards import values
 
 from metacanvas_jax.cli.main import main
 from metacanvas_jax.config.read import experiment
@@ -32,6 +33,18 @@ def test_a_run_ends_with_its_page(run):
     for text in ("miniature_canvas", "Training loss", "step 2", "step 4", "canvas_connector", "text_to_image 1x60x60"):
         assert text in page, text
     assert "without canvas" not in page, "nothing is drawn unless it is asked for"
+
+
+def test_a_run_is_shown_in_tensorboard_with_its_previews_and_texts(run):
+    """And with no curve of what never changes."""
+    shown = values(run)
+    assert [step for step, value in shown if value.tag == "previews/text_to_image"] == [2, 4]
+    texts = {value.tag: value.tensor.string_val[0].decode() for _, value in shown if value.HasField("tensor")}
+    assert '"name": "miniature_canvas"' in texts["config/text_summary"]
+    assert "4 steps of 8 samples" in texts["run/text_summary"]
+    tags = {value.tag for _, value in shown}
+    assert {"loss/loss", "speed/samples_per_second", "optimizer/learning_rate"} <= tags
+    assert not [tag for tag in tags if "finite" in tag]
 
 
 def test_what_a_run_is_is_written_down(run):

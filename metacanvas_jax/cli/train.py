@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile", metavar="START:STOP", help="trace these steps into WORKDIR/profile, for TensorBoard's profiler"
     )
+    parser.add_argument("--wandb", metavar="PROJECT", help="show the run in this project of Weights & Biases as well")
     options.add_verify(parser)
     options.add_processes(parser)
 
@@ -29,9 +30,12 @@ def run(arguments: argparse.Namespace) -> None:
     from metacanvas_jax.parallel.distributed import together
     from metacanvas_jax.train.profiling import parse_steps
 
+    if arguments.wandb is not None:
+        options.require("wandb", "wandb")
     profile = None if arguments.profile is None else parse_steps(arguments.profile)
     config = load_config(arguments.config, arguments.overrides)
     workdir = files.folder(arguments.workdir or Path("runs") / config.name)
     with together(arguments.processes, arguments.coordinator, arguments.process, arguments.timeout):
-        train(config, workdir, profile=profile, verify=arguments.verify, compiled=workdir / "compiled")
+        how = {"profile": profile, "verify": arguments.verify, "wandb": arguments.wandb}
+        train(config, workdir, compiled=workdir / "compiled", **how)
     print(workdir)

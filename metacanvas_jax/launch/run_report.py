@@ -17,6 +17,7 @@ from metacanvas_jax.report import page, sections
 from metacanvas_jax.report.canvas_maps import canvas_maps, laid_over
 from metacanvas_jax.report.charts import SERIES, Chart
 from metacanvas_jax.report.sections import Section, Sheet, Table
+from metacanvas_jax.train.boards import group
 from metacanvas_jax.train.metrics import is_number, read_metrics
 
 SHEETS = 4  # previews of a task that are shown, from the first to the last
@@ -27,14 +28,6 @@ TITLES = {  # group of a metric's name to the title of its charts; the order is 
     "speed": "Speed",
     "memory": "Memory",
     "optimizer": "Optimizer",
-}
-GROUPS = {
-    "accuracy": "score",
-    "samples_per_second": "speed",
-    "mfu": "speed",
-    "learning_rate": "optimizer",
-    "grad_norm": "optimizer",
-    "param_norm": "optimizer",
 }
 
 
@@ -91,12 +84,6 @@ def facts(rows: Sequence[Mapping[str, Any]], known: summary.Summary | None) -> l
         frozen = f"parameters, beside {summary.count(known.frozen)} frozen"
         found.append(page.Fact("Trained", summary.count(known.trained), frozen))
     return found
-
-
-def group(name: str) -> str:
-    """The group of a metric: what stands before its slash, or where it belongs."""
-    head, slash, _ = name.partition("/")
-    return head if slash else GROUPS.get(name, "loss" if name.endswith("loss") else name)
 
 
 def charts_of(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:

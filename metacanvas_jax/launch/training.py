@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -21,16 +23,20 @@ from metacanvas_jax.evaluate import evaluators
 from metacanvas_jax.evaluate.contract import Asked
 from metacanvas_jax.launch import run_report, sweeps
 from metacanvas_jax.launch.prepare import prepare
-from metacanvas_jax.launch.summary import summary
+from metacanvas_jax.launch.summary import Summary, summary
 from metacanvas_jax.locks import locked
 from metacanvas_jax.paint import previews
 from metacanvas_jax.paint.painter import NonFinitePixels, Painter
 from metacanvas_jax.parallel import distributed, kept
+from metacanvas_jax.report.pictures import Picture
+from metacanvas_jax.train.boards import Boards
 from metacanvas_jax.train.checkpoints import check_workdir
 from metacanvas_jax.train.job import fit_config, make_job
 from metacanvas_jax.train.loop import fit
 from metacanvas_jax.train.profiling import Steps
 from metacanvas_jax.train.state import TrainState
+from metacanvas_jax.train.tensorboard import TensorBoard
+from metacanvas_jax.train.weights_and_biases import WeightsAndBiases
 from metacanvas_jax.trees import merge
 from metacanvas_jax.types import Params
 from metacanvas_jax.weights import saved
@@ -46,14 +52,17 @@ def train(
     profile: Steps | None = None,
     verify: bool = False,
     compiled: Path | None = None,
+    wandb: str | None = None,
 ) -> Experiment:
     """Trains a config in a folder and continues what is there. A taught MLLM is then saved in ``workdir/weights``.
 
     The resolved config lies in ``workdir/config.json``, previews in ``workdir/previews``, a trace of the steps
     ``profile`` in ``workdir/profile``, a page about all of it in ``workdir/report.html``, and the error that the run
     ended with in ``workdir/error.txt``. With ``verify``, all bytes of the frozen weights are compared. ``compiled`` is
-    the folder where this process keeps what it compiles from now on (`parallel/kept.py`). Raises UserError when another
-    process trains in the folder.
+    the folder where this process keeps what it compiles from now on (`parallel/kept.py`). The run is shown in
+    TensorBoard and, with ``wandb``, in that project of Weights & Biases.
+
+    Raises UserError when another process trains in the folder.
     """
     with kept_error(workdir, mine=False):
         setup = experiment(config)
@@ -67,14 +76,16 @@ def train(
     with locked(workdir) if chief else contextlib.nullcontext(), kept_error(workdir, mine=True):
         data = opened(setup)
         job = dataclasses.replace(job, batches=lambda: batches(setup, data))
+        block = summary(setup, data)
         if chief:
             write_config(config, workdir)
-            block = summary(setup, data)
             block.save(workdir)
             if progress:
                 print(block.text(), file=sys.stderr)
         hooks = hooks_of(setup, workdir) if setup.objective == "paint" else {}
-        state, frozen = fit(job, fit_config(setup), workdir, **hooks, progress=progress, profile=profile)
+        boards = boards_of(config, block, wandb)
+        how = {"progress": progress, "profile": profile, "boards": boards}
+        state, frozen = fit(job, fit_config(setup), workdir, **hooks, **how)
         if setup.objective == "understand":
             params = distributed.whole(params_of(state, frozen))
             if chief:
@@ -105,13 +116,24 @@ def kept_error(workdir: Path, *, mine: bool) -> Iterator[None]:
         raise
 
 
+def boards_of(config: ConfigDict, block: Summary, wandb: str | None) -> Boards:
+    """TensorBoard with the texts of the run and, with the name of a project, Weights & Biases with its values."""
+    values = config.to_json_best_effort(indent=1)
+    boards: Boards = {"TensorBoard": partial(TensorBoard, texts={"config": values, "run": block.text()})}
+    if wandb is None:
+        return boards
+    about = {"project": wandb, "name": block.name, "config": json.loads(values)}
+    return {**boards, "Weights & Biases": partial(WeightsAndBiases, **about)}
+
+
 def hooks_of(setup: Experiment, workdir: Path) -> dict:
     """What a training that paints does beside its steps, as arguments of ``fit``."""
     painter, names = Painter(setup), evaluators.names_of(setup)
 
-    def preview(state: TrainState, frozen: Params, step: int) -> None:
+    def preview(state: TrainState, frozen: Params, step: int) -> dict[str, Picture]:
         with warned("the preview", step):
-            previews.write(painter, params_of(state, frozen), workdir / "previews", step)
+            return previews.write(painter, params_of(state, frozen), workdir / "previews", step)
+        return {}
 
     def evaluate(state: TrainState, frozen: Params, step: int) -> dict[str, float]:
         with warned("the evaluation", step):

@@ -21,15 +21,20 @@ SAMPLES, FRAMES = 4, 3  # of a task, and of a video (first, middle, last)
 PROMPTS = 16  # of a run on its world's pictures
 
 
-def write(painter: Painter, params: Params, folder: files.Path, step: int) -> None:
-    """One PNG of every bucket, or of prompts where a run paints the pictures of its world."""
-    of_world = not painter.setup.sources
+def write(painter: Painter, params: Params, folder: files.Path, step: int) -> dict[str, pictures.Picture]:
+    """One PNG of every bucket, or of prompts where a run paints the pictures of its world; returns them by name."""
+    sheets = {}
     for samples, bucket in shown(painter):
         prompts, drawn = [sample.prompt for sample in samples], painter.paint(params, samples, bucket).pixels
-        if of_world:
-            _save(list(drawn[:, 0]), prompts, 4, folder / f"{step:08d}.png")
+        if painter.setup.sources:
+            strips, headings = side_by_side(samples, drawn, bucket)
+            name, sheet = f"_{bucket.task}", pictures.grid(strips, prompts, columns=1, headings=headings)
         else:
-            _save(strips(samples, drawn, bucket), prompts, 1, folder / f"{step:08d}_{bucket.task}.png")
+            name, sheet = "", pictures.grid(list(drawn[:, 0]), prompts, columns=4)
+        if jax.process_index() == 0:
+            files.write(folder / f"{step:08d}{name}.png", pictures.png(sheet))
+        sheets[f"previews/{bucket.task}"] = sheet
+    return sheets
 
 
 def shown(painter: Painter) -> list[tuple[list[Sample], Bucket]]:
@@ -61,25 +66,22 @@ def samples_of(inputs: Inputs, bucket: Bucket) -> list[Sample]:
     ]
 
 
-def strips(
+def side_by_side(
     samples: Sequence[Sample], painted: UInt8[np.ndarray, "n t h w 3"], bucket: Bucket
-) -> list[UInt8[np.ndarray, "H W 3"]]:
-    """One picture per sample, from left to right: what the DiT was given, the target, what was painted."""
-    made = []
+) -> tuple[list[UInt8[np.ndarray, "H W 3"]], list[tuple[str, int]]]:
+    """One picture per sample: what the DiT was given, the target, what was drawn; and their names and widths."""
+    made, headings = [], []
     for sample, pixels in zip(samples, painted, strict=True):
         parts = {"source": sample.source, "first frame": sample.target[:1], "references": sample.references}
-        given = parts.get(TASKS[bucket.task].vae)
-        rows = [np.stack(list(given))] if given is not None else []
-        made.append(np.concatenate([_strip(video) for video in (*rows, sample.target, pixels)], axis=1))
-    return made
+        given = TASKS[bucket.task].vae
+        rows = {} if parts.get(given) is None else {given: np.stack(list(parts[given]))}
+        strips = {name: _strip(video) for name, video in (rows | {"target": sample.target, "drawn": pixels}).items()}
+        made.append(np.concatenate(list(strips.values()), axis=1))
+        headings = [(name, strip.shape[1]) for name, strip in strips.items()]
+    return made, headings
 
 
 def _strip(video: UInt8[np.ndarray, "t h w 3"]) -> UInt8[np.ndarray, "h W 3"]:
     """A few frames side by side."""
     chosen = np.unique(np.linspace(0, len(video) - 1, FRAMES).round().astype(int))
     return np.concatenate(list(video[chosen]), axis=1)
-
-
-def _save(images: list[np.ndarray], captions: list[str], columns: int, path: files.Path) -> None:
-    if jax.process_index() == 0:
-        files.write(path, pictures.png(pictures.grid(images, captions, columns=columns)))

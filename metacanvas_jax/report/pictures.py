@@ -65,12 +65,14 @@ def grid(
     columns: int = 8,
     *,
     right: Sequence[bool | None] | None = None,
+    headings: Sequence[tuple[str, int]] = (),
     least: int = 128,
 ) -> Picture:
     """A white sheet of pictures of equal size, row by row, small ones enlarged to ``least``, captions below.
 
-    ``right`` frames each picture in green or red (None: no verdict, no frame). Raises ValueError when there are no
-    pictures, when sizes differ, or when captions or verdicts are not one per picture.
+    ``right`` frames each picture in green or red (None: no verdict, no frame). ``headings`` name the parts of a picture
+    from left to right, each with its width in pixels, and stand above the first row. Raises ValueError when there are
+    no pictures, when sizes differ, or when captions or verdicts are not one per picture.
     """
     if not pictures or columns < 1:
         raise ValueError(f"a sheet needs at least one picture and one column; got {len(pictures)} and {columns}")
@@ -87,15 +89,22 @@ def grid(
     font = ImageFont.load_default(_FONT_SIZE)
     texts = [_wrapped(caption, font, width) for caption in captions] if captions is not None else [""] * len(tiles)
     line = _FONT_SIZE + 4
+    above = line if headings else 0
     below = line * max(text.count("\n") + 1 for text in texts) if captions is not None else 0
 
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, rows * (height + below + _GAP) + _GAP), _PAPER)
+    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, rows * (height + below + _GAP) + _GAP + above), _PAPER)
     pen = ImageDraw.Draw(sheet)
+    scale = (width - 6) / pictures[0].shape[1]
+    for column in range(columns if headings else 0):
+        x = column * (width + _GAP) + _GAP + 3.0
+        for name, breadth in headings:
+            pen.text((x, _GAP), name, fill=_INK, font=font)
+            x += scale * breadth
     for i, (tile, text) in enumerate(zip(tiles, texts, strict=True)):
         x = _GAP + (i % columns) * (width + _GAP)
-        y = _GAP + (i // columns) * (height + below + _GAP)
+        y = above + _GAP + (i // columns) * (height + below + _GAP)
         sheet.paste(Image.fromarray(tile), (x, y))
         pen.multiline_text((x + 3, y + height + 1), text, fill=_INK, font=font, spacing=2)
     return np.asarray(sheet)

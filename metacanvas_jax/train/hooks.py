@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from metacanvas_jax.parallel.watch import Watch
+from metacanvas_jax.report.pictures import Picture
 from metacanvas_jax.train.job import Due, FitConfig
 from metacanvas_jax.train.log import Log
 from metacanvas_jax.train.metrics import read_metrics
@@ -11,8 +12,9 @@ from metacanvas_jax.train.preemption import Interrupted, Preemption
 from metacanvas_jax.train.state import TrainState
 from metacanvas_jax.types import Params
 
-Hook = Callable[[TrainState, Params, int], Mapping[str, float] | None]
-"""``hook(state, frozen, step)``; what it returns is logged. It must not keep the state, which the next step donates."""
+Hook = Callable[[TrainState, Params, int], Mapping[str, float | Picture] | None]
+"""``hook(state, frozen, step)``; the numbers and pictures it returns are logged. It must not keep the state, which the
+next step donates."""
 
 
 class Hooks:

@@ -1,15 +1,19 @@
-"""What a training reports while it runs: metrics.jsonl, TensorBoard, a progress bar and lines on stderr."""
+"""What a training reports while it runs: metrics.jsonl, boards, a progress bar and lines on stderr."""
 
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.train.metrics import Meter, Writer, model_flops_utilisation
+from metacanvas_jax.report.pictures import Picture
+from metacanvas_jax.train.boards import Boards, Guarded
+from metacanvas_jax.train.metrics import Meter, Writer, memory_gib, model_flops_utilisation
 
 SHOWN = ("loss", "samples_per_second", "mfu")
 
@@ -18,6 +22,8 @@ class Log:
     """The reports of a run of ``steps`` steps that begins after step ``done``; process 0 alone writes them.
 
     The FLOPs of the steps and the ``peak`` FLOP/s of a device give the MFU; it is left out where the peak is not known.
+    A failure of one of the ``boards`` is one warning; a failure of ``metrics.jsonl``, from which a run continues, is an
+    error.
     As a context manager it closes its files; after an error of the training, an error of the closing is ignored.
     """
 
@@ -30,6 +36,7 @@ class Log:
         *,
         progress: bool = True,
         peak: float | None = None,
+        boards: Boards,
     ):
         self._chief = jax.process_index() == 0
         self._meter, self._devices, self._peak, self._compiled = Meter(), devices, peak, 0.0
@@ -37,12 +44,16 @@ class Log:
         hidden = not (progress and self._chief)
         self._bar = tqdm(total=steps, initial=done, unit="step", file=sys.stderr, disable=hidden)
         self._bar.set_description("compiling")
+        made = boards.items() if self._chief else ()
+        self._boards = [Guarded(name, partial(make, workdir, done), self.note) for name, make in made]
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.close()
+        for board in self._boards:
+            board.close()
         with contextlib.suppress(*([] if kind is None else [UserError])):
             if self._writer is not None:
                 self._writer.close()
@@ -76,15 +87,23 @@ class Log:
             row |= {"steps_per_second": rates.steps, "samples_per_second": rates.samples, "data_wait": rates.data_wait}
             if self._peak is not None:
                 row["mfu"] = model_flops_utilisation(rates.flops, 1.0, self._peak, self._devices)
+        if (memory := memory_gib(jax.local_devices()[0])) is not None:
+            row["memory_gib"] = memory
         if self._compiled:
             row["compile_seconds"], self._compiled = self._compiled, 0.0
         self.write(step, row | {"learning_rate": learning_rate})
         self._bar.set_postfix({name: f"{row[name]:.4g}" for name in SHOWN if name in row}, refresh=False)
 
-    def write(self, step: int, scalars: Mapping[str, float] | None) -> None:
-        """One record."""
-        if self._writer is not None and scalars:
-            self._writer.write(step, dict(scalars))
+    def write(self, step: int, found: Mapping[str, float | Picture] | None) -> None:
+        """One record. Numbers go to ``metrics.jsonl`` and the boards, pictures (uint8 arrays) to the boards."""
+        if self._writer is None or not found:
+            return
+        pictures = {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
+        scalars = {name: value for name, value in found.items() if name not in pictures}
+        if scalars:
+            self._writer.write(step, scalars)
+        for board in self._boards:
+            board.write(step, scalars, pictures)
 
     def note(self, text: str) -> None:
         """A line on stderr, above the bar."""
@@ -95,3 +114,5 @@ class Log:
         """Everything written so far survives the machine."""
         if self._writer is not None:
             self._writer.flush()
+        for board in self._boards:
+            board.flush()

@@ -14,6 +14,7 @@ from metacanvas_jax.parallel.mesh import batch_part, make_mesh, on_mesh, put_bat
 from metacanvas_jax.parallel.rules import RULES, Rules
 from metacanvas_jax.parallel.watch import Watch
 from metacanvas_jax.train import start
+from metacanvas_jax.train.boards import Boards
 from metacanvas_jax.train.checkpoints import Checkpoints
 from metacanvas_jax.train.hooks import Hook, Hooks
 from metacanvas_jax.train.in_flight import InFlight, Started
@@ -26,6 +27,7 @@ from metacanvas_jax.train.profiling import Profiler, Steps
 from metacanvas_jax.train.programs import Programs
 from metacanvas_jax.train.state import TrainState
 from metacanvas_jax.train.step import make_step
+from metacanvas_jax.train.tensorboard import TensorBoard
 from metacanvas_jax.types import Params
 
 # Steps the host may be ahead of the device: enough to hide the host's work, few enough to bound the batches in memory.
@@ -44,13 +46,15 @@ def fit(
     devices: Sequence[Any] | None = None,
     rules: Rules = RULES,
     profile: Steps | None = None,
+    boards: Boards | None = None,
 ) -> tuple[TrainState, Params]:
     """Trains to ``config.steps`` and returns the final state and the frozen parameters.
 
     ``workdir`` (local, or ``gs://`` and the like) gets ``checkpoints/``, ``metrics.jsonl`` and ``tensorboard/``. If it
     holds complete checkpoints, the run continues from the newest one and ends with the same bits as a run that was
     never stopped. ``peak`` is the FLOP/s of one device, for the MFU, where the table of chips does not have it;
-    ``devices`` are those of the mesh, all by default. A trace of the steps ``profile`` is written into ``profile/``.
+    ``devices`` are those of the mesh, all by default. ``boards`` show the run, TensorBoard by default. A trace of the
+    steps ``profile`` is written into ``profile/``.
 
     Raises:
         NonFiniteError: loss or gradient were not finite, and no more batches may be skipped. ``nonfinite/`` then holds
@@ -80,8 +84,9 @@ def fit(
             max_skips=config.max_skips,
             state_shardings=shapes.shardings,
         )
+        boards = {"TensorBoard": TensorBoard} if boards is None else boards
         peak = peak_flops(mesh.devices.flat[0]) if peak is None else peak
-        log = Log(workdir, done, config.steps, mesh.size, progress=progress, peak=peak)
+        log = Log(workdir, done, config.steps, mesh.size, progress=progress, peak=peak, boards=boards)
         programs = Programs(step, mesh, rules, log, watch)
         in_flight = InFlight(config, job.optimizer, checkpoints, log, watch, parts=parts, skips=skips)
         hooks = Hooks(evaluate, preview, config, log, watch, preemption)

@@ -1,25 +1,21 @@
-"""Metrics of a training: JSON lines, TensorBoard, throughput and model FLOP utilisation."""
+"""Metrics of a training: JSON lines, throughput, memory and model FLOP utilisation."""
 
 import contextlib
 import io
 import json
 import math
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from metacanvas_jax import files
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.hardware import chip_of
+from metacanvas_jax.hardware import GIB, chip_of
 
 METRICS_BYTES = 1 << 32
 Clock = Callable[[], float]
@@ -42,6 +38,12 @@ def measured_peak(dtype: str = "float32", size: int = 1024, repeats: int = 5) ->
         multiply(x, x).block_until_ready()
         times.append(time.perf_counter() - start)
     return 2 * size**3 / min(times)
+
+
+def memory_gib(device: Any) -> float | None:
+    """The most memory that was in use on one ``jax.Device`` so far, in GiB; None where it is not known, as on a CPU."""
+    found = device.memory_stats() or {}
+    return found["peak_bytes_in_use"] / GIB if "peak_bytes_in_use" in found else None
 
 
 def model_flops_utilisation(flops_per_step: float, seconds_per_step: float, peak: float, devices: int) -> float:
@@ -111,14 +113,14 @@ class Meter:
 
 
 class Writer:
-    """Appends one JSON object per logged step to ``metrics.jsonl``, and the same scalars to TensorBoard.
+    """Appends one JSON object per logged step to ``metrics.jsonl``.
 
     ``resume`` is the step from which the training continues. Records of an earlier process beyond it are dropped first,
     so that the file reads as one uninterrupted run. Values that are not finite become null, which JSON can express.
-    An object store cannot append, so both files are written completely at every ``flush``. Elsewhere the file is
-    updated every ``every_s`` seconds; only after ``flush`` do the records survive a crash of the machine.
+    An object store cannot append: there the file is written completely at every ``flush``. Elsewhere it is updated
+    every ``every_s`` seconds; only after ``flush`` do the records survive a crash of the machine.
 
-    Raises UserError, from any method, when they cannot be written.
+    Raises UserError, from any method, when it cannot be written.
     """
 
     def __init__(
@@ -131,56 +133,35 @@ class Writer:
         with files.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             truncate(self.path, resume)
-            self._board_folder = board = folder / "tensorboard"
-            if not self._local:
-                self._near = tempfile.TemporaryDirectory()
-                board = Path(self._near.name)
-            board.mkdir(exist_ok=True)
-            # Its SummaryWriter writes from a thread, where an error is lost and the next call hangs.
-            self._board = EventsWriter(str(board / "events"), f".{resume}")
-            self._event(resume + 1, session_log=SessionLog(status=SessionLog.START))  # hides what came after ``resume``
             if self._local:
                 self._file = self.path.open("a")
             else:
                 self._file = io.StringIO(self.path.read_text() if self.path.exists() else "")
                 self._file.seek(0, io.SEEK_END)
 
-    def write(self, step: int, scalars: dict[str, float]) -> None:
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """One record, at the end of the file within ``every_s`` seconds if more follow, or by ``flush``."""
         record = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         with files.writing(self.path):
             self._file.write(json.dumps({"step": step} | record) + "\n")
-            for name, value in scalars.items():
-                self._event(step, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)]))
             if self._local and self._clock() - self._shown >= self._every_s:
                 self._file.flush()
-                self._board.flush()
                 self._shown = self._clock()
 
     def flush(self) -> None:
         """Everything written so far survives the process, and the machine."""
         with files.writing(self.path):
-            self._board.flush()
             if self._local:
                 self._file.flush()
                 os.fsync(self._file.fileno())
-                return
-            self._board_folder.mkdir(parents=True, exist_ok=True)
-            for path in Path(self._near.name).iterdir():
-                files.write(self._board_folder / path.name, path.read_bytes())
-            files.write(self.path, self._file.getvalue())
+            else:
+                files.write(self.path, self._file.getvalue())
 
     def close(self) -> None:
-        """Flushes and closes both."""
+        """Flushes and closes the file."""
         self.flush()
         with files.writing(self.path):
             self._file.close()
-            self._board.close()
-        if not self._local:
-            self._near.cleanup()
-
-    def _event(self, step: int, **fields: Any) -> None:
-        self._board.write_event(Event(step=step, wall_time=time.time(), **fields))
 
 
 def truncate(path: Path, step: int) -> None:
