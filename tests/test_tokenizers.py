@@ -76,7 +76,7 @@ def test_tiktoken_file_gives_back_the_tokenizer(small, tmp_path):
 
 def test_broken_tokenizer_files_are_named(tmp_path):
     path = tmp_path / "x.tiktoken"
-    with pytest.raises(UserError, match="no tiktoken file"):
+    with pytest.raises(UserError, match="expected a tiktoken file"):
         published.qwen_tokenizer(path)
     path.write_text("!!!! 0\n")
     with pytest.raises(UserError, match="expected lines of a base64 token"):

@@ -1,7 +1,6 @@
 """``metacanvas export``."""
 
 import argparse
-from pathlib import Path
 
 from metacanvas_jax.cli import options
 
@@ -10,8 +9,8 @@ EXAMPLE = "metacanvas export --run runs/demo --to exports/demo --dtype bfloat16"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("--run", type=Path, required=True, help="folder of a trained run")
-    parser.add_argument("--to", type=Path, required=True, help="new folder to write; appears when it is complete")
+    parser.add_argument("--run", required=True, help="folder of a trained run")
+    parser.add_argument("--to", required=True, help="new folder to write; appears when it is complete")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16 (default: float32)")
     parser.add_argument("--raw", action="store_true", help="the raw parameters, not their moving average")
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")

@@ -1,7 +1,6 @@
 """``metacanvas import``."""
 
 import argparse
-from pathlib import Path
 
 from metacanvas_jax.cli import options
 from metacanvas_jax.config.load import load_config
@@ -11,8 +10,8 @@ EXAMPLE = "metacanvas import --from exports/demo --to runs/continued"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("--from", dest="source", type=Path, required=True, help="exported folder, state dict or model")
-    parser.add_argument("--to", type=Path, required=True, help="new folder to write; appears when it is complete")
+    parser.add_argument("--from", dest="source", required=True, help="exported folder, state dict or model")
+    parser.add_argument("--to", required=True, help="new folder to write; appears when it is complete")
     parser.add_argument(
         "--config",
         metavar="FILE[:VARIANT]",

@@ -63,12 +63,13 @@ def write_config(config: ConfigDict, folder: Path) -> None:
     files.write(folder / "config.json", json.dumps(values, indent=2) + "\n")
 
 
-def read_config(run: Path) -> ConfigDict:
+def read_config(run: str | os.PathLike) -> ConfigDict:
     """The resolved config of a run.
 
     Raises UserError for a folder that is no run, and for a config that is damaged or was changed by hand in more than
     its ``PLACES`` (without its line "checksum" and the one before it, a changed config is read).
     """
+    run = files.folder(run)
     path = run / "config.json"
     if not path.exists():
         raise UserError(f"{run} is no run: it has no config.json (a run is the --workdir of `metacanvas train`)")

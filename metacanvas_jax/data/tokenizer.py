@@ -1,18 +1,21 @@
 """Tokenizers as Hugging Face folders: reading and writing them, and training a small one on the texts of a world."""
 
-import pathlib
+import os
 from collections.abc import Iterable
 
 from tokenizers import AddedToken, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from metacanvas_jax import files
-from metacanvas_jax.errors import UserError, first_line
+from metacanvas_jax.errors import Unreachable, UserError, first_line
 from metacanvas_jax.mllm.byte_level import assemble, wrapped
 from metacanvas_jax.mllm.prompt import END, IMAGE, PADDING, START, VIDEO, VISION_END, VISION_START
 from metacanvas_jax.weights.hf_export import new_folder
 
 SPECIAL = (PADDING, START, END, VISION_START, VISION_END, "<|vision_pad|>", IMAGE, VIDEO)
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TEMPLATES = ("added_tokens.json", "chat_template.jinja", "chat_template.json")
+"""What else of a folder transformers reads for a tokenizer of this kind."""
 _CHAT = "system user assistant\nYou are a helpful assistant. , . ? 0 1 2 3 4 5 6 7 8 9"
 
 
@@ -40,7 +43,7 @@ def train_tokenizer(texts: Iterable[str], max_vocabulary: int = 8192) -> PreTrai
     return wrapped(tokenizer)
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | pathlib.Path) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | os.PathLike) -> None:
     """Write a new tokenizer folder that `load_tokenizer` and transformers' AutoTokenizer read."""
     try:
         with new_folder(folder) as draft:
@@ -51,15 +54,18 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | pathlib.Pat
         raise UserError(f"cannot write {folder}: {first_line(error)}") from error
 
 
-def load_tokenizer(folder: str | pathlib.Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: str | os.PathLike) -> PreTrainedTokenizerFast:
     """Read a tokenizer folder. Raises UserError when there is none."""
-    folder = pathlib.Path(folder)
+    folder = files.folder(folder)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder}: no tokenizer.json in it; expected a tokenizer folder in Hugging Face format")
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+    for name in FILES:
         if (folder / name).exists():
             files.read_json(folder / name)
     try:
-        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        with files.local_copy(folder, *FILES, *TEMPLATES) as near:
+            return PreTrainedTokenizerFast.from_pretrained(str(near), local_files_only=True)
+    except Unreachable:
+        raise
     except Exception as error:  # the tokenizers package raises bare Exceptions
         raise UserError(f"{folder}: its tokenizer files are damaged ({first_line(error)})") from error

@@ -7,6 +7,7 @@ folder appears when everything in it is written.
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from metacanvas_jax import registry
+from metacanvas_jax import files, registry
 from metacanvas_jax.config.identity import identity
 from metacanvas_jax.config.load import read_config
 from metacanvas_jax.config.networks import autoencoder, mllm_config
@@ -82,13 +83,14 @@ class Options:
             raise UserError(f"a shard of {self.shard_bytes} bytes holds nothing")
 
 
-def export_run(run: Path, to: Path, options: Options = Options()) -> Path:
+def export_run(run: str | os.PathLike, to: str | os.PathLike, options: Options = Options()) -> Path:
     """Writes the newest checkpoint of a run (or that of ``options.step``) to a new folder.
 
     Raises:
         UserError: no run, no checkpoint, one of another config or damaged; a folder that has contents; a full disk; a
             parameter that trained and has no place in an export; weights of the project's own that are missing.
     """
+    run, to = files.folder(run), files.folder(to)
     config = read_config(run)
     setup = experiment(config)
     abstract = param_shapes(setup)
@@ -200,12 +202,12 @@ def _write_bases(draft: Path, setup: Experiment, options: Options) -> None:
 
 def own_weights(folder: str) -> bool:
     """Whether a folder holds weights that this project trained, not published ones, as they are or imported."""
-    return bool(folder) and (Path(folder) / "params.json").is_file() and published_base(folder) == folder
+    return bool(folder) and (files.folder(folder) / "params.json").is_file() and published_base(folder) == folder
 
 
 def published_base(folder: str) -> str:
     """The published folder behind a folder of weights: that from which ``metacanvas import`` made it, or itself."""
-    if not folder or not (Path(folder) / "params.json").is_file():
+    if not folder or not (files.folder(folder) / "params.json").is_file():
         return folder
     return saved.described(folder)["meta"].get("source", folder)
 

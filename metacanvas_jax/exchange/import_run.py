@@ -5,6 +5,7 @@ goes on from its step with the data from their beginning, `metacanvas train --co
 its parameters, and `sample`, `evaluate` and `export` take it as any other.
 """
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from metacanvas_jax.config.load import write_config
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.weights import weight_folders
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import Unreachable, UserError
 from metacanvas_jax.exchange import parts as layout
 from metacanvas_jax.exchange.export_run import INDEX, RUN_CONFIG, VERSION
 from metacanvas_jax.train import parameters
@@ -35,7 +36,7 @@ from metacanvas_jax.weights.table import Entry, published_shape
 STATE_DICTS = (".pt", ".pth", ".bin")
 
 
-def import_run(source: Path, to: Path, config: ConfigDict | None = None) -> Path:
+def import_run(source: str | os.PathLike, to: str | os.PathLike, config: ConfigDict | None = None) -> Path:
     """Makes a run of an exported folder, or of a connector's state dict (``.pt``, or a folder of torch's DCP).
 
     ``config`` is that of the run to be; without it the one in the exported folder. A state dict needs one, and what it
@@ -45,6 +46,7 @@ def import_run(source: Path, to: Path, config: ConfigDict | None = None) -> Path
         UserError: neither of the two; tensors that are missing, left over or of another shape; a folder ``to`` that has
             contents; frozen weights that the config names and that are not there.
     """
+    source, to = files.folder(source), files.folder(to)
     exported = (source / INDEX).is_file()
     if (source / "model_index.json").is_file():
         parts = ", ".join(sorted(path.parent.name for path in source.glob("*/config.json")))
@@ -60,9 +62,9 @@ def import_run(source: Path, to: Path, config: ConfigDict | None = None) -> Path
     else:
         params, step = _completed(setup, trainable, read_connector(source, setup, trainable)), 0
     job = make_job(setup)
-    with new_folder(to) as draft:
-        write_config(config, draft)
+    with new_folder(to, inside=True) as draft:
         save_imported(draft, job, fit_config(setup), params, step, str(source))
+        write_config(config, draft)  # last: a folder without it is no run
     return to
 
 
@@ -131,10 +133,14 @@ def read_state_dict(source: Path) -> dict[str, np.ndarray]:
     if source.is_dir() and (source / ".metadata").is_file():
         from metacanvas_jax.torch_export.dcp import read_dcp
 
-        values: Any = read_dcp(source)
+        with files.local_copy(source) as near:
+            values: Any = read_dcp(near)
     elif source.suffix in STATE_DICTS and source.is_file():
         try:
-            values = torch.load(source, map_location="cpu", weights_only=True)
+            with files.local_copy(source.parent, source.name) as near:
+                values = torch.load(near / source.name, map_location="cpu", weights_only=True)
+        except Unreachable:
+            raise
         except Exception as error:  # torch raises many types for a file that is not what it should be
             raise UserError(f"{source} holds more than weights, or is damaged; only tensors are read") from error
     else:

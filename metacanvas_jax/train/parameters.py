@@ -4,7 +4,6 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from metacanvas_jax import registry, tasks
+from metacanvas_jax import files, registry, tasks
 from metacanvas_jax.config import read, weights
 from metacanvas_jax.config.load import read_config
 from metacanvas_jax.config.networks import autoencoder, keep_float32, mllm_config, network
@@ -130,7 +129,7 @@ def _run_or_folders(experiment: Experiment, abstract: Params) -> Params:
     """The parameters of ``abstract`` that another run trained or folders hold."""
     if not experiment.start:
         return read_folders(experiment, abstract)
-    run, known = Path(experiment.start), flat(abstract)
+    run, known = files.folder(experiment.start), flat(abstract)
     before = read.experiment(read_config(run))
     trained = flat(partition(param_shapes(before), before.train.rules)[0])
     here = trained.keys() & known.keys()
@@ -154,7 +153,7 @@ def identities(experiment: Experiment, *, whole: bool = False, there: bool = Fal
     What another run trained and this one keeps frozen is the part "start".
     """
     found = weights.identities(experiment, whole=whole, there=there)
-    run = Path(experiment.start)
+    run = files.folder(experiment.start)
     if not experiment.start or (there and not run.exists()):
         return found
     before = read.experiment(read_config(run))

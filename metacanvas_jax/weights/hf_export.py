@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from tqdm import tqdm
 
+from metacanvas_jax import files
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.weights.safetensors_io import DTYPE_NAMES, write_file
 from metacanvas_jax.weights.table import Entry, check_table, published_shape
@@ -30,7 +32,7 @@ Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]
 def save_params(
     params: Mapping[str, Any],
     table: Sequence[Entry],
-    folder: str | Path,
+    folder: str | os.PathLike,
     *,
     max_shard_bytes: float = 5e9,
     dtype: str | None = None,
@@ -88,30 +90,62 @@ def save_params(
             weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (draft / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    return [Path(folder) / name for name in names]
+    return [files.folder(folder) / name for name in names]
 
 
 @contextlib.contextmanager
-def new_folder(folder: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
-    """A draft beside ``folder`` that takes its name when the block ends well, and is removed when it does not.
+def new_folder(folder: str | os.PathLike, needed_bytes: int = 0, *, inside: bool = False) -> Iterator[Path]:
+    """A draft that becomes ``folder`` when the block ends well, and is removed when it does not.
+
+    The draft lies beside a folder of this machine, and in the temporary folder of this machine for one in a bucket.
+    What writes to a bucket by itself (Orbax) says ``inside`` and gets the place in the bucket; it writes last what
+    tells readers that the folder is complete.
 
     Raises UserError when ``folder`` is a file or has contents, or when the disk has no room for ``needed_bytes``.
     """
-    folder = Path(folder).absolute()
+    if not files.is_local(folder):
+        with _new_in_bucket(files.folder(folder), needed_bytes, inside) as draft:
+            yield draft
+        return
+    folder = files.folder(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists and is not an empty folder; nothing was written")
     draft = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.draft"
     try:
         draft.mkdir(parents=True)
-        free = shutil.disk_usage(draft).free
-        if needed_bytes > free:
-            raise UserError(f"{folder}: needs {needed_bytes / 1e9:.3g} GB and the disk has {free / 1e9:.3g} GB left")
+        _check_room(folder, draft, needed_bytes)
         yield draft
         os.replace(draft, folder)
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror or error}; nothing was written") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _new_in_bucket(folder: Path, needed_bytes: int, inside: bool) -> Iterator[Path]:
+    if folder.is_file() or files.listing(folder, deep=True):
+        raise UserError(f"{folder}: exists and is not an empty folder; nothing was written")
+    try:
+        if inside:
+            yield folder
+            return
+        with tempfile.TemporaryDirectory(prefix="metacanvas-") as near:
+            _check_room(folder, Path(near), needed_bytes)
+            yield Path(near)
+            # A bucket knows no renaming: what readers look for, JSON files of the folder itself, is written last.
+            last = sorted(files.listing(near, deep=True), key=lambda name: ("/" not in name, name.endswith(".json")))
+            for name in last:
+                files.upload(Path(near) / name, folder / name)
+    except BaseException:
+        files.remove(folder)
+        raise
+
+
+def _check_room(folder: Path, draft: Path, needed_bytes: int) -> None:
+    free = shutil.disk_usage(draft).free
+    if needed_bytes > free:
+        raise UserError(f"{folder}: needs {needed_bytes / 1e9:.3g} GB and the disk has {free / 1e9:.3g} GB left")
 
 
 def _stored_dtype(path: str, leaf: Any, dtype: str | None) -> np.dtype:

@@ -3,11 +3,12 @@
 import base64
 import binascii
 import itertools
-import pathlib
+import os
 
 from tokenizers import AddedToken, models
 from transformers import PreTrainedTokenizerFast
 
+from metacanvas_jax import files
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.byte_level import assemble, wrapped
 
@@ -41,17 +42,15 @@ _PLAIN = (
 )
 
 
-def qwen_tokenizer(path: str | pathlib.Path) -> PreTrainedTokenizerFast:
+def qwen_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerFast:
     """Qwen's tokenizer from its ``qwen.tiktoken`` file (the `dashscope` package has it in dashscope/resources/).
 
     Gives the vocabulary, merges and special tokens of Qwen2.5-VL. Raises UserError when the file is missing or is none.
     """
-    path = pathlib.Path(path)
+    data = files.read_bytes(path, hint="expected a tiktoken file; `pip download dashscope` has one")
     try:
-        lines = (line.split() for line in path.read_bytes().splitlines() if line)
+        lines = (line.split() for line in data.splitlines() if line)
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
-    except OSError as error:
-        raise UserError(f"{path}: no tiktoken file ({error.strerror}); `pip download dashscope` has one") from error
     except (ValueError, binascii.Error) as error:
         raise UserError(f"{path}: expected lines of a base64 token and its rank ({error})") from error
     if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([byte]) not in ranks for byte in range(256)):
