@@ -107,6 +107,8 @@ def stamp(path: str | os.PathLike) -> tuple[int, str]:
     store = _store(path)
     if store is None:
         found = os.stat(folder(path))
+        if not stat.S_ISREG(found.st_mode):
+            raise IsADirectoryError(f"{os.fspath(path)} is no regular file")
         return found.st_size, str(found.st_mtime_ns)
     info = retried(lambda: store.info(os.fspath(path)), path)
     if info["type"] != "file":
@@ -201,7 +203,8 @@ def matching(pattern: str) -> list[Path]:
     if store is None:
         return [Path(name) for name in sorted(glob.glob(os.fspath(folder(pattern)), recursive=True))]
     scheme = pattern.partition("://")[0]
-    return [folder(f"{scheme}://{name}") for name in sorted(retried(lambda: store.glob(pattern), pattern))]
+    found = sorted(retried(lambda: store.glob(pattern), pattern))
+    return [folder(f"{scheme}://{name}") for name in found if not name.rpartition("/")[2].startswith(".")]
 
 
 @contextlib.contextmanager
@@ -224,8 +227,12 @@ def local_copy(path: str | os.PathLike, *names: str) -> Iterator[Path]:
 def download(path: str | os.PathLike, near: Path) -> None:
     """Copies a file to this machine, block by block. Raises OSError where there is none."""
     near.parent.mkdir(parents=True, exist_ok=True)
-    with stream(path, block=1 << 24) as source, near.open("wb") as target:
-        shutil.copyfileobj(source, target, 1 << 24)
+
+    def copied() -> None:
+        with stream(path, block=1 << 24) as source, near.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 24)
+
+    retried(copied, path)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from metacanvas_jax import precompute
 from metacanvas_jax.cli.main import main
 from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.data import sources
-from metacanvas_jax.data.formats import shards
+from metacanvas_jax.data.formats import manifest, shards
 from metacanvas_jax.data.formats.shards import WriteConfig
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.samples import Sample
@@ -151,18 +151,18 @@ def test_prepare_leaves_bad_records_out_up_to_the_limit(tmp_path):
 
 def test_prepare_manifest_finds_a_changed_shard(tmp_path):
     folder = shards.write(tmp_path / "set", {}, Numbered(4), QUIET)
-    assert shards.verify(folder)["count"] == 4
+    assert manifest.verify(folder)["count"] == 4
     shard = next(iter(sorted(folder.glob("*array_record*"))))
     content = bytearray(shard.read_bytes())
     content[100] ^= 1
     shard.write_bytes(content)
     with pytest.raises(UserError, match=rf"{shard.name}: the shard is not what the manifest says"):
-        shards.verify(folder)
+        manifest.verify(folder)
     shard.unlink()
     with pytest.raises(UserError, match="the shard is missing"):
-        shards.verify(folder)
+        manifest.verify(folder)
     with pytest.raises(UserError, match="no manifest"):
-        shards.verify(tmp_path)
+        manifest.verify(tmp_path)
 
 
 def test_prepare_turns_each_layout_into_the_same_records(tmp_path):
@@ -195,7 +195,7 @@ def test_prepare_as_jpeg_is_smaller_and_close(tmp_path):
     for quality in (None, 95, 30):
         out = sources.prepare(section, tmp_path / f"{quality}", config=dataclasses.replace(QUIET, jpeg=quality))
         found, flat = (_records(out)[i] for i in range(2))
-        sizes[quality] = sum(shard["bytes"] for shard in shards.verify(out)["shards"])
+        sizes[quality] = sum(shard["bytes"] for shard in manifest.verify(out)["shards"])
         errors[quality] = np.abs(found.target[0].astype(int) - photograph).max()
         np.testing.assert_allclose(flat.target, 77, atol=0 if quality is None else 1)
     assert sizes[95] < 0.9 * sizes[None]  # records lie in blocks of 64 KiB

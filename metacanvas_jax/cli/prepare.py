@@ -1,7 +1,6 @@
 """``metacanvas prepare``."""
 
 import argparse
-from pathlib import Path
 from typing import Any, get_args
 
 from metacanvas_jax.cli import options
@@ -21,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group("a source, turned into array_record shards (layouts: docs/data.md)")
     source.add_argument("--source", metavar="KIND", help="records, tfds, webdataset, jsonl, files, parquet, ...")
     source.add_argument("--path", default="", help="folder, file or pattern of the source")
-    source.add_argument("--out", type=Path, help="folder to write")
+    source.add_argument("--out", help="folder to write, local or gs://")
     source.add_argument("--task", choices=TASKS, default="text_to_image", help="what the samples serve for")
     source.add_argument("--size", metavar="ROWSxCOLUMNS", help="scale and crop to this many pixels")
     source.add_argument("--frames", type=int, help="frames of every video (4k + 1); pictures need none")
@@ -48,13 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument("--process", metavar="I/N", help="this is process I (from 0) of N, on one file system")
     parser.add_argument("--contexts", action="store_true", help="store what the config's MLLM makes of every prompt")
-    parser.add_argument("--verify", type=Path, metavar="FOLDER", help="compare every shard with the manifest")
+    parser.add_argument("--verify", metavar="FOLDER", help="compare every shard with the manifest")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes what a config needs (data, tokenizer, autoencoder), or turns one source into array_record shards."""
     if arguments.verify is not None:
-        from metacanvas_jax.data.formats.shards import verify
+        from metacanvas_jax.data.formats.manifest import verify
 
         manifest = verify(arguments.verify)
         print(f"{arguments.verify}: {manifest['count']} samples in {len(manifest['shards'])} shards, all as written")

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from metacanvas_jax import files
 from metacanvas_jax.config.sources import LIMITS, Limits
 from metacanvas_jax.data.transforms import Clip, fit_image, shown_frames
 from metacanvas_jax.errors import first_line
@@ -21,6 +23,17 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits pe
 
 class MediaError(ValueError):
     """Media that cannot or must not be decoded; the message says why, the caller names the record."""
+
+
+def read_medium(path: str | os.PathLike, name: str, limits: Limits = LIMITS) -> bytes:
+    """The bytes of a file of media. Raises MediaError, calling it ``name``, if it is missing or larger than allowed."""
+    try:
+        size = files.size(path)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise MediaError(f"{name} is missing") from None
+    if size > limits.bytes:
+        raise MediaError(f"{name} has {size} bytes, at most {limits.bytes} are allowed")
+    return files.read_range(path, 0, size)
 
 
 def decode_image(data: bytes, limits: Limits = LIMITS) -> Image.Image:

@@ -1,11 +1,16 @@
-"""Random access over records that may be bad: counted, logged by name, passed over up to a limit, then a clear stop."""
+"""Random access over records that may be bad: counted, logged by name, passed over up to a limit, then a clear stop.
+
+A record is bad when it cannot be decoded or is not there. Storage that does not answer says nothing about a record: it
+is asked again (`retries.py`), and what still fails ends the run with ``Unreachable``.
+"""
 
 import abc
 import logging
 from collections.abc import Iterable
 
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.errors import UserError, first_line
+from metacanvas_jax.errors import Unreachable, UserError, first_line
+from metacanvas_jax.retries import retried
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +73,15 @@ class Guarded(abc.ABC):
     def try_read(self, index: int) -> Sample | None:
         """A record, or None where it is bad and may be passed over.
 
-        Raises UserError when it is bad and ``max_skips`` others were before.
+        Raises UserError when it is bad and ``max_skips`` others were before, Unreachable when its storage is away.
         """
         if index in self._kept:
             return self._kept[index]
         if index in self._bad:
             return None
         try:
-            sample = self.read(index)
-        except UserError:
+            sample = retried(lambda: self.read(index), f"{self}, {self.name(index)}")
+        except (UserError, Unreachable):
             raise
         except Exception as error:  # decoders, containers, parsers and UTF-8 each have their own
             self._bad.add(index)

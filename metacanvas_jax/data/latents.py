@@ -7,14 +7,14 @@ one.
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
+from metacanvas_jax import files
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.config.weights import weight_folders
+from metacanvas_jax.data.formats.manifest import RECIPE, read_recipe
 from metacanvas_jax.data.formats.records import first_frames_only
-from metacanvas_jax.data.formats.shards import RECIPE, read_recipe
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.tasks import Bucket
@@ -77,7 +77,7 @@ def check(experiment: Experiment, section: SourceSection, clip: Clip) -> None:
 
 def check_whole(section: SourceSection) -> None:
     """Raises UserError where a run needs every frame of the targets, and a source holds their first frame alone."""
-    if (Path(section.path) / RECIPE).is_file() and first_frames_only(read_recipe(section.path)):
+    if (files.folder(section.path) / RECIPE).is_file() and first_frames_only(read_recipe(section.path)):
         raise UserError(
             f"{section.path} holds latents and the first frame of each target only: give this source latents=True, or "
             "prepare it with --every-frame"

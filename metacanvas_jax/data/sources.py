@@ -8,14 +8,16 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from metacanvas_jax import files
 from metacanvas_jax.config.sources import DRAWN, SourceSection
 from metacanvas_jax.data.formats.array_records import ArrayRecords
 from metacanvas_jax.data.formats.drawn import Drawn
 from metacanvas_jax.data.formats.emoji import Clips, Styles
 from metacanvas_jax.data.formats.folders import CsvRows, Files, JsonLines
+from metacanvas_jax.data.formats.manifest import RECIPE, read_recipe
 from metacanvas_jax.data.formats.parquet import Parquet
 from metacanvas_jax.data.formats.records import Records
-from metacanvas_jax.data.formats.shards import FORMAT, RECIPE, WRITE_ALL, Compute, WriteConfig, read_recipe, write
+from metacanvas_jax.data.formats.shards import FORMAT, WRITE_ALL, Compute, WriteConfig, write
 from metacanvas_jax.data.formats.tars import WebDataset
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.layout import STORED, VIDEO, Layout
@@ -44,7 +46,7 @@ Opener = Callable[[SourceSection, Layout, SceneWorld | None], Guarded]
 
 def _of_path(reader: Callable[..., Guarded]) -> Opener:
     """Formats that need nothing but a path."""
-    return lambda section, layout, world: reader(pathlib.Path(section.path), layout, **_guard(section))
+    return lambda section, layout, world: reader(files.folder(section.path), layout, **_guard(section))
 
 
 def _records(section: SourceSection, layout: Layout, world: SceneWorld | None) -> Guarded:
@@ -120,22 +122,24 @@ def prepare(
     if drawn:
         recipe |= {"seed": section.seed, "world": dataclasses.asdict(world) if world else None}
     else:
-        recipe["path"] = str(pathlib.Path(section.path).absolute())
+        recipe["path"] = files.absolute(section.path)
     if config.first_frame and section.task in VIDEO:
-        if (pathlib.Path(folder) / RECIPE).is_file() and read_recipe(folder) == json.loads(json.dumps(recipe)):
-            return pathlib.Path(folder)  # it holds every frame, as older folders do, and serves as well
+        there = files.folder(folder)
+        if (there / RECIPE).is_file() and read_recipe(there) == json.loads(json.dumps(recipe)):
+            return there  # it holds every frame, as older folders do, and serves as well
         recipe["frames"] = "first"
     return write(folder, recipe, source, config, compute=compute)
 
 
 def _files(path: str, pattern: str) -> list[pathlib.Path]:
     """The files that a path, a pattern or a folder names, in order."""
-    if pathlib.Path(path).is_dir():
-        found = sorted(glob.glob(os.path.join(glob.escape(path), pattern)))
-    elif pathlib.Path(path).exists():  # whatever its name means to glob
-        found = [path]
+    place = files.folder(path)
+    if place.is_dir():
+        found = files.matching(files.join(glob.escape(path), pattern))
+    elif place.exists():  # whatever its name means to glob
+        found = [place]
     else:
-        found = sorted(glob.glob(path, recursive=True))
+        found = files.matching(path)
     if not found:
         raise UserError(f"{path}: no {pattern} there")
-    return [pathlib.Path(name) for name in found]
+    return found

@@ -3,7 +3,7 @@
 One safetensors file per prompt holds the hidden states of its real tokens and, where a canvas will be written, their
 keys and values. The name of the file is a hash of everything the context depends on: tokens, positions, media, and an
 identity of weights and configuration that the caller supplies. Files are written whole or not at all, so several
-processes may share a folder.
+processes may share a folder, which may lie in a bucket.
 
 A file also holds its key and a hash of its values, which are compared whenever it is read. A file that is damaged or
 stands in the place of another, or that was written before there were hashes, is computed again and replaced, as if it
@@ -12,25 +12,31 @@ were missing; a damaged one is named in the log.
 
 import collections
 import hashlib
+import json
 import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePath
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Bool
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load, save, save_file
 
-from metacanvas_jax.errors import UserError
+from metacanvas_jax import files
+from metacanvas_jax.errors import Unreachable, UserError
 from metacanvas_jax.mllm.prompt import Prompt, Prompter
+from metacanvas_jax.retries import retried
 from metacanvas_jax.types import Context, Grid, KeyValues, MllmInputs, States
 from metacanvas_jax.weights.hashes import whole_hash
 
 logger = logging.getLogger(__name__)
 
+_TOGETHER = 16  # contexts that are read at the same time: a bucket takes a while to answer
 VERSION = "2"  # of what is stored; another one is another key
 
 
@@ -81,8 +87,9 @@ class ContextCache:
     needs a folder with keys and values.
     """
 
-    def __init__(self, folder: str | Path | None, identity: str, *, keys_values: bool = True, memory: int = 0):
-        self.folder, self.identity, self.keys_values = None if folder is None else Path(folder), identity, keys_values
+    def __init__(self, folder: str | os.PathLike | None, identity: str, *, keys_values: bool = True, memory: int = 0):
+        self.folder = None if folder is None else files.folder(folder)
+        self.identity, self.keys_values = identity, keys_values
         self._recent = Recent(memory)
 
     @property
@@ -90,7 +97,7 @@ class ContextCache:
         """Bytes of the contexts in memory."""
         return self._recent.size
 
-    def path(self, key: str) -> Path:
+    def path(self, key: str) -> PurePath:
         """Where the context of a key lies, or would."""
         assert self.folder is not None, "contexts that are kept in memory only have no file"
         return self.folder / key[:2] / f"{key}.{'kv' if self.keys_values else 'hidden'}.safetensors"
@@ -104,8 +111,8 @@ class ContextCache:
 
         Raises ValueError if keys and values are to be kept and the context has none.
         """
-        for key, tensors in zip(keys, self._tensors(context, range(len(keys))), strict=True):
-            _write_whole(self.path(key), key, tensors)
+        rows = self._tensors(context, range(len(keys)))
+        _each(lambda key, tensors: _write_whole(self.path(key), key, tensors), keys, rows)
 
     def _tensors(self, context: Context, rows: Iterable[int]) -> Iterator[dict[str, np.ndarray]]:
         """Some of the samples of a batch, without padding."""
@@ -126,7 +133,7 @@ class ContextCache:
 
         Raises UserError naming the file if one is missing, damaged or longer than ``length``.
         """
-        rows = [_read(self.path(key), key) for key in keys]
+        rows = _each(lambda key: _read(self.path(key), key), keys)
         longest = max(len(row["hidden"]) for row in rows)
         if longest > length:
             raise UserError(f"{self.folder}: a stored context of {longest} tokens does not fit length {length}")
@@ -146,7 +153,8 @@ class ContextCache:
     ) -> int:
         """Encodes and stores the missing contexts, in batches of prompts of similar length; returns their number."""
         by_key = dict(zip(self.keys(prompts), prompts, strict=True))
-        missing = [(key, prompt) for key, prompt in by_key.items() if _usable(self.path(key), key) is None]
+        found = _each(lambda key: _usable(self.path(key), key) is not None, by_key)
+        missing = [item for item, there in zip(by_key.items(), found, strict=True) if not there]
         missing.sort(key=lambda item: len(item[1].tokens))
         for start in range(0, len(missing), batch):
             some = missing[start : start + batch]
@@ -161,22 +169,25 @@ class ContextCache:
         "this process misses a context" into "at least one process misses a context".
         """
         keys = context_keys(inputs, self.identity)
-        rows = [self._row(key) for key in keys]
+        rows = self._rows(keys)
         missing = [i for i, row in enumerate(rows) if row is None]
         if anyone(bool(missing)):
             context = jax.device_get(encode(inputs))
-            for i, tensors in zip(missing, self._tensors(context, missing), strict=True):
-                if self.folder is not None:
-                    _write_whole(self.path(keys[i]), keys[i], tensors)
+            made = dict(zip(missing, self._tensors(context, missing), strict=True))
+            if self.folder is not None:
+                _each(lambda i: _write_whole(self.path(keys[i]), keys[i], made[i]), missing)
+            for i, tensors in made.items():
                 rows[i] = self._recent.keep(keys[i], tensors)
         return _batched(rows, np.asarray(inputs.mask), self.keys_values)
 
-    def _row(self, key: str) -> dict[str, np.ndarray] | None:
-        """The context of a key from memory, else from disk; None where it is in neither."""
-        held = self._recent.get(key)
-        if held is None and self.folder is not None and (found := _usable(self.path(key), key)) is not None:
-            held = self._recent.keep(key, found)
-        return held
+    def _rows(self, keys: Sequence[str]) -> list[dict[str, np.ndarray] | None]:
+        """The contexts of keys from memory, else from the folder; None where one is in neither."""
+        held = {key: self._recent.get(key) for key in keys}
+        if self.folder is not None:
+            absent = [key for key, row in held.items() if row is None]
+            for key, row in zip(absent, _each(lambda key: _usable(self.path(key), key), absent), strict=True):
+                held[key] = None if row is None else self._recent.keep(key, row)
+        return [held[key] for key in keys]
 
 
 class Recent:
@@ -202,6 +213,12 @@ class Recent:
         return row
 
 
+def _each(function: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
+    """``map`` in several threads."""
+    with ThreadPoolExecutor(_TOGETHER) as pool:
+        return list(pool.map(function, *arguments))
+
+
 def _bytes(row: dict[str, np.ndarray]) -> int:
     return sum(x.nbytes for x in row.values())
 
@@ -224,21 +241,25 @@ def _batched(rows: Sequence[dict[str, np.ndarray]], mask: Bool[np.ndarray, "b l"
     return context.replace(text=States(*(np.stack([row[name] for row in rows]) for name in ("text", "text_mask"))))
 
 
-def _write_whole(path: Path, key: str, tensors: dict[str, np.ndarray]) -> None:
+def _write_whole(path: PurePath, key: str, tensors: dict[str, np.ndarray]) -> None:
+    about = {"key": key, "hash": whole_hash(sorted(tensors.items()))}
+    if not files.is_local(path):
+        files.write(path, save(tensors, about))
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     os.close(handle)
     try:
-        save_file(tensors, name, {"key": key, "hash": whole_hash(sorted(tensors.items()))})
+        save_file(tensors, name, about)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
 
 
-def _usable(path: Path, key: str) -> dict[str, np.ndarray] | None:
+def _usable(path: PurePath, key: str) -> dict[str, np.ndarray] | None:
     """A stored context; None if there is none, or none that can be used."""
-    if not path.exists():
+    if not retried(path.exists, path):
         return None
     try:
         return _read(path, key)
@@ -247,11 +268,18 @@ def _usable(path: Path, key: str) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _read(path: Path, key: str) -> dict[str, np.ndarray]:
+def _read(path: PurePath, key: str) -> dict[str, np.ndarray]:
     try:
-        with safe_open(path, "np") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if files.is_local(path):
+            with safe_open(path, "np") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        else:
+            data = retried(path.read_bytes, path)
+            about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+            tensors = load(data)
+    except Unreachable:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path}: no stored context; fill the cache first") from None
     except Exception as error:  # safetensors raises its own type for a damaged header, numpy others for an odd dtype

@@ -5,6 +5,7 @@ import io
 import os
 import pathlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,7 @@ def raw(feature: Any) -> Any:
     return raw(inner) if isinstance(inner, tfds.features.FeaturesDict) else _Raw()
 
 
+_TOGETHER = 16  # shards that are opened at the same time: a bucket takes a while to answer
 _OURS = "tensorflow_datasets.core.features."
 
 
@@ -114,7 +116,7 @@ class ArrayRecords(Guarded):
         in_memory: bool = False,
     ) -> None:
         super().__init__(max_skips, in_memory)
-        self.folder, self.layout, self.split = pathlib.Path(folder), layout, split
+        self.folder, self.layout, self.split = files.folder(folder), layout, split
         if not (self.folder / "dataset_info.json").is_file():
             raise UserError(f"{self.folder}: no TFDS data set there (it has no dataset_info.json)")
         _check_features(self.folder / "features.json")
@@ -150,11 +152,19 @@ class ArrayRecords(Guarded):
         if split not in info.splits:
             raise OSError(f"it has no split {split!r}, but {', '.join(info.splits)}")
         paths, lengths = info.splits[split].filepaths, info.splits[split].shard_lengths
-        for path, length in zip(paths, lengths, strict=True):
-            if not os.path.isfile(path):
+        there = files.listing(self.folder)
+
+        def counted(path: str) -> int:
+            if os.path.basename(path) not in there:
                 raise OSError(f"{os.path.basename(path)} is missing")
             reader = ArrayRecordReader(str(path))
-            found = reader.num_records()
-            reader.close()
-            if found != length:
-                raise OSError(f"{os.path.basename(path)} has {found} records, expected {length}")
+            try:
+                return reader.num_records()
+            finally:
+                reader.close()
+
+        with ThreadPoolExecutor(_TOGETHER) as pool:
+            found = list(pool.map(counted, paths))
+        for path, count, length in zip(paths, found, lengths, strict=True):
+            if count != length:
+                raise OSError(f"{os.path.basename(path)} has {count} records, expected {length}")

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from metacanvas_jax import files
-from metacanvas_jax.data.decoding import MediaError, decode_animation, decode_image
+from metacanvas_jax.data.decoding import decode_animation, decode_image, read_medium
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.layout import Layout, check
 from metacanvas_jax.data.samples import Sample
@@ -65,8 +65,9 @@ class Styles(Guarded):
     def __init__(self, path: pathlib.Path, layout: Layout, max_skips: int = 0, in_memory: bool = False) -> None:
         super().__init__(max_skips, in_memory)
         self.path, self.layout = path, layout
-        files = [file for file in sorted(path.rglob("icons.json")) if file.parent.parent.name == "@iconify-json"]
-        self._icons = [icon for file in files for icon in _icons(file)]
+        names = [name.split("/") for name in files.listing(path, deep=True)]
+        sets = [path.joinpath(*name) for name in names if name[-3:-2] == ["@iconify-json"] and name[-1] == "icons.json"]
+        self._icons = [icon for file in sets for icon in _icons(file)]
         self._edits = _edits(self._icons) if layout.task == "image_editing" else []
 
     def __len__(self) -> int:
@@ -105,12 +106,13 @@ class Clips(Guarded):
         self.path, self.layout = path, layout
         names = package("emoji").EMOJI_DATA
         self._captions: dict[pathlib.Path, str] = {}
-        for file in sorted(path.rglob("*.webp")):
-            entry = names.get(_characters(file.stem))
-            if entry and file.is_file() and _is_animated(file):
+        for name in files.listing(path, deep=True):
+            file = path / name
+            entry = names.get(_characters(file.stem)) if file.suffix == ".webp" else None
+            if entry and _is_animated(file):
                 self._captions[file] = entry["en"].strip(":").replace("_", " ").lower()
-        files = list(self._captions)
-        self._clips = _toned_clips(files) if layout.task == "video_editing" else [(file,) for file in files]
+        clips = list(self._captions)
+        self._clips = _toned_clips(clips) if layout.task == "video_editing" else [(file,) for file in clips]
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -138,9 +140,8 @@ class Clips(Guarded):
         return sample
 
     def _frames(self, file: pathlib.Path) -> tuple[UInt8[np.ndarray, "t h w 3"], float]:
-        if file.stat().st_size > self.layout.limits.bytes:
-            raise MediaError(f"{file.stat().st_size} bytes, at most {self.layout.limits.bytes} are allowed")
-        return decode_animation(file.read_bytes(), self.layout.clip, self.layout.limits)
+        limits = self.layout.limits
+        return decode_animation(read_medium(file, file.name, limits), self.layout.clip, limits)
 
 
 @functools.lru_cache(maxsize=8)
@@ -184,8 +185,7 @@ def _characters(stem: str) -> str:
 
 def _is_animated(file: pathlib.Path) -> bool:
     """The flag in the extended header of a WebP file."""
-    with open(file, "rb") as stream:
-        head = stream.read(21)
+    head = files.read_range(file, 0, 21)
     return head[:4] == b"RIFF" and head[12:16] == b"VP8X" and len(head) == 21 and bool(head[20] & 2)
 
 

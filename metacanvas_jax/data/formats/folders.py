@@ -5,13 +5,17 @@ import dataclasses
 import io
 import json
 import pathlib
+import posixpath
+import shutil
+import tempfile
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from metacanvas_jax import files
-from metacanvas_jax.data.decoding import MediaError
+from metacanvas_jax.data.decoding import MediaError, read_medium
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.layout import NAMES, Layout, gathered, place_of
 from metacanvas_jax.data.samples import Sample
@@ -35,7 +39,9 @@ class JsonLines(Guarded):
         if path.is_dir():
             path = next((path / name for name in JSONL if (path / name).is_file()), path / JSONL[0])
         self.path, self.layout = path, inside(layout, path.parent)
-        self._starts, self._lengths = _lines(path)
+        # To find its lines a file is read whole; that of a bucket then stays here, so that samples ask for media only.
+        self._near = path if files.is_local(path) else _near(path, self)
+        self._starts, self._lengths = _lines(self._near, path)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -61,9 +67,7 @@ class JsonLines(Guarded):
     def _row(self, index: int) -> dict[str, Any]:
         if self._lengths[index] > _LONGEST_ROW:
             raise MediaError(f"a row of {self._lengths[index]} bytes, at most {_LONGEST_ROW} are allowed")
-        with open(self.path, "rb") as file:
-            file.seek(self._starts[index])
-            line = file.read(self._lengths[index])
+        line = files.read_range(self._near, int(self._starts[index]), int(self._lengths[index]))
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -134,10 +138,9 @@ class Files(Guarded):
         self.path, self.layout = path, inside(layout, path)
         groups: dict[str, dict[str, list[str]]] = {}
         wanted = layout.keys()
-        for file in sorted(path.rglob("*")):
-            name = file.relative_to(path).as_posix()
+        for name in files.listing(path, deep=True):
             place = place_of(name)
-            if place is not None and (place[1] in wanted or place[1].startswith("references.")) and file.is_file():
+            if place is not None and (place[1] in wanted or place[1].startswith("references.")):
                 groups.setdefault(place[0], {}).setdefault(place[1], []).append(name)
         self._groups = list(groups.items())
 
@@ -153,9 +156,9 @@ class Files(Guarded):
 
     def read(self, index: int) -> Sample:
         """The sample of this number."""
-        key, files = self._groups[index]
+        key, columns = self._groups[index]
         row: dict[str, Any] = {"__key__": key}
-        for column, names in files.items():
+        for column, names in columns.items():
             if len(names) > 1:
                 raise MediaError(f"{' and '.join(names)} are one part of one sample")
             row[column] = self.layout.open(names[0])
@@ -164,17 +167,15 @@ class Files(Guarded):
 
 def inside(layout: Layout, folder: pathlib.Path) -> Layout:
     """The layout with paths opened relative to a folder; a path that leads out of it is a MediaError."""
-    root = folder.resolve()
+    local = files.is_local(folder)
+    root = folder.resolve() if local else folder
 
     def opened(name: str) -> bytes:
-        path = (root / name).resolve()
-        if not path.is_relative_to(root):
+        path = (root / name).resolve() if local else folder / posixpath.normpath(name)
+        outside = not path.is_relative_to(root) if local else _leads_out(name)
+        if outside:
             raise MediaError(f"{name} points outside {folder}")
-        if not path.is_file():
-            raise MediaError(f"{name} is missing")
-        if path.stat().st_size > layout.limits.bytes:
-            raise MediaError(f"{name} has {path.stat().st_size} bytes, at most {layout.limits.bytes} are allowed")
-        return path.read_bytes()
+        return read_medium(path, name, layout.limits)
 
     return dataclasses.replace(layout, open=opened)
 
@@ -186,13 +187,30 @@ def _target(row: Mapping[str, Any], layout: Layout) -> str | None:
     return found if isinstance(found, str) and found else None
 
 
-def _lines(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """Start and length of every line that is not empty."""
+def _leads_out(name: str) -> bool:
+    """Whether a path of a row leads out of its folder; in a bucket there are no links that could."""
+    place = posixpath.normpath(name)
+    return place.startswith(("/", "../")) or place == ".." or "://" in name
+
+
+def _near(path: pathlib.Path, owner: object) -> pathlib.Path:
+    """A copy of a file on this machine, which is removed with its owner. Raises UserError where there is none."""
+    home = tempfile.mkdtemp(prefix="metacanvas-")
+    weakref.finalize(owner, shutil.rmtree, home, ignore_errors=True)
+    try:
+        files.download(path, pathlib.Path(home) / path.name)
+    except OSError as error:
+        raise UserError(f"{path}: no rows of media ({error.strerror or error})") from error
+    return pathlib.Path(home) / path.name
+
+
+def _lines(near: pathlib.Path, path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    """Start and length of every line that is not empty, of a file ``near`` that messages call ``path``."""
     starts, lengths, at = [], [], 0
-    if path.exists() and not path.is_file():
+    if near.exists() and not near.is_file():
         raise UserError(f"{path}: no regular file")
     try:
-        with open(path, "rb") as file:
+        with open(near, "rb") as file:
             for line in file:
                 if line.strip():
                     starts.append(at)

@@ -5,6 +5,7 @@ stream decodes a whole group for every sample: `metacanvas prepare` such a data 
 """
 
 import collections
+import contextlib
 import pathlib
 import threading
 from collections.abc import Sequence
@@ -12,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from metacanvas_jax import files
 from metacanvas_jax.data.decoding import MediaError
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.layout import Layout
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.retries import retried
 
 _GROUPS = 2  # row groups kept; OmniEdit has 100 rows of about 1 MB in each
 
@@ -36,7 +39,7 @@ class Parquet(Guarded):
             if path.exists() and not path.is_file():  # a pipe would block
                 raise UserError(f"{path}: no regular file")
             try:
-                metadata = pyarrow.parquet.read_metadata(path)
+                metadata = retried(lambda path=path: _metadata(path), path)
             except (OSError, pyarrow.ArrowException) as error:
                 raise UserError(f"{path}: no readable parquet file ({str(error).splitlines()[0]})") from error
             for group in range(metadata.num_row_groups):
@@ -84,7 +87,7 @@ class Parquet(Guarded):
             number, inner = self._groups[group]
             pyarrow = _pyarrow()
             wanted = self.layout.keys()
-            with pyarrow.parquet.ParquetFile(self.paths[number]) as file:
+            with _opened(self.paths[number]) as source, pyarrow.parquet.ParquetFile(source) as file:
                 columns = [name for name in file.schema_arrow.names if name in wanted]
                 size = file.metadata.row_group(inner).total_byte_size
                 if size > 2 * self.layout.limits.bytes:
@@ -94,6 +97,16 @@ class Parquet(Guarded):
             while len(self._kept_groups) > _GROUPS:
                 self._kept_groups.popitem(last=False)
             return table
+
+
+def _metadata(path: pathlib.Path) -> Any:
+    with _opened(path) as source:
+        return _pyarrow().parquet.read_metadata(source)
+
+
+def _opened(path: pathlib.Path) -> contextlib.AbstractContextManager[Any]:
+    """What pyarrow reads: files of this machine by itself, of a bucket the ranges that it asks for."""
+    return contextlib.nullcontext(path) if files.is_local(path) else files.stream(path, block=1 << 18)
 
 
 def _pyarrow() -> Any:

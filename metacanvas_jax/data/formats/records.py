@@ -12,10 +12,10 @@ from typing import Any
 
 from tensorflow_datasets.core.hashing import Hasher
 
-from metacanvas_jax.data.formats import shards
+from metacanvas_jax.data.formats import manifest, shards
 from metacanvas_jax.data.formats.array_records import ArrayRecords
 from metacanvas_jax.data.formats.drawn import Drawn
-from metacanvas_jax.data.formats.shards import read_recipe
+from metacanvas_jax.data.formats.manifest import read_recipe
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.layout import STORED, Layout
 from metacanvas_jax.data.samples import Sample
@@ -113,9 +113,9 @@ class Records(ArrayRecords):
     ) -> None:
         if first_frames_only(read_recipe(folder)):
             layout = dataclasses.replace(layout, first_frame=True)
-        shards.check_files(folder)
+        manifest.check_files(folder)
         super().__init__(folder, layout, max_skips=max_skips, in_memory=in_memory)
-        shards.check_places(folder)
+        manifest.check_places(folder)
 
 
 def first_frames_only(recipe: Mapping[str, Any]) -> bool:

@@ -1,7 +1,8 @@
 """Writing samples as TFDS array_record shards, without TensorFlow: resumable, by several processes, with a manifest.
 
 A folder is complete or absent. Work goes on in a hidden folder beside it, where a shard counts once its receipt is
-there; whoever writes the last receipt renames the folder. Nobody waits for anybody.
+there; whoever writes the last receipt renames the folder. Nobody waits for anybody. A bucket knows no renaming: there
+work goes on in the folder itself, which is a data set once its recipe is there.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,15 +26,16 @@ from tqdm import tqdm
 from metacanvas_jax import files, seals
 from metacanvas_jax.data.decoding import encode_png
 from metacanvas_jax.data.formats.array_records import Stored, features, serializer
+from metacanvas_jax.data.formats.manifest import MANIFEST, NAME, RECIPE, read_recipe, sampled
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError, first_line
 from metacanvas_jax.locks import locked
 from metacanvas_jax.weights import identity
-from metacanvas_jax.weights.hashes import sampled_hash
+from metacanvas_jax.weights.hashes import file_hash
 
-RECIPE, MANIFEST, UNFINISHED = "recipe.json", "manifest.json", "unfinished.json"
-NAME, FORMAT = "samples", 2
+UNFINISHED = "unfinished.json"
+FORMAT = 2
 
 Compute = Callable[[Sequence[Sample]], Sequence[Mapping[str, np.ndarray]]]
 """What is to be stored beside each of some samples, such as latents."""
@@ -86,7 +89,7 @@ def write(
     Raises UserError when the folder, or the unfinished one, holds anything else, too many records are bad, or another
     process writes the same shards.
     """
-    folder = pathlib.Path(folder)
+    folder = files.folder(folder)
     recipe = json.loads(json.dumps(recipe))
     with locked(folder.parent, name=f".{folder.name}.{config.process_index}.lock"), files.writing(folder):
         return _write_missing(folder, recipe, source, config, order, compute)
@@ -100,12 +103,13 @@ def _write_missing(
     order: Sequence[int] | None,
     compute: Compute | None,
 ) -> pathlib.Path | None:
-    if folder.exists():
+    local = files.is_local(folder)
+    if folder.exists() if local else (folder / RECIPE).exists():
         return _same(folder, recipe)
     order = range(len(source)) if order is None else order
     if len(order) < 1:
         raise UserError(f"{folder}: there is nothing to write")
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = folder.with_name(f".{folder.name}.partial") if local else folder
     _begin(partial, {**recipe, "shards of": config.per_shard, "records": len(order)})
     count = -(-len(order) // config.per_shard)
     mine = [k for k in range(count) if k % config.process_count == config.process_index]
@@ -142,82 +146,18 @@ def stored(sample: Sample, jpeg: int | None = None, arrays: Mapping[str, np.ndar
     )
 
 
-def read_recipe(folder: str | os.PathLike) -> dict[str, Any]:
-    """What a dataset folder was made from. Raises UserError when it holds no dataset."""
-    path = pathlib.Path(folder) / RECIPE
-    if not path.exists():
-        raise UserError(f"{folder}: no dataset there; make it with `metacanvas prepare --config FILE`")
-    try:
-        return files.read_json(path)
-    except UserError as error:
-        raise UserError(f"{error}; delete the folder and prepare again") from error
-
-
-def verify(folder: str | os.PathLike) -> dict[str, Any]:
-    """The manifest, after comparing every shard with its hash. Raises UserError naming the first that differs."""
-    path = pathlib.Path(folder) / MANIFEST
-    manifest = _manifest(path)
-    check_files(folder)
-    for shard in manifest["shards"]:
-        file = path.with_name(os.path.basename(shard["file"]))
-        if not file.is_file():
-            raise UserError(f"{file}: the shard is missing")
-        if _sha256(file) != shard["sha256"]:
-            raise UserError(f"{file}: the shard is not what the manifest says; delete the folder and prepare again")
-    return manifest
-
-
-def check_files(folder: str | os.PathLike) -> None:
-    """Compares the small files of a dataset, which say how its shards are read, with the hashes in its manifest.
-
-    Raises UserError naming the first that differs. Folders of version 0.1 have no such hashes.
-    """
-    path = pathlib.Path(folder) / MANIFEST
-    for name, digest in _manifest(path).get("files", {}).items() if path.exists() else ():
-        file = path.with_name(os.path.basename(name))
-        if not file.is_file() or _sha256(file) != digest:
-            raise UserError(f"{file} is missing or damaged; delete the folder and prepare again")
-
-
-def check_places(folder: str | os.PathLike) -> None:
-    """Compares some bytes of every shard with the manifest. Raises UserError naming one in the place of another.
-
-    Other damage is left to the checksums that records have of their own, so that bad records can be passed over.
-    """
-    path = pathlib.Path(folder) / MANIFEST
-    shards = _manifest(path)["shards"] if path.exists() else []
-    written = {shard["sampled"] for shard in shards if "sampled" in shard}
-    for shard in shards:
-        file = path.with_name(os.path.basename(shard["file"]))
-        if "sampled" in shard and (found := _sampled(file)) != shard["sampled"] and found in written:
-            raise UserError(f"{file}: this is another shard of the dataset; delete the folder and prepare again")
-
-
-def _manifest(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        manifest = seals.opened(files.read_json(path), path)
-        shards = [{**shard, "file": str(shard["file"]), "sha256": str(shard["sha256"])} for shard in manifest["shards"]]
-        return manifest | {"shards": shards, "files": dict(manifest.get("files", {}))}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no manifest of `metacanvas prepare` ({error})") from error
-
-
-def _sampled(file: pathlib.Path) -> str | None:
-    """A hash of the size and some bytes of a file; None for one that is missing or empty."""
-    if not file.is_file() or not file.stat().st_size:
-        return None
-    return sampled_hash([(NAME, np.memmap(file, np.uint8, mode="r"))])
-
-
 def _part(order: Sequence[int], k: int, config: WriteConfig) -> Sequence[int]:
     return order[k * config.per_shard : (k + 1) * config.per_shard]
 
 
 def _begin(partial: pathlib.Path, recipe: dict[str, Any]) -> None:
     """Makes the hidden folder, or checks that it is an unfinished one of the same recipe."""
-    partial.mkdir(parents=True, exist_ok=True)
+    if files.is_local(partial):
+        partial.mkdir(parents=True, exist_ok=True)
     path = partial / UNFINISHED
     if not path.exists():
+        if not files.is_local(partial) and files.listing(partial):
+            raise UserError(f"{partial} exists and is no dataset; name another folder or delete it")
         _write_text(path, json.dumps(recipe, indent=1))
     if (found := files.read_json(path)) != recipe:
         raise UserError(
@@ -236,10 +176,38 @@ def _write_shard(
     compute: Compute | None,
     advance: Callable[[int], Any],
 ) -> None:
+    with contextlib.ExitStack() as stack:
+        home = partial  # where the shard is written before it takes its place
+        if not files.is_local(partial):
+            home = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="metacanvas-")))
+        draft = home / f"{_file(k, count)}.tmp"
+        written, skipped = _write_records(draft, source, part, config, compute, advance)
+        receipt = {
+            "file": _file(k, count),
+            "count": written,
+            "bytes": files.size(draft),
+            "sha256": file_hash(draft),
+            "sampled": sampled(draft),
+            "skipped": skipped,
+        }
+        if home == partial:
+            os.replace(draft, partial / _file(k, count))
+        else:
+            files.upload(draft, partial / _file(k, count))
+    _write_text(_receipt(partial, k, count), json.dumps(receipt))
+
+
+def _write_records(
+    draft: pathlib.Path,
+    source: Guarded,
+    part: Sequence[int],
+    config: WriteConfig,
+    compute: Compute | None,
+    advance: Callable[[int], Any],
+) -> tuple[int, list[str]]:
+    """Writes the records of a shard; returns their number, and the names of bad ones."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    path = partial / _file(k, count)
-    draft = path.with_name(f"{path.name}.tmp")
     record, written, skipped = serializer(), 0, []
     with _writing(draft):
         writer = ArrayRecordWriter(str(draft), "group_size:1")
@@ -260,16 +228,7 @@ def _write_shard(
             writer.close()
         draft.unlink(missing_ok=True)
         raise
-    os.replace(draft, path)
-    receipt = {
-        "file": path.name,
-        "count": written,
-        "bytes": path.stat().st_size,
-        "sha256": _sha256(path),
-        "sampled": _sampled(path),
-        "skipped": skipped,
-    }
-    _write_text(_receipt(partial, k, count), json.dumps(receipt))
+    return written, skipped
 
 
 @contextlib.contextmanager
@@ -307,7 +266,7 @@ def _finish(
     receipts = [_receipt(partial, k, count) for k in range(count)]
     try:
         if not all(path.exists() for path in receipts):
-            return folder if folder.exists() else None
+            return folder if (folder / RECIPE).exists() else None
         shards = [files.read_json(path) for path in receipts]
         skipped = [name for shard in shards for name in shard["skipped"]]
         if len(skipped) > source.max_skips:
@@ -318,15 +277,18 @@ def _finish(
         if sum(lengths) == 0:
             raise UserError(f"{source}: no readable record")
         _write_info(partial, lengths, sum(shard["bytes"] for shard in shards))
-        _write_text(partial / RECIPE, json.dumps(recipe, indent=1))
-        hashes = {name: _sha256(partial / name) for name in ("dataset_info.json", "features.json", RECIPE)}
+        described = json.dumps(recipe, indent=1)
+        hashes = {name: file_hash(partial / name) for name in ("dataset_info.json", "features.json")}
+        hashes[RECIPE] = hashlib.sha256(described.encode()).hexdigest()
         manifest = {"count": sum(lengths), "skipped": len(skipped), "shards": shards, "files": hashes}
         _write_text(partial / MANIFEST, json.dumps(seals.sealed(manifest), indent=1))
-        os.rename(partial, folder)
-        for name in (UNFINISHED, *(path.name for path in receipts)):
-            (folder / name).unlink(missing_ok=True)
-    except FileNotFoundError:
-        if not folder.exists():  # no other process was faster
+        _write_text(partial / RECIPE, described)  # last: it tells that a folder in a bucket is complete
+        if partial != folder:
+            os.rename(partial, folder)
+        for name in (*(path.name for path in receipts), UNFINISHED):
+            files.remove(folder / name)
+    except (FileNotFoundError, UserError):
+        if not (folder / RECIPE).exists():  # no other process was faster
             raise
     return folder
 
@@ -343,7 +305,13 @@ def _write_info(folder: pathlib.Path, lengths: list[int], size: int) -> None:
     )
     split = tfds.core.SplitInfo(name="train", shard_lengths=lengths, num_bytes=size, filename_template=template)
     info.set_splits(tfds.core.splits.SplitDict([split]))
-    info.write_to_directory(folder)
+    if files.is_local(folder):
+        info.write_to_directory(folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="metacanvas-") as near:
+        info.write_to_directory(near)
+        for name in files.listing(near):
+            files.upload(pathlib.Path(near) / name, folder / name)
 
 
 def _same(folder: pathlib.Path, recipe: dict[str, Any]) -> pathlib.Path:
@@ -354,7 +322,8 @@ def _same(folder: pathlib.Path, recipe: dict[str, Any]) -> pathlib.Path:
     if _of_now(found, recipe) != recipe:
         differences = ", ".join(_differences(recipe, found))
         raise UserError(f"{folder} holds another dataset (it differs in {differences}); name another or delete it")
-    shutil.rmtree(folder.with_name(f".{folder.name}.partial"), ignore_errors=True)
+    if files.is_local(folder):
+        shutil.rmtree(folder.with_name(f".{folder.name}.partial"), ignore_errors=True)
     return folder
 
 
@@ -383,14 +352,12 @@ def _receipt(partial: pathlib.Path, k: int, count: int) -> pathlib.Path:
 
 
 def _write_text(path: pathlib.Path, text: str) -> None:
+    if not files.is_local(path):
+        files.write(path, text)
+        return
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         draft.write_text(text)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

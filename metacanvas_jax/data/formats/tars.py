@@ -8,8 +8,8 @@ import json
 import os
 import pathlib
 import tarfile
-import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from metacanvas_jax import files
@@ -18,8 +18,10 @@ from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.layout import Layout, gathered, place_of
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError, first_line
+from metacanvas_jax.retries import retried
 
 _FORMAT = 2
+_TOGETHER = 16  # shards whose indices are read at the same time: a bucket takes a while to answer
 _DAMAGE = "!"  # no extension is called so
 _ENDS_INSIDE = "the shard is truncated (it ends inside a block)"
 
@@ -40,10 +42,10 @@ class WebDataset(Guarded):
     ) -> None:
         super().__init__(max_skips, in_memory)
         self.paths, self.layout = list(paths), layout
+        with ThreadPoolExecutor(_TOGETHER) as pool:
+            indices = list(pool.map(lambda path: load_index(path, cache), self.paths))
         self._entries: list[tuple[int, str, dict[str, Any]]] = [
-            (shard, key, members)
-            for shard, path in enumerate(self.paths)
-            for key, members in load_index(path, cache).items()
+            (shard, key, members) for shard, index in enumerate(indices) for key, members in index.items()
         ]
 
     def __len__(self) -> int:
@@ -63,37 +65,35 @@ class WebDataset(Guarded):
         if _DAMAGE in members:
             raise MediaError(members[_DAMAGE])
         wanted = self.layout.keys()
+        spans = {name: span for name, span in members.items() if name in wanted or name.startswith("references.")}
+        for _, size in spans.values():
+            if size > self.layout.limits.bytes:
+                raise MediaError(f"a member of {size} bytes, at most {self.layout.limits.bytes} are allowed")
+        found = files.read_ranges(self.paths[shard], list(spans.values()))
         row: dict[str, Any] = {"__key__": self.name(index)}
-        with open(self.paths[shard], "rb") as file:
-            for extension, (offset, size) in members.items():
-                if extension in wanted or extension.startswith("references."):
-                    if size > self.layout.limits.bytes:
-                        raise MediaError(f"a member of {size} bytes, at most {self.layout.limits.bytes} are allowed")
-                    file.seek(offset)
-                    row[extension] = file.read(size)
-                    if len(row[extension]) < size:
-                        raise MediaError(f"its .{extension} is truncated: {len(row[extension])} of {size} bytes")
+        for (extension, (_, size)), data in zip(spans.items(), found, strict=True):
+            if len(data) < size:
+                raise MediaError(f"its .{extension} is truncated: {len(data)} of {size} bytes")
+            row[extension] = data
         return self.layout.sample(gathered(row))
 
 
 def load_index(path: pathlib.Path, cache: str = "") -> dict[str, dict[str, Any]]:
     """Offset and size of every member, by key and extension; made and kept where there is none of this very file."""
     try:
-        stat = path.stat()
+        size, version = files.stamp(path)
     except OSError as error:
-        raise UserError(f"{path}: no such tar ({error.strerror})") from error
-    if not path.is_file():
-        raise UserError(f"{path}: no regular file")
-    stamp = [_FORMAT, stat.st_size, stat.st_mtime_ns]
+        raise UserError(f"{path}: no such tar ({error.strerror or error})") from error
+    stamp = [_FORMAT, size, int(version) if version.isdigit() else version]
     places = _places(path, cache)
     for place in places:
         try:
             found = files.read_json(place)
         except UserError:
             continue
-        if found.get("stamp") == stamp and _is_index(found.get("entries"), stat.st_size):
+        if found.get("stamp") == stamp and _is_index(found.get("entries"), size):
             return found["entries"]
-    entries = make_index(path)
+    entries = retried(lambda: make_index(path), path)
     text = json.dumps({"stamp": stamp, "entries": entries})
     for place in places:
         if _write(place, text):
@@ -107,10 +107,13 @@ def make_index(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     Raises UserError for what is compressed or no tar.
     """
     entries: dict[str, dict[str, Any]] = {}
-    size = path.stat().st_size
+    size = files.size(path)
     damage = ""
     try:
-        with tarfile.open(path, "r:") as archive:  # "r:" refuses compression, which has no random access
+        with (
+            files.stream(path) as file,
+            tarfile.open(fileobj=file, mode="r:") as archive,
+        ):  # "r:" refuses compression, which has no random access
             try:
                 for member in archive:
                     _add(entries, member, size)
@@ -132,7 +135,7 @@ def make_index(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 def _left(path: pathlib.Path, at: int) -> str:
     """What is wrong with the rest of a shard, after the byte where its reader stopped; "" for the zeros of an end."""
-    with open(path, "rb") as file:
+    with files.stream(path) as file:
         file.seek(at)
         while block := file.read(1 << 20):
             if rest := block.lstrip(b"\0"):
@@ -183,9 +186,10 @@ def _is_index(entries: Any, size: int) -> bool:
 
 
 def _places(path: pathlib.Path, cache: str) -> list[pathlib.Path]:
-    name = f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]}.json"
+    whole = str(path.resolve()) if files.is_local(path) else str(path)
+    name = f"{hashlib.sha256(whole.encode()).hexdigest()[:32]}.json"
     if cache:
-        return [pathlib.Path(cache) / name]
+        return [files.folder(cache) / name]
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     return [path.with_name(path.name + ".index.json"), home / "metacanvas_jax" / "tars" / name]
 
@@ -193,11 +197,8 @@ def _places(path: pathlib.Path, cache: str) -> list[pathlib.Path]:
 def _write(place: pathlib.Path, text: str) -> bool:
     """Writes a file whole or not at all; False where that is not allowed."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(draft, place)
-    except OSError:
+        with files.draft(place) as draft:
+            draft.write_text(text)
+    except UserError:
         return False
     return True
