@@ -72,6 +72,7 @@ def get_config() -> ConfigDict:
     config.sampler = section(schema.SamplerSection())
     config.eval = section(schema.EvalSection(evaluators=("flow_loss",)))
     config.mesh = section(MeshConfig())
+    config.paths = section(schema.PathsSection())
     config.hardware = ()
     return config
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,3 +71,26 @@ def emulator() -> Iterator[str]:
             yield address
         finally:
             process.stdin.close()
+
+
+def golden(place: Path) -> Path:
+    """Tiny runs, their exports, an MLLM and a tokenizer, unpacked on this machine."""
+    with tarfile.open(Path(__file__).parent / "golden" / "folders_0.1.tar.xz") as archive:
+        archive.extractall(place, filter="data")
+    return place
+
+
+def stored(address: str, golden: Path) -> Bucket:
+    """SANA's part of the same folders in the bucket; the config of the run there names the bucket's."""
+    from metacanvas_jax import files
+
+    place = Bucket(address, f"gs://bucket/{'-'.join(golden.parts[-2:])}")
+    for name in files.listing(golden, deep=True):
+        if name.startswith(("sana", "qwen", "tokenizer")):
+            data = (golden / name).read_bytes()
+            if name == "sana/run/config.json":
+                tree = json.loads(data)
+                tree["mllm"] |= {key: f"{place.url}/{tree['mllm'][key]}" for key in ("weights", "tokenizer")}
+                data = json.dumps(tree).encode()
+            files.write(files.folder(f"{place.url}/{name}"), data)
+    return place

@@ -1,7 +1,5 @@
 """Runs, weights and exports in a bucket: what is read there is what the same folders hold on this machine."""
 
-import json
-import tarfile
 from pathlib import Path
 
 import bucket_support
@@ -28,37 +26,15 @@ from metacanvas_jax.weights.safetensors_io import Checkpoint
 from metacanvas_jax.weights.sources import Source
 from metacanvas_jax.weights.table import SAME, Entry
 
-FOLDERS = Path(__file__).parent / "golden" / "folders_0.1.tar.xz"
-
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory):
-    """Tiny runs, their exports, an MLLM and a tokenizer on this machine."""
-    place = tmp_path_factory.mktemp("golden")
-    with tarfile.open(FOLDERS) as archive:
-        archive.extractall(place, filter="data")
-    return place
+    return bucket_support.golden(tmp_path_factory.mktemp("golden"))
 
 
 @pytest.fixture(scope="module")
 def stored(bucket_address, golden):
-    """The same folders in the bucket; the configs there name the bucket's."""
-    place = bucket_support.Bucket(bucket_address, f"gs://bucket/golden-{golden.parent.name}")
-    for name in files.listing(golden, deep=True):
-        if name.startswith(("sana", "qwen", "tokenizer")):
-            data = (golden / name).read_bytes()
-            files.write(
-                files.folder(f"{place.url}/{name}"),
-                moved(data, place.url) if name.endswith("run/config.json") else data,
-            )
-    return place
-
-
-def moved(text: bytes, url: str) -> bytes:
-    """A config whose folders of weights and tokenizers lie below a URL."""
-    tree = json.loads(text)
-    tree["mllm"] |= {key: f"{url}/{tree['mllm'][key]}" for key in ("weights", "tokenizer")}
-    return json.dumps(tree).encode()
+    return bucket_support.stored(bucket_address, golden)
 
 
 def upload(near: Path, url: str) -> str:

@@ -119,8 +119,9 @@ def test_launching_asks_for_a_slice_per_point_and_starts_the_run_there(cloud, sw
     assert cloud.verbs("some-b") == ["create", "describe", "describe", "scp", "ssh", "ssh"]
     create, *_, last = cloud.asked("some-b")
     assert "--accelerator-type=v6e-16" in create and "--zone=us-east5-b" in create
-    words = "train --config configs/t2i_scratch.py --workdir gs://other/place/b --config.train.steps=3 --config.seed=4"
-    assert words in last[-1] and "--processes 4" in last[-1]
+    folders = " ".join(f"--config.paths.{name}=gs://mine/{name}" for name in ("weights", "data", "runs"))
+    words = f"train --config configs/t2i_scratch.py --workdir gs://other/place/b {folders} --config.train.steps=3 "
+    assert f"{words}--config.seed=4" in last[-1] and "--processes 4" in last[-1]
     assert "$HOME/some-b.log" in last[-1] and "$HOME/some-b.pid" in last[-1]  # no folder of a home is asked for
     assert "t2i_scratch.py:text --workdir gs://other/place/a_1" in (cloud.calls / "some-a-1").read_text()
 

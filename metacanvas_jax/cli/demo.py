@@ -1,8 +1,8 @@
 """``metacanvas demo``."""
 
 import argparse
-from pathlib import Path
 
+from metacanvas_jax import files
 from metacanvas_jax.cli import options
 from metacanvas_jax.config.load import load_config
 from metacanvas_jax.errors import UserError
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     options.add_config(parser, default=f"{CONFIG}:canvas")
     parser.add_argument("--teach", action="store_true", help="teach an MLLM first in place of the one that ships")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="folder of the run (runs/demo)")
+    parser.add_argument("--workdir", default="runs/demo", help="folder of the run (runs/demo)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
         "data.count": painter.data.count,
     }
     teacher = load_config(f"{name}:mllm", [f"--config.{key}={value}" for key, value in shared.items()])
-    outcome = miniature.demo(teacher, painter, arguments.workdir, teach=arguments.teach)
+    outcome = miniature.demo(teacher, painter, files.folder(arguments.workdir), teach=arguments.teach)
     print(outcome.scored.table())
     print(f"\nreport: {outcome.report.resolve()}")
     if outcome.missed:

@@ -14,13 +14,13 @@ NAME_BYTES = 160  # of a file that is named after its prompt; file systems count
 def add_arguments(parser: argparse.ArgumentParser, count: int) -> None:
     """Where the networks come from, the shape of the result, and how it is drawn."""
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=Path, help="folder of a trained run")
+    source.add_argument("--run", help="folder of a trained run, local or gs://")
     source.add_argument(
         "--config",
         metavar="FILE[:VARIANT]",
         help="config that names folders of weights; what has none starts fresh (--config.KEY=VALUE changes it)",
     )
-    parser.add_argument("--out", type=Path, help="PNG, or MP4 for videos (samples/PROMPT beside the run)")
+    parser.add_argument("--out", help="PNG, or MP4 for videos (samples/PROMPT beside the run)")
     parser.add_argument("--count", type=int, default=count, help=f"results to draw, side by side (default: {count})")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same result (default: 0)")
     parser.add_argument("--steps", type=int, help="sampling steps (default: the config's)")
@@ -93,7 +93,8 @@ def place(arguments: argparse.Namespace, video: bool) -> Path:
     if arguments.out is None:
         words = "_".join("".join(c if c.isalnum() else " " for c in arguments.prompt).split())[:80]
         words = words.encode()[:NAME_BYTES].decode(errors="ignore") or "empty"
-        return (arguments.run or Path()) / "samples" / (words + suffix)
-    if arguments.out.suffix.lower() != suffix:
+        return files.folder(arguments.run or "") / "samples" / (words + suffix)
+    out = files.folder(arguments.out)
+    if out.suffix.lower() != suffix:
         raise UserError(f"--out is {arguments.out}, expected a {suffix} file")
-    return arguments.out
+    return out

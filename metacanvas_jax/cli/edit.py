@@ -1,7 +1,6 @@
 """``metacanvas edit``."""
 
 import argparse
-from pathlib import Path
 
 from metacanvas_jax.cli import drawing
 
@@ -11,8 +10,8 @@ EXAMPLE = 'metacanvas edit --run runs/image_editing --image cat.png --prompt "ma
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("--prompt", required=True, help="what to change")
-    parser.add_argument("--image", type=Path, help="picture to change")
-    parser.add_argument("--video", type=Path, help="video to change (MP4 or WebM)")
+    parser.add_argument("--image", help="picture to change")
+    parser.add_argument("--video", help="video to change (MP4 or WebM)")
     drawing.add_arguments(parser, count=1)
 
 

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metacanvas_jax import files
@@ -21,7 +20,7 @@ EXAMPLE = """metacanvas evaluate --run runs/demo --guidance 1.5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--run", type=Path, help="folder of a trained run")
+    what.add_argument("--run", help="folder of a trained run")
     what.add_argument("--collect", metavar="FOLDER", help="print the scores of all trees below a folder as one table")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--evaluator", help="what scores it: scenes or flow_loss (default: the first of the config)")
@@ -107,7 +106,7 @@ def _scores(arguments: argparse.Namespace, asked: "Asked", writes: bool) -> None
     from metacanvas_jax.paint import placing, runs
     from metacanvas_jax.paint.painter import Painter
 
-    out = files.folder(arguments.out or arguments.run / "scores.json")
+    out = files.folder(arguments.out or files.join(arguments.run, "scores.json"))
     files.check_writable(out)
     painter = Painter(runs.setup_of(arguments.run))
     held = painter.held()

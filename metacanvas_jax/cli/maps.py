@@ -1,7 +1,6 @@
 """``metacanvas maps``."""
 
 import argparse
-from pathlib import Path
 
 from metacanvas_jax import files
 from metacanvas_jax.cli import options
@@ -12,11 +11,11 @@ EXAMPLE = 'metacanvas maps --run runs/demo --prompt "two red cats left of a blue
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("--run", type=Path, required=True, help="folder of a trained run with a canvas")
+    parser.add_argument("--run", required=True, help="folder of a trained run with a canvas")
     parser.add_argument("--prompt", required=True, action="append", help="what to draw (repeatable: one row each)")
-    parser.add_argument("--image", type=Path, help="picture that a video begins with, or that --edit changes")
+    parser.add_argument("--image", help="picture that a video begins with, or that --edit changes")
     parser.add_argument("--edit", action="store_true", help="change the --image")
-    parser.add_argument("--reference", type=Path, action="append", default=[], help="picture to show (repeatable)")
+    parser.add_argument("--reference", action="append", default=[], help="picture to show (repeatable)")
     parser.add_argument("--out", help="PNG to write (RUN/maps.png)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same result (default: 0)")
     parser.add_argument("--steps", type=int, help="sampling steps (default: the config's)")
@@ -40,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     media = {"image": arguments.image, "edit": arguments.edit, "references": tuple(arguments.reference)}
     made = [requests.sample_of(setup, requests.Request(prompt, **media)) for prompt in arguments.prompt]
     shape = made[0][1]
-    out = files.folder(arguments.out or arguments.run / "maps.png")
+    out = files.folder(arguments.out or files.join(arguments.run, "maps.png"))
     files.check_writable(out)
     how = {"steps": arguments.steps, "guidance": arguments.guidance, "maps": True}
     options.keep_compiled()

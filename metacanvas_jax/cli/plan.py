@@ -2,8 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
+from metacanvas_jax import files
 from metacanvas_jax.cli import options
 from metacanvas_jax.config.load import load_config
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pixels", action="store_true", help="encode pixels in the step (slow to compile) instead of reading latents"
     )
     parser.add_argument("--sampling", action="store_true", help="also compile sampling (of videos: slow)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write plan.json and plan.html there")
+    parser.add_argument("--out", metavar="FOLDER", help="also write plan.json and plan.html there")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         sampling=arguments.sampling,
         pixels=arguments.pixels,
         budget=arguments.search,
-        out=arguments.out,
+        out=None if arguments.out is None else files.folder(arguments.out),
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     return 0 if all(report.passed for report in reports) else 1

@@ -1,7 +1,6 @@
 """``metacanvas sample``."""
 
 import argparse
-from pathlib import Path
 
 from metacanvas_jax.cli import drawing
 
@@ -11,8 +10,8 @@ EXAMPLE = 'metacanvas sample --run runs/demo --prompt "two red cats left of a bl
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("--prompt", required=True, help="what to draw")
-    parser.add_argument("--image", type=Path, help="picture that a video begins with")
-    parser.add_argument("--reference", type=Path, action="append", default=[], help="picture to show (repeatable)")
+    parser.add_argument("--image", help="picture that a video begins with")
+    parser.add_argument("--reference", action="append", default=[], help="picture to show (repeatable)")
     drawing.add_arguments(parser, count=4)
 
 

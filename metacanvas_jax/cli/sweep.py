@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the points of a sweep one after another and gathers them, or does what an option says instead."""
-    from metacanvas_jax import files
+    from metacanvas_jax.config import paths
     from metacanvas_jax.launch import sweeps
 
     if arguments.gke and not (arguments.tpu or arguments.launch):
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.tpu or arguments.launch or arguments.status or arguments.teardown:
         _on_slices(arguments, points, configs)
         return
-    workdir = files.folder(arguments.workdir or Path("runs/sweeps") / arguments.sweep.stem)
+    workdir = paths.workdir(configs[0], arguments.workdir, f"sweeps/{arguments.sweep.stem}")
     if arguments.print:
         for point in points:
             print(shlex.join(sweeps.train_command(point, workdir, extra)))

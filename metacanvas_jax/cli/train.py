@@ -1,10 +1,9 @@
 """``metacanvas train``."""
 
 import argparse
-from pathlib import Path
 
-from metacanvas_jax import files
 from metacanvas_jax.cli import options
+from metacanvas_jax.config import paths
 from metacanvas_jax.config.load import load_config
 
 EXAMPLE = "metacanvas train --config configs/miniature.py:canvas --workdir runs/canvas --config.train.steps=500"
@@ -34,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
         options.require("wandb", "wandb")
     profile = None if arguments.profile is None else parse_steps(arguments.profile)
     config = load_config(arguments.config, arguments.overrides)
-    workdir = files.folder(arguments.workdir or Path("runs") / config.name)
+    workdir = paths.workdir(config, arguments.workdir, config.name)
     with together(arguments.processes, arguments.coordinator, arguments.process, arguments.timeout):
         how = {"profile": profile, "verify": arguments.verify, "wandb": arguments.wandb}
         train(config, workdir, compiled=workdir / "compiled", **how)

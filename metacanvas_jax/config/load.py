@@ -19,6 +19,7 @@ ROOT = _PACKAGE.parent if (_PACKAGE.parent / "configs" / "base.py").exists() els
 """The folder of ``configs/``: the source tree, or the copy inside the installed package."""
 PLACES = frozenset(
     {"weights", "tokenizer", "path", "pictures_path", "context_cache", "cache", "vae_weights", "dit_weights", "start"}
+    | {"paths"}
 )
 """Keys, at any depth, of folders and files. They may be changed by hand in a run's config: files may move."""
 

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from metacanvas_jax import registry
+from metacanvas_jax.config import paths
 from metacanvas_jax.config.check import check
-from metacanvas_jax.config.schema import Experiment, MllmSection, TextSection
+from metacanvas_jax.config.schema import Experiment, MllmSection, PathsSection, TextSection
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.limits import most
 from metacanvas_jax.parallel.mesh import PRESETS
@@ -36,6 +37,7 @@ POSITIVE = (
 def experiment(config: ConfigDict) -> Experiment:
     """The validated form of a config. Raises UserError that names the key, what was found and what was expected."""
     values = config.to_dict()
+    values = paths.moved(values, _value(PathsSection, values.pop("paths", PathsSection()), "paths"))
     for section in ("dit", "vae"):
         if values.get(section) is not None:
             values[section] = _chosen(values[section], section)

@@ -252,6 +252,19 @@ class Hardware:
 
 
 @dataclasses.dataclass(frozen=True)
+class PathsSection:
+    """Folders, local or ``gs://``, that the relative paths of a config lie below (``config/paths.py``).
+
+    ``weights`` moves the folders of weights and tokenizers, ``data`` those of data and stored contexts, ``runs`` the
+    folder of the run and its ``start``. Empty: relative paths are those of this machine.
+    """
+
+    weights: str = ""
+    data: str = ""
+    runs: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything that decides a run.
 

@@ -107,7 +107,8 @@ def run(points: Sequence[Point], workdir: Path, extra: Sequence[str] = ()) -> No
             print(f"[{number}/{len(points)}] {point.name}", flush=True)
             arguments = train_command(point, workdir, extra)[1:]
             with files.writing(workdir):
-                (workdir / point.name).mkdir(parents=True, exist_ok=True)  # where the run leaves its error
+                if files.is_local(workdir):
+                    (workdir / point.name).mkdir(parents=True, exist_ok=True)  # where the run leaves its error
             if subprocess.run([sys.executable, "-m", "metacanvas_jax.cli.main", *arguments], check=False).returncode:
                 error = read_error(workdir / point.name)
                 failed.append(f"{point.name} ({error})" if error else point.name)

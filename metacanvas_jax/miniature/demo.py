@@ -70,7 +70,7 @@ def demo(teacher: ConfigDict, painter: ConfigDict, workdir: Path, *, teach: bool
     The painter reads its MLLM from ``mllm.weights``. With ``teach`` it is taught first, in the folder above.
     """
     teaching, painting = experiment(teacher), experiment(painter)
-    weights = Path(painting.mllm.weights)
+    weights = files.folder(painting.mllm.weights)
     if teaching.world != painting.world:
         raise UserError("the demo's two configs describe different worlds")
     if not teach and not (weights / "params.json").exists():

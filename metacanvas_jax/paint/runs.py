@@ -2,9 +2,9 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
+from metacanvas_jax import files
 from metacanvas_jax.config.load import read_config
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.schema import Experiment
@@ -51,7 +52,7 @@ class Trained:
         return self.painter.paint(self.params, samples, bucket, **options)
 
 
-def setup_of(run: Path) -> Experiment:
+def setup_of(run: str | os.PathLike) -> Experiment:
     """The experiment of a run that paints. Raises UserError for a folder that is none."""
     setup = experiment(read_config(run))
     if setup.objective != "paint":
@@ -60,7 +61,7 @@ def setup_of(run: Path) -> Experiment:
 
 
 def load(
-    run: Path,
+    run: str | os.PathLike,
     *,
     verify: bool = False,
     mesh: Mesh | None = None,
@@ -75,6 +76,7 @@ def load(
 
     Raises UserError for a folder that is no run, has no checkpoint, or misses its frozen weights or finds others.
     """
+    run = files.folder(run)
     painter = Painter(setup_of(run)) if painter is None else painter
     setup, mesh = painter.setup, _one_device() if mesh is None else mesh
     held = flat(placing.abstract(setup, needs, mesh))

@@ -118,7 +118,7 @@ class ReportData:
 
 def write_report(path: str | os.PathLike, data: ReportData) -> Path:
     """Writes the page, complete or not at all, and returns its path. Raises UserError when it cannot."""
-    path = Path(path)
+    path = files.folder(path)
     files.write(path, render(data))
     return path
 

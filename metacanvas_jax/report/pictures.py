@@ -5,7 +5,6 @@ import io
 import os
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -129,4 +128,4 @@ def png(picture: Picture) -> bytes:
 
 def save_png(picture: Picture, path: str | os.PathLike) -> None:
     """Writes a PNG, complete or not at all. Raises UserError when it cannot."""
-    files.write(Path(path), png(picture))
+    files.write(files.folder(path), png(picture))
