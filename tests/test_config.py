@@ -244,7 +244,11 @@ def test_values_that_contradict_each_other_are_refused(file, change, message):
         ),
         (T2I, {"optimizer.final_fraction": 0.1}, "optimizer.final_fraction has no effect"),
         (T2I, {"optimizer.warmup_steps": 0}, "optimizer.warmup_from has no effect: there is no warm-up"),
-        (T2I, {"train.keep_best": 1}, "train.keep_best has no effect: train.evaluate_every is 0"),
+        (
+            T2I,
+            {"train.keep_best": 1, "train.evaluate_every": 0},
+            "train.keep_best has no effect: train.evaluate_every is 0",
+        ),
         (MINI, {"recall": 4}, "recall has no effect: it belongs to objective 'understand'"),
         (TEACH, {"mllm.weights": "somewhere"}, "mllm.weights has no effect: objective 'understand' trains the MLLM"),
         (TEACH, {"canvas": {"rows": 1, "columns": 1}}, "canvas has no effect: objective 'understand' trains"),

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--run", help="folder of a trained run")
     what.add_argument("--collect", metavar="FOLDER", help="print the scores of all trees below a folder as one table")
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--evaluator", help="what scores it: scenes or flow_loss (default: the first of the config)")
+    kind.add_argument(
+        "--evaluator", help="what scores it: scenes, tasks or flow_loss (default: the first of the config)"
+    )
     kind.add_argument("--benchmark", help="draw the tree of a public benchmark (docs/evaluation.md)")
     parser.add_argument("--data", default="", help="prompts and media of the benchmark")
     parser.add_argument("--out", help="JSON to write (RUN/scores.json); of a benchmark: the folder of its tree")

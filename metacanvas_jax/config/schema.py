@@ -184,6 +184,7 @@ class TrainSection:
 
 EvaluatorName = Literal[
     "scenes",
+    "tasks",
     "flow_loss",
     "geneval",
     "gedit",
@@ -206,10 +207,11 @@ class EvalSection:
     with the noise of ``seed``.
 
     "scenes" draws ``per_category`` prompts of the seen split and ``per_category_held_out`` of the other, in training
-    only ``during_training`` seen ones. "flow_loss" computes the loss of ``samples`` samples per task, which training
-    does not read, at each noise level of ``levels``. They come from ``sources``, where a config names some, else from
-    what the sources of the training keep back (drawings: from another seed). The benchmarks draw what
-    ``data`` names, of it the first ``limit`` prompts (None: all), ``per_device`` results at once on each device.
+    only ``during_training`` seen ones. "tasks" draws ``samples`` drawings of every task, in training
+    ``during_training``, and judges each exactly. "flow_loss" computes the loss of ``samples`` samples per task at each
+    noise level of ``levels``. The samples of these two are not trained on: they come from ``sources``, where a config
+    names some, else from what the sources of the training keep back (drawings: from another seed). The benchmarks draw
+    what ``data`` names, of it the first ``limit`` prompts (None: all), ``per_device`` results at once on each device.
     """
 
     per_category: int = 40

@@ -1,10 +1,10 @@
 """The evaluators by name, and how several of them evaluate a run one after the other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from metacanvas_jax.config.schema import EvaluatorName, Experiment
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.evaluate import flow_loss, scenes
+from metacanvas_jax.evaluate import flow_loss, held_out, scenes, tasks
 from metacanvas_jax.evaluate.benchmarks import runner
 from metacanvas_jax.evaluate.contract import Asked, Evaluator, Result
 from metacanvas_jax.paint.painter import Painter
@@ -12,15 +12,32 @@ from metacanvas_jax.types import Params
 
 EVALUATORS: dict[str, Evaluator] = {
     "scenes": scenes.evaluate,
+    "tasks": tasks.evaluate,
     "flow_loss": flow_loss.evaluate,
     **{name: runner.evaluator(name) for name in runner.BENCHMARKS},
 }
-"""A new evaluator is a module here, a line in this table and its name in ``config/schema.py``."""
+"""A new evaluator is a module here, a line in this table and in the next, and its name in ``config/schema.py``."""
+
+CHECKS: dict[str, Callable[[Experiment], object]] = {
+    "scenes": scenes.check,
+    "tasks": tasks.check,
+    "flow_loss": held_out.check,
+}
+"""What raises UserError for runs that an evaluator does not suit. Of a benchmark it is the reading of its prompts."""
 
 
 def names_of(setup: Experiment) -> tuple[EvaluatorName, ...]:
     """The evaluators of a run: those of its config, else the judge of its world or, on other data, the loss."""
     return setup.eval.evaluators or (("flow_loss",) if setup.sources else ("scenes",))
+
+
+def check(setup: Experiment, names: Sequence[str], asked: Asked) -> None:
+    """Raises UserError, before a training begins, where an evaluator does not suit the run or misses its data."""
+    for name in names:
+        if name in runner.BENCHMARKS:
+            runner.entries(name, setup, asked)
+        else:
+            CHECKS[name](setup)
 
 
 def run(painter: Painter, params: Params, names: Sequence[str], asked: Asked) -> dict[str, Result]:

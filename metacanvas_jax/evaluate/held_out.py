@@ -31,23 +31,38 @@ class HeldOut:
         return source[place]
 
 
+def check(setup: Experiment) -> None:
+    """Raises UserError for a task of which no samples are kept out of the training; opens no source."""
+    for bucket in setup.shapes:
+        if not _validated(setup, bucket) and not _others(setup, bucket):
+            raise UserError(
+                f"no samples of {bucket.task} are kept out of the training: name some in eval.sources, or a share in "
+                "sources[i].validation"
+            )
+
+
 def held_out(setup: Experiment, bucket: Bucket) -> HeldOut:
     """The samples of a bucket's task that the training does not read, in the bucket's shape.
 
     Raises UserError where there are none, or their source is not there.
     """
-    sections = [section for section in setup.eval.sources if section.task == bucket.task]
-    if not sections and not setup.sources:
-        sections = [SourceSection("scenes", task=bucket.task, seed=setup.seed + SEED)]
-    if not sections and (kept := sources_of(setup, bucket, validation=True) if setup.sources else []):
-        return HeldOut([source.records for source in kept])
-    if not sections:
-        drawn = [section for section in setup.sources if section.task == bucket.task and section.kind in DRAWN]
-        sections = [dataclasses.replace(section, path="", latents=False, seed=section.seed + SEED) for section in drawn]
-    if not sections:
-        raise UserError(
-            f"no samples of {bucket.task} are kept out of the training: name some in eval.sources, or a share in "
-            "sources[i].validation"
-        )
-    other = dataclasses.replace(setup, sources=tuple(sections))
+    check(dataclasses.replace(setup, buckets=(bucket,)))
+    if _validated(setup, bucket):
+        return HeldOut([source.records for source in sources_of(setup, bucket, validation=True)])
+    other = dataclasses.replace(setup, sources=_others(setup, bucket))
     return HeldOut([source.records for source in sources_of(other, bucket)])
+
+
+def _validated(setup: Experiment, bucket: Bucket) -> bool:
+    """Whether the training's own sources keep samples back, and the config names no others."""
+    named = any(section.task == bucket.task for section in setup.eval.sources)
+    return not named and any(section.task == bucket.task and section.validation for section in setup.sources)
+
+
+def _others(setup: Experiment, bucket: Bucket) -> tuple[SourceSection, ...]:
+    """Sources of samples that the training does not have: those that the config names, or drawings of another seed."""
+    named = tuple(section for section in setup.eval.sources if section.task == bucket.task)
+    if named or not setup.sources:
+        return named or (SourceSection("scenes", task=bucket.task, seed=setup.seed + SEED),)
+    drawn = [section for section in setup.sources if section.task == bucket.task and section.kind in DRAWN]
+    return tuple(dataclasses.replace(section, path="", latents=False, seed=section.seed + SEED) for section in drawn)

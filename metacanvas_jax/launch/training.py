@@ -69,6 +69,8 @@ def train(
         if setup.sources and all(source.kind in EMOJI or not source.path for source in setup.sources):
             prepare(setup)  # a miniature: tokenizer and autoencoder are all that is missing, and made in seconds
         job = make_job(setup, verify=verify)
+        if setup.objective == "paint" and setup.train.evaluate_every:
+            evaluators.check(setup, evaluators.names_of(setup), asked_at(setup, workdir, 0))
     check_workdir(job, fit_config(setup), workdir)
     if compiled is not None:
         kept.keep(compiled)

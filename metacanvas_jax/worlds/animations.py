@@ -82,6 +82,11 @@ class Animation:
         """The animation as one JSON line."""
         return json.dumps(dataclasses.asdict(self))
 
+    @classmethod
+    def from_json(cls, text: str) -> "Animation":
+        """The inverse of `to_json`."""
+        return cls(tuple(Mover(**mover) for mover in json.loads(text)["movers"]))
+
     def items(self, time: float) -> tuple[Item, ...]:
         """The drawings at a time from 0 to 1."""
         return tuple(mover.at(time) for mover in self.movers)

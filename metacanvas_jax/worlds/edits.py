@@ -45,6 +45,13 @@ class Edit:
         """The edit as one JSON line."""
         return json.dumps(dataclasses.asdict(self))
 
+    @classmethod
+    def from_json(cls, text: str) -> "Edit":
+        """The inverse of `to_json`."""
+        tree = json.loads(text)
+        items = {name: tuple(Item(**item) for item in tree[name]) for name in ("source", "target", "changed")}
+        return cls(**tree | items)
+
 
 def edit(world: SceneWorld, seed: int, index: int) -> Edit:
     """The edit with this number; it depends on world, seed and number only. Kinds take turns.

@@ -7,7 +7,7 @@ cannot pass.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 
 from metacanvas_jax.worlds import openmoji
 from metacanvas_jax.worlds.requests import in_place
-from metacanvas_jax.worlds.scenes import Scene, SceneWorld
+from metacanvas_jax.worlds.scenes import Item, Scene, SceneWorld
 
 _INK = 0.25  # a pixel this far from white in any channel is drawn on
 _MIXED = 0.2  # how much nearer a quarter may lie to another colour, in mean squared distances between the two
@@ -96,8 +96,12 @@ class Judge:
 
     def truth(self, scene: Scene) -> list[Detection]:
         """What is detected in a perfect picture of a scene."""
+        return self.drawn(scene.items)
+
+    def drawn(self, items: Iterable[Item]) -> list[Detection]:
+        """What is detected in a perfect picture of some drawings, in their order."""
         found = []
-        for item in scene.items:
+        for item in items:
             drawing = self.world.objects.index(item.object) * len(self.world.colours)
             drawing += self.world.colours.index(item.colour)
             found.append(self._detection(0.0, drawing, item.y / self.factor, item.x / self.factor))
