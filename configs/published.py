@@ -68,8 +68,8 @@ def get_config(folders: str = "") -> ConfigDict:
     new += sorted({f"dit/{entry.path.partition('/')[0]}" for entry in record.added(dit)})
     config.train.rules = ((f"({'|'.join(new)})/.*", "train"), (".*", "freeze")) if mllm else ((".*", "freeze"),)
     config.data.caption_dropout = 0.1 if paints.guidance != 1.0 else 0.0  # guidance needs the empty prompt
-    schedule, method, shift = registry.published_sampling(pipeline)
-    sampler = schema.SamplerSection(schedule, method, paints.steps, shift, paints.guidance)
+    sampling = registry.published_sampling(pipeline)._asdict()
+    sampler = schema.SamplerSection(steps=paints.steps, guidance=paints.guidance, rescale=paints.rescale, **sampling)
     config.sampler = base.section(sampler)
     return config
 

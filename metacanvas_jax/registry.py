@@ -27,7 +27,10 @@ NETWORKS: tuple[Network, ...] = (SANA, FLUX, WAN, PATCH_PCA, DC_AE, KL, WAN_VAE,
 SCHEDULES = {"linear": lambda steps, shift, tokens: schedules.linear(steps, shift)} | {
     name: make for network in NETWORKS for name, make in network.schedules.items()
 }
-"""Schedules of the noise levels by their name in a config: ``make(steps, shift, tokens)``."""
+"""Schedules of the noise levels by their name in a config: ``make(steps, shift, tokens)``.
+
+Another one is "dynamic", ``schedules.dynamic``, which reads more of a config.
+"""
 
 
 def family(name: Family) -> dict[str, Network]:
@@ -74,7 +77,7 @@ def check_folder(folder: str | Path, config: Any, key: str) -> None:
 
 
 def published_sampling(pipeline: str | Path) -> Sampling:
-    """Schedule, method and shift of the scheduler in a published pipeline.
+    """What the scheduler in a published pipeline is in a config.
 
     Raises UserError for a scheduler that is not rebuilt here.
     """

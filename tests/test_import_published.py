@@ -38,6 +38,7 @@ from metacanvas_jax.vae.dc_ae.network import DC_AE_F32C32
 from metacanvas_jax.vae.kl.network import KL_F8C16, Kl
 from metacanvas_jax.vae.wan.network import WAN22_VAE
 from metacanvas_jax.weights import published
+from metacanvas_jax.weights.record import Sampling
 
 VISION = {
     "depth": 32,
@@ -251,9 +252,9 @@ PARTS = {
     "wan_pipeline": {"transformer": WAN, "vae": WAN_VAE},
 }
 SAMPLING = {
-    "sana_pipeline": ("sana_dpm", "dpmpp_2m", 3.0),
-    "flux_pipeline": ("flux_dynamic", "euler", 1.0),
-    "wan_pipeline": ("wan_unipc", "unipc", 5.0),
+    "sana_pipeline": Sampling("sana_dpm", "dpmpp_2m", 3.0),
+    "flux_pipeline": Sampling("dynamic", "euler", 1.0),
+    "wan_pipeline": Sampling("wan_unipc", "unipc", 5.0),
 }
 
 

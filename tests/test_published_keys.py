@@ -8,7 +8,9 @@ import pytest
 from test_import_published import FULL_SIZE, QWEN_7B
 
 from metacanvas_jax import registry
+from metacanvas_jax.diffusion.schedules import DynamicShift
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.weights.record import Sampling
 
 QWEN = QWEN_7B | {
     "architectures": ["Qwen2_5_VLForConditionalGeneration"],
@@ -197,10 +199,10 @@ REFUSED = [  # the file, a key, its value, what is said after the key and the va
     *((name, "solver_order", 3, "solver_order is 3; only 2") for name in ("dpm", "unipc")),
     *((name, "flow_shift", "high", "that can be built") for name in ("dpm", "unipc")),
     ("euler", "use_dynamic_shifting", False, "use_dynamic_shifting is off"),
-    ("euler", "shift_terminal", 0.02, "shift_terminal is 0.02; only None or 0 is built"),
     ("euler", "invert_sigmas", True, "invert_sigmas is True; only False"),
     ("euler", "stochastic_sampling", True, "stochastic_sampling is True; only False"),
-    ("euler", "base_shift", 0.4, "base_shift is 0.4; only 0.5"),
+    ("euler", "base_image_seq_len", 4096, "base_tokens 4096 must be below max_tokens 4096"),
+    ("euler", "shift_terminal", 2.0, "terminal must be a noise level between 0 and 1"),
     *((name, "time_shift_type", "linear", "time_shift_type is 'linear'; only 'exponential'") for name in SCHEDULERS),
     *((name, "num_train_timesteps", 500, "num_train_timesteps is 500; only 1000 is built") for name in SCHEDULERS),
     *((name, "use_karras_sigmas", True, "use_karras_sigmas is True; only False") for name in SCHEDULERS),
@@ -249,6 +251,7 @@ SAME = [  # other ways to say what is built
     ("AutoencoderKLWan", FILES["AutoencoderKLWan"] | {"scale_factor_spatial": 16}),
     ("dpm", DPM | {"beta_end": 0.1, "timestep_spacing": "trailing", "sample_max_value": 2.0}),
     ("euler", EULER | {"shift": 1.0, "shift_terminal": None}),
+    ("euler", EULER | {"shift_terminal": 0}),
 ]
 
 
@@ -273,3 +276,9 @@ def written(name):
 def test_every_key_that_the_reference_writes_is_read(name, tmp_path):
     for values in written(name):
         assert read(name, values, tmp_path) == read(name, FILES[name], tmp_path)
+
+
+def test_the_growth_of_a_dynamic_shift_is_read_from_the_folder(tmp_path):
+    changed = {"base_shift": 0.4, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
+    assert read("euler", EULER, tmp_path) == Sampling("dynamic", "euler", 1.0, DynamicShift())
+    assert read("euler", EULER | changed, tmp_path).dynamic == DynamicShift(0.4, 0.9, 256, 8192, 0.02)

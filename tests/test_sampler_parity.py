@@ -1,11 +1,14 @@
 """Sigma tables and whole trajectories against the schedulers of diffusers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from metacanvas_jax.diffusion.samplers import sample_trajectory
+from metacanvas_jax.diffusion.schedules import DynamicShift, dynamic
 from metacanvas_jax.dit.flux.schedule import flux_dynamic
 from metacanvas_jax.dit.sana.schedule import sana_dpm
 from metacanvas_jax.dit.wan.schedule import wan_unipc
@@ -14,6 +17,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler  # noqa: E402
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift  # noqa: E402
+
+from metacanvas_jax.torch_export.samplers import schedule as exported_schedule  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -65,6 +70,21 @@ def test_tables_are_equal_bit_for_bit(name, steps):
 def test_flux_tables_follow_the_number_of_tokens(tokens):
     ours = np.asarray(flux_dynamic(28, tokens).sigmas, np.float32)
     np.testing.assert_array_equal(ours, flux(28, tokens).sigmas.numpy())
+
+
+@pytest.mark.parametrize("steps", (2, 5, 28, 50))
+@pytest.mark.parametrize("tokens", [64, 1024, 4096])
+def test_stretched_tables_of_another_growth_are_equal_bit_for_bit(steps, tokens):
+    """As the published folders of Qwen-Image configure it, in JAX and on the torch side."""
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
+    mu = calculate_shift(tokens, 256, 8192, 0.5, 0.9)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+    shift = DynamicShift(max_shift=0.9, max_tokens=8192, terminal=0.02)
+    ours = dynamic(steps, tokens, shift)
+    np.testing.assert_array_equal(np.asarray(ours.sigmas, np.float32), scheduler.sigmas.numpy())
+    np.testing.assert_allclose(ours.times, scheduler.timesteps.numpy() / 1000, rtol=2e-7)
+    sampler = {"schedule": "dynamic", "steps": steps, "shift": 1.0, "dynamic": dataclasses.asdict(shift)}
+    np.testing.assert_allclose(exported_schedule(sampler, tokens)[0], ours.sigmas, rtol=0, atol=2e-7)
 
 
 MIX = np.random.default_rng(1).normal(size=(4, 4)).astype(np.float32)

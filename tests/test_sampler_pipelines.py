@@ -11,6 +11,7 @@ from published_support import bytes_tokenizer, flux_pipeline, picture, sana_pipe
 from vae_support import FAST_COMPILE
 
 from metacanvas_jax import registry
+from metacanvas_jax.config.schema import SamplerSection
 from metacanvas_jax.dit.flux.network import Flux, FluxConfig
 from metacanvas_jax.dit.sana.network import Sana, SanaConfig
 from metacanvas_jax.dit.wan.network import Wan, WanConfig
@@ -125,15 +126,14 @@ def test_sampler_paints_the_pictures_of_the_sana_pipeline_from_its_prompts(tmp_p
     guide, empty = read(prompts), read([""] * 2, instruction="")
     dit, params = imported(folder, "transformer", *arguments(4, guide))
     vae, vae_params = imported(folder, "vae")
-    schedule, method, shift = registry.published_sampling(folder)
-    recipe = Recipe(registry.SCHEDULES[schedule](4, shift, 1), method, 4.5)
+    recipe = published_recipe(folder, 4, 1, 4.5)
     latents = drawn(dit, params, guide, jnp.asarray(noise), empty, None, recipe)
     close(unit(through(vae, vae_params, latents, "decode"))[:, 0], expected)
 
 
-def flux_recipe(folder, steps, tokens):
-    schedule, method, _ = registry.published_sampling(folder)
-    return Recipe(registry.SCHEDULES[schedule](steps, 1.0, tokens), method)
+def published_recipe(folder, steps, tokens, guidance=1.0, rescale=None):
+    sampler = SamplerSection(steps=steps, **registry.published_sampling(folder)._asdict())
+    return Recipe(sampler.make(tokens), sampler.method, guidance, rescale)
 
 
 @pytest.mark.parametrize("edited", [True, False], ids=["with_reference", "without"])
@@ -164,7 +164,7 @@ def test_sampler_paints_the_pictures_of_the_flux_kontext_pipeline(tmp_path, edit
     if edited:
         pixels = jnp.asarray(source, jnp.float32)[None, None] / 127.5 - 1
         given = given.replace(reference=(through(vae, vae_params, pixels, "encode"),))
-    latents = drawn(dit, params, (text, given), jnp.asarray(noise), None, None, flux_recipe(folder, 4, 4 * 6))
+    latents = drawn(dit, params, (text, given), jnp.asarray(noise), None, None, published_recipe(folder, 4, 4 * 6))
     close(unit(through(vae, vae_params, latents, "decode"))[:, 0], expected)
 
 
@@ -192,8 +192,7 @@ def test_sampler_paints_the_videos_and_the_trajectory_of_the_wan_pipelines(tmp_p
     guide, empty = ((States(jnp.asarray(x)), NOTHING) for x in (context, nothing))
     dit, params = imported(folder, "transformer", *arguments(4, guide))
     vae, vae_params = imported(folder, "vae")
-    schedule, method, shift = registry.published_sampling(folder)
-    recipe = Recipe(registry.SCHEDULES[schedule](4, shift, 1), method, 5.0)
+    recipe = published_recipe(folder, 4, 1, 5.0)
     first = None
     if image:
         pixels = jnp.asarray(source, jnp.float32)[None, None] / 127.5 - 1

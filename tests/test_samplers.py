@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metacanvas_jax.diffusion.guidance import classifier_free, pair
+from metacanvas_jax.diffusion.guidance import classifier_free, pair, with_norms_of
 from metacanvas_jax.diffusion.samplers import sample, sample_trajectory
-from metacanvas_jax.diffusion.schedules import Schedule, linear
+from metacanvas_jax.diffusion.schedules import DynamicShift, Schedule, dynamic, linear
 from metacanvas_jax.dit.flux.schedule import flux_dynamic
 from metacanvas_jax.dit.sana.schedule import sana_dpm
 from metacanvas_jax.dit.wan.schedule import wan_unipc
@@ -130,3 +130,34 @@ def test_guidance_moves_from_unconditional_to_conditional(noise, scale):
     velocity = classifier_free(network, scale)(noise, jnp.array([0.25, 0.75], jnp.float32))
     alone = noise * jnp.array([0.25, 0.75], jnp.float32)[:, None, None, None, None]
     np.testing.assert_allclose(velocity, alone - 1 + 3 * scale, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("patch", [(1, 2, 2), (1, 1, 3)])
+def test_rescaled_guidance_has_the_norms_of_the_prompt_in_every_patch(noise, patch):
+    def network(z, t):
+        return z * jnp.linspace(0.5, 2.0, z.shape[0], dtype=jnp.float32)[:, None, None, None, None] + 0.1 * z**2
+
+    rows, columns = 2 * patch[1], 2 * patch[2]
+    z = jnp.asarray(np.random.default_rng(0).standard_normal((1, 1, rows, columns, 3)), jnp.float32)
+    time = jnp.ones(1)
+    conditional, _ = jnp.split(network(jnp.concatenate([z, z]), None), 2)
+    plain, scaled = (classifier_free(network, 4.0, rescale)(z, time) for rescale in (None, patch))
+
+    def cut(x):
+        return np.asarray(x).reshape(2, patch[1], 2, patch[2], 3).swapaxes(1, 2).reshape(4, -1)
+
+    ours, free, target = map(cut, (scaled, plain, conditional))
+    norm = lambda x: np.linalg.norm(x, axis=1)  # noqa: E731
+    np.testing.assert_allclose(norm(ours), norm(target), rtol=1e-5)
+    np.testing.assert_allclose(ours / norm(ours)[:, None], free / norm(free)[:, None], rtol=1e-4, atol=1e-6)
+    assert np.abs(norm(free) - norm(target)).max() > 0.1
+    assert not np.any(with_norms_of(z, jnp.zeros_like(z), patch))
+
+
+def test_a_dynamic_shift_of_impossible_numbers_is_refused():
+    with pytest.raises(ValueError, match="base_tokens 9 must be below max_tokens 9"):
+        DynamicShift(base_tokens=9, max_tokens=9)
+    with pytest.raises(ValueError, match="terminal must be a noise level"):
+        DynamicShift(terminal=1.0)
+    with pytest.raises(ValueError, match="at least two steps; got 1"):
+        dynamic(1, 64, DynamicShift(terminal=0.02))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from metacanvas_jax.config.networks import transformer
 from metacanvas_jax.config.schema import DataSection, Experiment, SamplerSection
+from metacanvas_jax.diffusion.schedules import DynamicShift
 from metacanvas_jax.errors import UserError
 
 
@@ -61,6 +62,8 @@ def _by_a_painter(experiment: Experiment) -> Iterator[Row]:
     shifted = sampler.shift not in (SamplerSection.shift, 1.0)
     derived = dataclasses.replace(sampler, shift=1.0).make(256) == dataclasses.replace(sampler, shift=2.0).make(256)
     yield "sampler.shift", shifted and derived, "this schedule derives its shift from the number of tokens"
+    grows = sampler.dynamic != DynamicShift()
+    yield "sampler.dynamic", grows and sampler.schedule != "dynamic", "sampler.schedule is not 'dynamic'"
     time = experiment.time
     for name in ("mean", "std"):
         set_ = getattr(time, name) != getattr(type(time), name)

@@ -97,7 +97,9 @@ class DataSection:
 class SamplerSection:
     """How images and videos are drawn: noise levels, numerical method and scale of classifier-free guidance.
 
-    ``schedule`` is a name of ``registry.SCHEDULES``, ``method`` a function of ``diffusion/samplers.py``.
+    ``schedule`` is "dynamic", whose shift ``dynamic`` describes, or a name of ``registry.SCHEDULES``, which read
+    ``shift``. ``method`` is a function of ``diffusion/samplers.py``. With ``rescale`` the guided velocity gets the norm
+    of the velocity with the prompt, in every patch of latents.
     """
 
     schedule: str = "linear"
@@ -105,16 +107,19 @@ class SamplerSection:
     steps: int = 24
     shift: float = 2.0
     guidance: float = 1.5
+    dynamic: schedules.DynamicShift = dataclasses.field(default_factory=schedules.DynamicShift)
+    rescale: bool = False
 
     def __post_init__(self) -> None:
         """Raises ValueError for an unknown schedule, or a shift that it cannot have."""
-        if self.schedule not in registry.SCHEDULES:
-            known = ", ".join(map(repr, registry.SCHEDULES))
-            raise ValueError(f"schedule is {self.schedule!r}, expected one of {known}")
+        if self.schedule not in (known := (*registry.SCHEDULES, "dynamic")):
+            raise ValueError(f"schedule is {self.schedule!r}, expected one of {', '.join(map(repr, known))}")
         self.make(tokens=1)
 
     def make(self, tokens: int) -> schedules.Schedule:
         """The noise levels; ``tokens`` is the number of latent patch tokens, on which some schedules depend."""
+        if self.schedule == "dynamic":
+            return schedules.dynamic(self.steps, tokens, self.dynamic)
         return registry.SCHEDULES[self.schedule](self.steps, self.shift, tokens)
 
 

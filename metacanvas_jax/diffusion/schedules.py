@@ -5,6 +5,7 @@ of diffusers 0.42.1, so that the tables are equal bit for bit. A schedule is mad
 traced.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,3 +72,43 @@ def linear(steps: int, shift: float = 1.0) -> Schedule:
     check(steps, shift)
     sigmas = shifted(np.linspace(1.0, 0.0, steps + 1)[:-1], shift)
     return schedule(sigmas, sigmas)
+
+
+@dataclass(frozen=True)
+class DynamicShift:
+    """A shift that grows with the picture: ``exp(mu)``, with ``mu`` linear in the number of latent tokens.
+
+    ``mu`` is ``base_shift`` at ``base_tokens`` and ``max_shift`` at ``max_tokens``, and goes on beyond both. With
+    ``terminal`` the shifted levels are stretched, so that the last one above 0 is ``terminal``. The defaults are those
+    of diffusers ``FlowMatchEulerDiscreteScheduler``. Raises ValueError for numbers that make no schedule.
+    """
+
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_tokens: int = 256
+    max_tokens: int = 4096
+    terminal: float | None = None
+
+    def __post_init__(self):
+        if self.base_tokens >= self.max_tokens:
+            raise ValueError(f"base_tokens {self.base_tokens} must be below max_tokens {self.max_tokens}")
+        if self.terminal is not None and not 0 < self.terminal < 1:
+            raise ValueError(f"terminal must be a noise level between 0 and 1, or None; got {self.terminal}")
+
+
+def dynamic(steps: int, tokens: int, shift: DynamicShift) -> Schedule:
+    """Levels of ``FlowMatchEulerDiscreteScheduler`` with dynamic shifting; ``tokens`` counts the *target's* only."""
+    check(steps)
+    if tokens < 1:
+        raise ValueError(f"a dynamic shift needs the number of latent tokens; got {tokens}")
+    if shift.terminal is not None and steps < 2:
+        raise ValueError(f"a schedule that ends at {shift.terminal} needs at least two steps; got {steps}")
+    slope = (shift.max_shift - shift.base_shift) / (shift.max_tokens - shift.base_tokens)
+    factor = math.exp(tokens * slope + (shift.base_shift - slope * shift.base_tokens))
+    grid = np.linspace(1.0, 1 / steps, steps).astype(np.float32)
+    sigmas = factor / (factor + (1 / grid - 1))
+    if shift.terminal is not None:
+        rest = 1 - sigmas
+        sigmas = 1 - rest / (rest[-1] / (1 - shift.terminal))
+    times = (sigmas * np.float32(TRAIN_STEPS)) / np.float32(TRAIN_STEPS)  # the pipeline's way, rounded twice
+    return schedule(sigmas, times)

@@ -1,7 +1,9 @@
 """What the published schedulers of the DiTs have in common, as diffusers describes them."""
 
-from metacanvas_jax.diffusion.schedules import TRAIN_STEPS
+from metacanvas_jax.diffusion.schedules import TRAIN_STEPS, DynamicShift
+from metacanvas_jax.errors import UserError
 from metacanvas_jax.weights.published import Fields
+from metacanvas_jax.weights.record import Sampling
 
 
 def one_way(f: Fields) -> None:
@@ -19,3 +21,20 @@ def flow_solver(f: Fields) -> None:
     # Of thresholding, and of noise levels that come from betas, which flow sigmas replace.
     f.skip("dynamic_thresholding_ratio", "sample_max_value", "beta_start", "beta_end", "beta_schedule", "trained_betas")
     f.skip("rescale_betas_zero_snr", "timestep_spacing", "steps_offset")
+
+
+def flow_euler(f: Fields) -> Sampling:
+    """``FlowMatchEulerDiscreteScheduler`` with dynamic shifting; the file says how the shift grows."""
+    if not f("use_dynamic_shifting", False):
+        raise UserError(f"{f.file}: use_dynamic_shifting is off; only a scheduler with it is rebuilt here")
+    one_way(f)
+    f.only(invert_sigmas=False, stochastic_sampling=False)
+    f.skip("shift")  # of a scheduler without dynamic shifting
+    shift = DynamicShift(
+        base_shift=float(f("base_shift", 0.5)),
+        max_shift=float(f("max_shift", 1.15)),
+        base_tokens=f("base_image_seq_len", 256),
+        max_tokens=f("max_image_seq_len", 4096),
+        terminal=f("shift_terminal", None) or None,
+    )
+    return Sampling("dynamic", "euler", 1.0, shift)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 TRAIN_STEPS = 1000
+DYNAMIC = {"base_shift": 0.5, "max_shift": 1.15, "base_tokens": 256, "max_tokens": 4096, "terminal": None}
 
 
 @dataclasses.dataclass
@@ -94,3 +95,15 @@ def shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
 def whole_timesteps(sigmas: np.ndarray) -> np.ndarray:
     """Noise levels after the cut to whole timesteps of 1..1000."""
     return (sigmas * TRAIN_STEPS).astype(np.int64) / TRAIN_STEPS
+
+
+def dynamic(steps: int, tokens: int, config: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """FlowMatchEulerDiscreteScheduler with dynamic shifting: the shift grows with the number of tokens painted."""
+    config = DYNAMIC | dict(config)
+    slope = (config["max_shift"] - config["base_shift"]) / (config["max_tokens"] - config["base_tokens"])
+    shift = math.exp(config["base_shift"] + slope * (tokens - config["base_tokens"]))
+    grid = np.linspace(1.0, 1 / steps, steps).astype(np.float32)
+    sigmas = shift / (shift + (1 / grid - 1))
+    if config["terminal"] is not None:
+        sigmas = 1 - (1 - sigmas) / (1 - sigmas[-1]) * (1 - config["terminal"])
+    return sigmas, sigmas

@@ -50,7 +50,8 @@ def program(setup: Experiment, how: How, model: MetaCanvas | None = None) -> Pai
     tokens = int(np.prod(grid)) // int(np.prod(model.dit.patch))
     sampler = dataclasses.replace(setup.sampler, steps=how.steps, guidance=how.guidance)
     target = Target(grid, how.bucket.task, setup.given_channels, setup.dit_guidance, how.canvas, how.tile)
-    recipe = Recipe(sampler.make(tokens), sampler.method, how.guidance)
+    rescale = model.dit.patch if sampler.rescale else None
+    recipe = Recipe(sampler.make(tokens), sampler.method, how.guidance, rescale)
     return make_paint(model, vae, recipe, target, maps=how.maps, complete=complete)
 
 

@@ -35,11 +35,15 @@ class Painted:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How noise becomes latents. ``guidance`` is the guidance scale; 1 turns guidance off and halves the cost."""
+    """How noise becomes latents. ``guidance`` is the guidance scale; 1 turns guidance off and halves the cost.
+
+    ``rescale`` is that of ``classifier_free``.
+    """
 
     schedule: Schedule
     method: Method = "euler"
     guidance: float = 1.0
+    rescale: Grid | None = None
 
 
 def draw(
@@ -63,7 +67,7 @@ def draw(
         bound = lambda z, t: velocity(z, t, guide)  # noqa: E731
     else:
         both = pair(guide, empty)
-        bound = classifier_free(lambda z, t: velocity(z, t, both), recipe.guidance)
+        bound = classifier_free(lambda z, t: velocity(z, t, both), recipe.guidance, recipe.rescale)
     if first is None:
         return sample(bound, noise, recipe.schedule, recipe.method, stop=stop)
 

@@ -15,7 +15,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.torch_export import load, reading
 from metacanvas_jax.torch_export.connector import Connector
 from metacanvas_jax.torch_export.reading import Rules, Shape
-from metacanvas_jax.torch_export.samplers import sample
+from metacanvas_jax.torch_export.samplers import sample, with_norms_of
 
 QUERY_POSITIONS = {"rope": False, "dims": 1, "spacing": 0.0}
 
@@ -212,7 +212,10 @@ class MetaCanvasPipeline:
 
         def guided(z: Tensor, time: float) -> Tensor:
             aimless = self.backbone.velocity(z, time, empty, given)
-            return aimless + guidance * (self.backbone.velocity(z, time, plan, given) - aimless)
+            aimed = self.backbone.velocity(z, time, plan, given)
+            combined = aimless + guidance * (aimed - aimless)
+            rescale = self.index["sampler"].get("rescale", False)
+            return with_norms_of(aimed, combined, self.backbone.patch) if rescale else combined
 
         return guided
 

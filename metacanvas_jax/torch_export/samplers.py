@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metacanvas_jax.dit.torch_side import shifted
+from metacanvas_jax.dit.torch_side import dynamic, shifted
 from metacanvas_jax.torch_export import sides
 
 Velocity = Callable[[Tensor, float], Tensor]
@@ -21,7 +21,7 @@ Velocity = Callable[[Tensor, float], Tensor]
 
 def schedule(config: Mapping[str, Any], tokens: int) -> tuple[list[float], list[float]]:
     """``steps + 1`` noise levels, and the ``steps`` levels reported to the network, rounded to float32."""
-    kinds = {"linear": linear}
+    kinds = {"linear": linear, "dynamic": lambda steps, shift, tokens: dynamic(steps, tokens, config["dynamic"])}
     for side in sides.every("dit"):
         kinds |= getattr(side, "SCHEDULES", {})
     sigmas, times = kinds[config["schedule"]](config["steps"], config["shift"], tokens)
@@ -110,3 +110,16 @@ METHODS = {"euler": euler, "dpmpp_2m": dpmpp_2m, "unipc": unipc}
 def sample(velocity: Velocity, noise: Tensor, config: Mapping[str, Any], tokens: int) -> Tensor:
     """Latents from noise, in float32. ``tokens`` is the number of tokens painted, on which a schedule may depend."""
     return METHODS[config["method"]](velocity, noise.float(), *schedule(config, tokens))
+
+
+def with_norms_of(model: Tensor, latents: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """Latents ``[b c t h w]`` with the norms of ``model`` in every patch (frames, rows, columns) of all channels."""
+
+    def norms(z: Tensor) -> Tensor:
+        for axis, size in enumerate(patch, 2):
+            z = z.unflatten(2 * axis - 2, (-1, size))
+        return z.square().sum((1, 3, 5, 7), keepdim=True).sqrt()
+
+    factor = norms(model) / norms(latents).clamp_min(1e-12)
+    factor = factor.expand(-1, -1, -1, patch[0], -1, patch[1], -1, patch[2])
+    return latents * factor.flatten(6, 7).flatten(4, 5).flatten(2, 3)

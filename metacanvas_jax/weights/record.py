@@ -3,11 +3,12 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 
 from metacanvas_jax import files
+from metacanvas_jax.diffusion.schedules import DynamicShift
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.limits import out_of_range
 from metacanvas_jax.tasks import Bucket
@@ -17,8 +18,15 @@ from metacanvas_jax.weights.published import Fields
 from metacanvas_jax.weights.table import Entry
 
 Family = Literal["dit", "vae", "mllm", "text"]
-Sampling = tuple[str, str, float]
-"""A schedule by its name in the config, a method of ``diffusion/samplers.py``, and the shift."""
+
+
+class Sampling(NamedTuple):
+    """What a published scheduler is in a config: fields of its section ``sampler``, under their names there."""
+
+    schedule: str
+    method: str
+    shift: float
+    dynamic: DynamicShift = DynamicShift()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +34,8 @@ class Pipeline:
     """How the published pipeline of a DiT paints by default.
 
     ``bucket(config, spatial)`` is the task and the shape, for an autoencoder with ``spatial`` pixels per latent.
-    ``guidance`` is the scale of classifier-free guidance, ``dit_guidance`` the one that a guidance-distilled DiT reads.
+    ``guidance`` is the scale of classifier-free guidance, ``rescale`` that of ``SamplerSection``, and ``dit_guidance``
+    the scale that a guidance-distilled DiT reads.
     ``text_encoder`` says that the pipeline's own text encoder is built here.
     """
 
@@ -34,6 +43,7 @@ class Pipeline:
     guidance: float
     bucket: Callable[[Any, int], Bucket]
     dit_guidance: float | None = None
+    rescale: bool = False
     text_encoder: bool = False
 
 

@@ -1,10 +1,8 @@
-"""FLUX.1 as diffusers publishes it: its ``config.json`` and its scheduler."""
+"""FLUX.1 as diffusers publishes it: its ``config.json``."""
 
 from typing import Any
 
 from metacanvas_jax.dit.flux.network import FluxConfig
-from metacanvas_jax.dit.schedulers import one_way
-from metacanvas_jax.errors import UserError
 from metacanvas_jax.weights.published import DIFFUSERS_VERSION, Fields
 
 
@@ -42,15 +40,3 @@ def write(config: FluxConfig) -> dict[str, Any]:
         "guidance_embeds": config.guidance,
         "axes_dims_rope": list(config.rope_axes),
     }
-
-
-def sampling(f: Fields) -> tuple[str, str, float]:
-    """Schedule, method and shift of ``FlowMatchEulerDiscreteScheduler`` with dynamic shifting."""
-    if not f("use_dynamic_shifting", False):
-        raise UserError(f"{f.file}: use_dynamic_shifting is off; only a scheduler with it is rebuilt here")
-    one_way(f)
-    f.only(base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096)
-    f.only(invert_sigmas=False, stochastic_sampling=False)
-    f.among(shift_terminal=(None, 0))
-    f.skip("shift")  # of a scheduler without dynamic shifting
-    return "flux_dynamic", "euler", 1.0

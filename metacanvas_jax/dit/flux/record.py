@@ -9,6 +9,7 @@ from metacanvas_jax.dit.flux import published
 from metacanvas_jax.dit.flux.network import Flux, FluxConfig
 from metacanvas_jax.dit.flux.schedule import flux_dynamic
 from metacanvas_jax.dit.flux.table import added, table
+from metacanvas_jax.dit.schedulers import flow_euler
 from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.types import Given
 from metacanvas_jax.weights.record import Network, Pipeline
@@ -47,7 +48,7 @@ RECORD = Network(
     free=("dtype", "remat", "pooled", "mask_context"),
     added=added,
     schedules={"flux_dynamic": lambda steps, shift, tokens: flux_dynamic(steps, tokens)},
-    samplings={"FlowMatchEulerDiscreteScheduler": published.sampling},
+    samplings={"FlowMatchEulerDiscreteScheduler": flow_euler},
     licence=lambda config: ("FLUX.1-Kontext-dev", "FLUX.1 [dev] Non-Commercial License"),
     settings={"pooled": "learned", "mask_context": True},
     pipeline=Pipeline(

@@ -1,14 +1,12 @@
 """FLUX.1 in PyTorch: ``FluxTransformer2DModel`` of diffusers."""
 
-import math
-
 import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from metacanvas_jax.dit.torch_side import Backbone, Given, Plan, changed_output
+from metacanvas_jax.dit.torch_side import Backbone, Given, Plan, changed_output, dynamic
 from metacanvas_jax.errors import UserError
 
 
@@ -74,11 +72,8 @@ class Side(Backbone):
 
 
 def flux_dynamic(steps: int, shift: float, tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """FlowMatchEulerDiscreteScheduler with dynamic shifting: the shift grows with the number of tokens painted."""
-    shift = math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
-    grid = np.linspace(1.0, 1 / steps, steps).astype(np.float32)
-    sigmas = shift / (shift + (1 / grid - 1))
-    return sigmas, sigmas
+    """FlowMatchEulerDiscreteScheduler with its own defaults of dynamic shifting."""
+    return dynamic(steps, tokens, {})
 
 
 SCHEDULES = {"flux_dynamic": flux_dynamic}

@@ -5,6 +5,7 @@ from typing import Any
 from metacanvas_jax.dit.sana.network import SanaConfig
 from metacanvas_jax.dit.schedulers import flow_solver
 from metacanvas_jax.weights.published import DIFFUSERS_VERSION, Fields
+from metacanvas_jax.weights.record import Sampling
 
 
 def read(f: Fields) -> SanaConfig:
@@ -58,10 +59,10 @@ def write(config: SanaConfig) -> dict[str, Any]:
     }
 
 
-def sampling(f: Fields) -> tuple[str, str, float]:
+def sampling(f: Fields) -> Sampling:
     """Schedule, method and shift of ``DPMSolverMultistepScheduler`` with flow sigmas."""
     flow_solver(f)
     f.only(algorithm_type="dpmsolver++", solver_type="midpoint", euler_at_final=False, use_lu_lambdas=False)
     f.only(variance_type=None)
     f.skip("lambda_min_clipped")  # of sigmas made from betas
-    return "sana_dpm", "dpmpp_2m", float(f("flow_shift", 1.0))
+    return Sampling("sana_dpm", "dpmpp_2m", float(f("flow_shift", 1.0)))

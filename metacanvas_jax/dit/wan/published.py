@@ -5,6 +5,7 @@ from typing import Any
 from metacanvas_jax.dit.schedulers import flow_solver
 from metacanvas_jax.dit.wan.network import WanConfig
 from metacanvas_jax.weights.published import DIFFUSERS_VERSION, Fields
+from metacanvas_jax.weights.record import Sampling
 
 
 def read(f: Fields) -> WanConfig:
@@ -51,9 +52,9 @@ def write(config: WanConfig) -> dict[str, Any]:
     }
 
 
-def sampling(f: Fields) -> tuple[str, str, float]:
+def sampling(f: Fields) -> Sampling:
     """Schedule, method and shift of ``UniPCMultistepScheduler`` with flow sigmas."""
     flow_solver(f)
     f.only(solver_type="bh2", predict_x0=True, disable_corrector=[], solver_p=None)
     f.only(sigma_min=None, sigma_max=None, shift_terminal=None)
-    return "wan_unipc", "unipc", float(f("flow_shift", 1.0))
+    return Sampling("wan_unipc", "unipc", float(f("flow_shift", 1.0)))
