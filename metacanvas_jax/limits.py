@@ -10,7 +10,9 @@ NUMBER = (1 << 31) - 1  # of any whole number, such as steps and samples
 PUBLISHED = 1 << 24  # of any whole number in a published config.json that is used here
 
 MOST = {
-    **dict.fromkeys(("rows", "columns", "keyframes", "patch", "temporal_patch", "merge", "threads", "unroll"), 1024),
+    **dict.fromkeys(
+        ("rows", "columns", "keyframes", "patch", "folded", "temporal_patch", "merge", "threads", "unroll"), 1024
+    ),
     **dict.fromkeys(("layers", "layers_double", "layers_single", "depth", "blocks", "heads", "kv_heads"), 1024),
     **dict.fromkeys(("cross_heads", "encoder_blocks", "decoder_blocks", "mlp_ratio", "vanilla_ratio"), 1024),
     **dict.fromkeys(("size", "cell", "sprite", "head_width", "rank", "recall", "accumulate", "sample_size"), 1 << 14),

@@ -62,9 +62,10 @@ def published_config(folder: str | Path, *families: Family) -> Any:
     file = files.folder(folder) / "config.json"
     name = model_name(read_json(file))
     known = {
-        network.published: network
+        name: network
         for network in NETWORKS
         if network.read is not None and (not families or network.family in families)
+        for name in (network.published, *network.also_published)
     }
     if name not in known:
         raise UserError(f"{file}: the model is {name or 'not named'}, expected {' or '.join(known)}")

@@ -177,6 +177,8 @@ REFUSED = [  # the file, a key, its value, what is said after the key and the va
     ("AutoencoderKL", "down_block_types", ["AttnDownEncoderBlock2D"] * 4, "down_block_types is .*; only .'DownEnc"),
     ("AutoencoderKLWan", "z_dim", 16, "z_dim is 16; only 48 is built"),
     ("AutoencoderKLWan", "in_channels", 3, "in_channels is 3; only 12 is built"),
+    ("AutoencoderKLWan", "patch_size", 4, "patch_size is 4; only 2 is built"),
+    ("AutoencoderKLWan", "is_residual", False, "patch_size is 2; only None or 1 is built"),
     ("dpm", "solver_type", "heun", "solver_type is 'heun'; only 'midpoint' is built"),
     ("dpm", "algorithm_type", "sde-dpmsolver++", "algorithm_type is 'sde-dpmsolver..'; only 'dpmsolver..' is built"),
     ("dpm", "euler_at_final", True, "euler_at_final is True; only False"),
@@ -225,7 +227,7 @@ ABSENT = [  # keys without which the reference builds something else
     *(("dpm", "use_flow_sigmas"), ("unipc", "prediction_type"), ("euler", "use_dynamic_shifting")),
     *(
         ("AutoencoderKL", "use_quant_conv"),
-        ("AutoencoderKLWan", "is_residual"),
+        ("AutoencoderKLWan", "patch_size"),
         ("AutoencoderDC", "upsample_block_type"),
     ),
 ]

@@ -30,7 +30,7 @@ from metacanvas_jax.vae.dc_ae.network import DC_AE_F32C32, DcAe
 from metacanvas_jax.vae.kl import table as kl
 from metacanvas_jax.vae.kl.network import KL_F8C16, Kl
 from metacanvas_jax.vae.wan import table as wan_vae
-from metacanvas_jax.vae.wan.network import WAN22_VAE, WanVae
+from metacanvas_jax.vae.wan.network import WAN21_VAE, WAN22_VAE, WanVae
 from metacanvas_jax.weights import hf_import
 from metacanvas_jax.weights.hf_export import save_params
 from metacanvas_jax.weights.hf_import import load_params
@@ -111,6 +111,9 @@ CASES = {
     ),
     "wan2.2-vae": Case(
         WanVae, wan_vae.table, vae_inputs, WAN22_VAE, 704_688_668, dataclasses.replace(WAN22_VAE, **SMALL_WAN_VAE)
+    ),
+    "wan2.1-vae": Case(
+        WanVae, wan_vae.table, vae_inputs, WAN21_VAE, 126_892_531, dataclasses.replace(WAN21_VAE, **SMALL_WAN_VAE)
     ),
 }
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from vae_support import FAST_COMPILE, assert_close, check_manifest, imported, random, randomize
 
+from metacanvas_jax import registry
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.vae.wan.network import WAN22_VAE, WanVae, WanVaeConfig
+from metacanvas_jax.vae.wan.network import WAN21_VAE, WAN22_VAE, WanVae, WanVaeConfig
 from metacanvas_jax.vae.wan.table import table
 
 Z = 5
@@ -23,9 +24,13 @@ TINY = WanVaeConfig(
 )
 
 
+OLDER = dataclasses.replace(TINY, decoder_width=4, folded=1, shortcuts=False)  # Wan 2.1's kind
+
+
 def diffusers_model(config):
-    AutoencoderKLWan = pytest.importorskip("diffusers").AutoencoderKLWan
-    return AutoencoderKLWan(
+    if not config.shortcuts:
+        return older_model("AutoencoderKLWan", config)
+    return pytest.importorskip("diffusers").AutoencoderKLWan(
         base_dim=config.encoder_width,
         decoder_base_dim=config.decoder_width,
         z_dim=config.latent_channels,
@@ -43,9 +48,21 @@ def diffusers_model(config):
     )
 
 
+def older_model(name, config):
+    return getattr(pytest.importorskip("diffusers"), name)(
+        base_dim=config.encoder_width,
+        z_dim=config.latent_channels,
+        dim_mult=list(config.multipliers),
+        num_res_blocks=config.blocks,
+        temperal_downsample=list(config.halve_time),
+        latents_mean=list(config.latent_mean),
+        latents_std=list(config.latent_std),
+    )
+
+
 @functools.cache
-def compiled(method, chunk):
-    network = WanVae(dataclasses.replace(TINY, chunk=chunk))
+def compiled(method, chunk, config=TINY):
+    network = WanVae(dataclasses.replace(config, chunk=chunk))
     return jax.jit(lambda params, x: network.apply(params, x, method=method), compiler_options=FAST_COMPILE)
 
 
@@ -112,6 +129,46 @@ def test_full_size_names_shapes_and_count_are_those_of_wan22():
     check_manifest(WanVae(WAN22_VAE), table(WAN22_VAE), lambda: diffusers_model(WAN22_VAE), 704_688_668)
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["AutoencoderKLWan", "AutoencoderKLQwenImage"])
+def test_wan21_equals_both_classes_of_diffusers_and_has_their_full_size_tensors(name, tmp_path):
+    import torch
+
+    model = randomize(older_model(name, OLDER))
+    with torch.no_grad():
+        model.decoder.conv_out.weight.mul_(3)
+    params = imported(WanVae(OLDER), table(OLDER), model, tmp_path)
+    assert registry.published_config(tmp_path) == OLDER
+    for frames, size in ((1, (16, 32)), (5, (24, 16))):
+        x = random(1, frames, *size, 3, clip=1)
+        reference = from_torch(model.encode(to_torch(x)).latent_dist.mode())
+        z = (reference - np.float32(OLDER.latent_mean)) / np.float32(OLDER.latent_std)
+        pixels = from_torch(model.decode(to_torch(reference)).sample)
+        assert 0.3 < np.mean(np.abs(pixels) < 1) < 0.99
+        for chunk in (0, 1):
+            assert_close(compiled("encode", chunk, OLDER)(params, x), z)
+            assert_close(compiled("decode", chunk, OLDER)(params, z), pixels)
+    check_manifest(WanVae(WAN21_VAE), table(WAN21_VAE), lambda: older_model(name, WAN21_VAE), 126_892_531)
+
+
+@pytest.mark.torch
+def test_a_gradient_through_wan21_equals_that_of_torch(tmp_path):
+
+    model = randomize(older_model("AutoencoderKLWan", OLDER))
+    params = imported(WanVae(OLDER), table(OLDER), model, tmp_path)
+    z, weights = random(1, 1, 2, 4, Z), random(1, 1, 16, 32, 3, seed=1)
+    raw = z * np.float32(OLDER.latent_std) + np.float32(OLDER.latent_mean)
+    theirs = to_torch(raw).requires_grad_()
+    (model.decode(theirs).sample * to_torch(weights)).sum().backward()
+    expected = from_torch(theirs.grad) * np.float32(OLDER.latent_std)
+
+    def loss(z):
+        return jnp.sum(WanVae(OLDER).apply(params, z, method="decode") * weights)
+
+    ours = jax.jit(jax.grad(loss), compiler_options=FAST_COMPILE)(z)
+    assert_close(ours, expected, 2e-4)
+
+
 def test_memory_of_a_decode_in_chunks_grows_by_the_pixels_alone():
     small = WanVaeConfig(
         encoder_width=4,
@@ -173,3 +230,5 @@ def test_config_names_what_does_not_fit():
         dataclasses.replace(TINY, latent_std=(1.0,))
     with pytest.raises(ValueError, match=r"multipliers \(1, 2, 2, 3\) do not divide"):
         dataclasses.replace(TINY, multipliers=(1, 2, 2, 3))
+    with pytest.raises(ValueError, match="up steps halve decoder_width 5"):
+        dataclasses.replace(OLDER, decoder_width=5, multipliers=(1, 1, 1, 1))

@@ -48,6 +48,8 @@ def identity(experiment: Experiment) -> dict[str, Any]:
         "mllm": {"image_tokens": None, "video_fps": 2.0, "kind": MllmSection.kind},
         "text": {"kind": TextSection.kind},
         "canvas": {"start": ""},
+        "context_connector": {"kind": "mlp", "skip": 0},
+        "vae": {"folded": 2, "shortcuts": True},
         "dit": {"lora": None, "predicts": "velocity", "least_time": 0.05},
     }
     for section, values in defaults.items():

@@ -63,13 +63,13 @@ class Network:
     ``tiny`` are the fields of a network so small that a CPU trains it; those of a DiT read text states of width 64.
 
     The published form: ``published`` is the class of diffusers, or the model type of transformers, that ``config.json``
-    names (empty: there is none). ``read`` and ``write`` translate that file, ``table`` lists its tensors, and
-    ``ignore`` gives patterns of published tensors that are not used here. ``subfolder`` is where a pipeline of
-    diffusers keeps it. ``free`` are fields of the config that no published file decides. ``sizes`` corrects the sizes
-    that are compared with a published folder. ``added`` lists the tensors of layers that a config adds to the published
-    network. ``keep_float32`` are regular expressions of whole paths of parameters: these stay float32 when a run keeps
-    frozen ones in another dtype, as the reference keeps them. ``settings`` are fields that `configs/published.py` sets
-    on top of the published sizes.
+    names (empty: there is none); ``also_published`` are other classes whose files have the same form. ``read`` and
+    ``write`` translate that file, ``table`` lists its tensors, and ``ignore`` gives patterns of published tensors that
+    are not used here. ``subfolder`` is where a pipeline of diffusers keeps it. ``free`` are fields of the config that
+    no published file decides. ``sizes`` corrects the sizes that are compared with a published folder. ``added`` lists
+    the tensors of layers that a config adds to the published network. ``keep_float32`` are regular expressions of whole
+    paths of parameters: these stay float32 when a run keeps frozen ones in another dtype, as the reference keeps them.
+    ``settings`` are fields that `configs/published.py` sets on top of the published sizes.
 
     ``licence`` gives the name and the terms of what is published: of a DiT together with its autoencoder.
 
@@ -86,6 +86,7 @@ class Network:
     arguments: Callable[[Any], tuple[Any, ...]]
     tiny: Mapping[str, Any]
     published: str = ""
+    also_published: tuple[str, ...] = ()
     read: Callable[[Fields], Any] | None = None
     write: Callable[..., dict[str, Any]] | None = None
     table: Callable[[Any], Sequence[Entry]] | None = None
@@ -112,7 +113,7 @@ class Network:
         file = files.folder(folder) / "config.json"
         values = published.read_json(file)
         name = published.model_name(values)
-        if name != self.published:
+        if name not in (self.published, *self.also_published):
             raise UserError(f"{file}: the model is {name or 'not named'}, expected {self.published or self.name}")
         config = published.read_all(file, values, name, self.read)
         if found := out_of_range(config):

@@ -1,11 +1,12 @@
-"""Building blocks of the Wan 2.2 autoencoder. Time is causal everywhere, so a clip can be coded in chunks.
+"""Building blocks of the Wan autoencoders. Time is causal everywhere, so a clip can be coded in chunks.
 
 What a chunk needs of the frames before it is its ``Past``: the last input frames of every convolution over time. The
 past of a clip's first chunk is empty and means zeros, which is the causal padding. A chunk that holds a whole clip
 therefore needs no past, and any split into chunks gives the same numbers. Only resampling in time treats the first
 frame of a clip differently: it stays one frame.
 
-Source: Wan-Video/Wan2.2 ``wan/modules/vae2_2.py``; diffusers ``AutoencoderKLWan``, which keeps these frames in a list.
+Sources: Wan-Video/Wan2.1 ``wan/modules/vae.py`` and Wan-Video/Wan2.2 ``wan/modules/vae2_2.py``; diffusers
+``AutoencoderKLWan``, which keeps these frames in a list.
 """
 
 from typing import Any
@@ -155,13 +156,14 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Doubles, with ``time``, the frames after the first one of the clip; then rows and columns."""
+    """Doubles, with ``time``, the frames after the first one of the clip; then rows and columns, of ``features``."""
 
+    features: int
     time: bool
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t h w c"], past: Past) -> tuple[Float[Array, "b T H W c"], Past]:
+    def __call__(self, x: Float[Array, "b t h w c"], past: Past) -> tuple[Float[Array, "b T H W o"], Past]:
         """``1 + k`` frames of the first chunk become ``1 + 2 k``, ``k`` of a later one ``2 k``."""
         width, axes, now = x.shape[-1], (None, "embed"), {}
         if self.time:
@@ -171,11 +173,14 @@ class Up(nn.Module):
             y = Conv(2 * width, (3, 1, 1), self.dtype, padding=INSIDE, axes=axes, name="time")(y)
             y = einops.rearrange(y, "b t h w (u c) -> b (t u) h w c", u=2)
             x = jnp.concatenate([x[:, :start], y], axis=1)
-        return per_frame(Conv(width, (3, 3), self.dtype, axes=axes, doubled=True, name="space"), x), now
+        return per_frame(Conv(self.features, (3, 3), self.dtype, axes=axes, doubled=True, name="space"), x), now
 
 
 class Stage(nn.Module):
-    """Some blocks, then a step ``down``, ``up`` or none; ``shortcut`` adds the resampled input to the output."""
+    """Some blocks, then a step ``down``, ``up`` or none; ``shortcut`` adds the resampled input to the output.
+
+    Without it a step ``up`` halves the channels.
+    """
 
     features: int
     blocks: int
@@ -195,7 +200,8 @@ class Stage(nn.Module):
         if self.step == "down":
             x, now["down"] = Down(self.time, self.dtype, name="down")(x, past.get("down", {}))
         elif self.step == "up":
-            x, now["up"] = Up(self.time, self.dtype, name="up")(x, past.get("up", {}))
+            features = self.features if self.shortcut else self.features // 2
+            x, now["up"] = Up(features, self.time, self.dtype, name="up")(x, past.get("up", {}))
         if self.shortcut and self.step == "up":
             x = x + unfold(start, self.features, factor, first=not past)
         elif self.shortcut:

@@ -1,9 +1,13 @@
-"""The Wan 2.2 video autoencoder: 4 frames of 16x16 pixels become 48 channels, and the first frame stands alone.
+"""The Wan video autoencoders; the first frame of a video stands alone.
+
+Wan 2.1 makes 16 channels of 4 frames of 8x8 pixels. Wan 2.2 makes 48 channels of 4 frames of 16x16 pixels: it folds 2x2
+pixels into channels before its first convolution and adds the resampled input of each stage to its output.
 
 A short clip is coded at once; a long one in chunks of latent frames under a scan, with the same result and bounded
 memory (see ``blocks.py``).
 
-Source: Wan-Video/Wan2.2 ``wan/modules/vae2_2.py``; diffusers ``AutoencoderKLWan`` with ``is_residual``.
+Sources: Wan-Video/Wan2.1 ``wan/modules/vae.py`` and Wan-Video/Wan2.2 ``wan/modules/vae2_2.py``; diffusers
+``AutoencoderKLWan``, and ``AutoencoderKLQwenImage``, which is Wan 2.1's network under another name.
 """
 
 import dataclasses
@@ -21,8 +25,6 @@ from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.vae.base import Autoencoder
 from metacanvas_jax.vae.wan.blocks import VIDEO, ChannelNorm, Middle, Past, Stage, conv3d, remember
 
-PATCH = 2  # pixels folded into channels before the first convolution, along rows and along columns
-
 
 @dataclasses.dataclass(frozen=True)
 class WanVaeConfig:
@@ -31,7 +33,9 @@ class WanVaeConfig:
     ``multipliers`` are the widths of the stages from the shallowest, in units of ``encoder_width`` and
     ``decoder_width``; ``halve_time`` says which down steps of the encoder halve the frames too. An encoder stage has
     ``blocks`` residual blocks, a decoder stage one more. The transformer's latents are ``(mean - latent_mean) /
-    latent_std``, by channel.
+    latent_std``, by channel. Squares of ``folded`` pixels a side are folded into channels before the first convolution.
+    With ``shortcuts`` each stage adds its resampled input to its output; without them an up step of the decoder halves
+    the channels.
 
     ``chunk`` is how many latent frames are coded at a time; the finest stages of the decoder then take one frame of
     pixels at a time. 0 codes a whole clip at once.
@@ -44,6 +48,8 @@ class WanVaeConfig:
     halve_time: tuple[bool, ...]
     latent_mean: tuple[float, ...]
     latent_std: tuple[float, ...]
+    folded: int = 2
+    shortcuts: bool = True
     chunk: int = 0
     dtype: Dtype = "float32"
 
@@ -63,15 +69,17 @@ class WanVaeConfig:
         wide, steps = self.multipliers, [8 if time else 4 for time in self.halve_time]  # positions folded into one
         encoder = zip((1, *wide), wide, (*steps, 1), strict=False)
         decoder = zip(wide[:0:-1], (wide[-1], *wide[:0:-1]), steps[::-1], strict=False)
-        if any(f * i % o for i, o, f in encoder) or any(f * o % i for o, i, f in decoder):
+        if self.shortcuts and (any(f * i % o for i, o, f in encoder) or any(f * o % i for o, i, f in decoder)):
             raise ValueError(f"WanVaeConfig: multipliers {wide} do not divide by each other across steps {steps}")
+        if not self.shortcuts and any(self.decoder_width * multiplier % 2 for multiplier in wide[1:]):
+            raise ValueError(f"WanVaeConfig: up steps halve decoder_width {self.decoder_width} times {wide[1:]}")
         if self.blocks < 1 or self.chunk < 0:
             raise ValueError(f"WanVaeConfig: blocks {self.blocks} must be >= 1 and chunk {self.chunk} >= 0")
 
     @property
     def spatial(self) -> int:
         """Pixels per latent along rows and columns."""
-        return PATCH * 2 ** len(self.halve_time)
+        return self.folded * 2 ** len(self.halve_time)
 
     @property
     def temporal(self) -> int:
@@ -106,17 +114,37 @@ WAN22_VAE = WanVaeConfig(
     chunk=1,
 )
 """The autoencoder of Wan2.2-TI2V-5B: 704,688,668 parameters."""
+
+WAN21_VAE = WanVaeConfig(
+    encoder_width=96,
+    decoder_width=96,
+    multipliers=(1, 2, 4, 4),
+    blocks=2,
+    halve_time=(False, True, True),
+    latent_mean=(
+        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+    ),
+    latent_std=(
+        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+    ),
+    folded=1,
+    shortcuts=False,
+    chunk=1,
+)
+"""The autoencoder of Wan2.1 and of image models that took it over: 126,892,531 parameters."""
 # fmt: on
 
 
-def patchify(video: Float[Array, "b t h w c"]) -> Float[Array, "b t H W i"]:
-    """Folds 2x2 pixels into channels in the order (colour, column, row)."""
-    return einops.rearrange(video, "b t (h r) (w s) c -> b t h w (c s r)", r=PATCH, s=PATCH)
+def patchify(video: Float[Array, "b t h w c"], patch: int) -> Float[Array, "b t H W i"]:
+    """Folds pixels into channels in the order (colour, column, row)."""
+    return einops.rearrange(video, "b t (h r) (w s) c -> b t h w (c s r)", r=patch, s=patch)
 
 
-def unpatchify(x: Float[Array, "b t H W i"]) -> Float[Array, "b t h w c"]:
+def unpatchify(x: Float[Array, "b t H W i"], patch: int) -> Float[Array, "b t h w c"]:
     """The reverse of ``patchify``."""
-    return einops.rearrange(x, "b t h w (c s r) -> b t (h r) (w s) c", r=PATCH, s=PATCH)
+    return einops.rearrange(x, "b t h w (c s r) -> b t (h r) (w s) c", r=patch, s=patch)
 
 
 def in_chunks(
@@ -153,12 +181,12 @@ class Encoder(nn.Module):
     def __call__(self, x: Float[Array, "b t h w 3"], past: Past) -> tuple[Float[Array, "b T H W c"], Past]:
         """``1 + temporal * k`` frames of the first chunk become ``1 + k``, ``temporal * k`` of a later one ``k``."""
         config, dtype, now = self.config, self.config.dtype, {}
-        x, now["conv_in"] = remember(patchify(x.astype(dtype)), past.get("conv_in"), 2)
+        x, now["conv_in"] = remember(patchify(x.astype(dtype), config.folded), past.get("conv_in"), 2)
         x = conv3d(config.encoder_width, dtype, name="conv_in")(x)
         for i, multiplier in enumerate(config.multipliers):
             inner, width, name = i < len(config.halve_time), config.encoder_width * multiplier, f"stages_{i}"
             time = inner and config.halve_time[i]
-            run = Stage(width, config.blocks, "down" if inner else "none", time, True, dtype, name=name)
+            run = Stage(width, config.blocks, "down" if inner else "none", time, config.shortcuts, dtype, name=name)
             x, now[name] = run(x, past.get(name, {}))
         x, now["middle"] = Middle(dtype, name="middle")(x, past.get("middle", {}))
         x = jax.nn.silu(ChannelNorm(name="norm_out")(x))
@@ -182,11 +210,11 @@ class Decoder(nn.Module):
         self.conv_in = conv3d(widths[0], dtype)
         self.middle = Middle(dtype)
         self.stages = [
-            Stage(width, config.blocks + 1, step, time, step == "up", dtype)
+            Stage(width, config.blocks + 1, step, time, config.shortcuts and step == "up", dtype)
             for width, (step, time) in zip(widths, steps, strict=True)
         ]
         self.norm_out = ChannelNorm()
-        self.conv_out = conv3d(3 * PATCH**2, dtype, axes=("embed", None))
+        self.conv_out = conv3d(3 * config.folded**2, dtype, axes=("embed", None))
 
     def __call__(self, x: Float[Array, "b T H W c"], past: Past) -> tuple[Float[Array, "b t h w 3"], Past]:
         """``1 + k`` frames of the first chunk become ``1 + temporal * k``, ``k`` of a later one ``temporal * k``."""
@@ -210,7 +238,7 @@ class Decoder(nn.Module):
         for i in range(self._frames_final, len(self.stages)):
             x, now[f"stages_{i}"] = self.stages[i](x, past.get(f"stages_{i}", {}))
         x, now["conv_out"] = remember(jax.nn.silu(self.norm_out(x)), past.get("conv_out"), 2)
-        return jnp.clip(unpatchify(self.conv_out(x)), -1, 1), now
+        return jnp.clip(unpatchify(self.conv_out(x), self.config.folded), -1, 1), now
 
     @property
     def _frames_final(self) -> int:

@@ -1,13 +1,19 @@
 """The autoencoder's ``config.json`` as diffusers publishes it."""
 
-from metacanvas_jax.vae.wan.network import PATCH, WanVaeConfig
+from metacanvas_jax.vae.wan.network import WanVaeConfig
 from metacanvas_jax.weights.published import Fields
 
 
 def read(f: Fields) -> WanVaeConfig:
-    """The sizes in the ``config.json`` of ``AutoencoderKLWan``."""
-    channels = 3 * PATCH**2
-    f.must(is_residual=True, patch_size=PATCH, in_channels=channels, out_channels=channels)
+    """The sizes in the ``config.json`` of ``AutoencoderKLWan`` or ``AutoencoderKLQwenImage``."""
+    residual = f("is_residual", False)
+    patch = 2 if residual else 1
+    colours = 3 * patch**2
+    if residual:
+        f.must(patch_size=patch, in_channels=colours, out_channels=colours)
+    else:
+        f.among(patch_size=(None, patch))
+        f.only(in_channels=colours, out_channels=colours, input_channels=colours)
     f.only(attn_scales=[], z_dim=len(f("latents_mean")))
     # Clipping was never built by diffusers either; the factors follow from the stages.
     f.skip("clip_output", "scale_factor_spatial", "scale_factor_temporal")
@@ -19,4 +25,6 @@ def read(f: Fields) -> WanVaeConfig:
         halve_time=tuple(f("temperal_downsample")),
         latent_mean=tuple(map(float, f("latents_mean"))),
         latent_std=tuple(map(float, f("latents_std"))),
+        folded=patch,
+        shortcuts=residual,
     )

@@ -1,4 +1,4 @@
-"""What the registry knows of Wan2.2's autoencoder."""
+"""What the registry knows of the autoencoders of Wan."""
 
 from metacanvas_jax.vae.base import smallest_arguments
 from metacanvas_jax.vae.wan import published
@@ -22,6 +22,7 @@ RECORD = Network(
         "latent_std": (1.0,) * 16,
     },
     published="AutoencoderKLWan",
+    also_published=("AutoencoderKLQwenImage",),
     read=published.read,
     table=table,
     subfolder="vae",

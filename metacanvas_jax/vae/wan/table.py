@@ -1,4 +1,4 @@
-"""Weights of the Wan 2.2 autoencoder (diffusers ``AutoencoderKLWan``, subfolder ``vae``)."""
+"""Weights of the Wan autoencoders (diffusers ``AutoencoderKLWan``, subfolder ``vae``)."""
 
 from metacanvas_jax.vae.wan.network import WanVaeConfig
 from metacanvas_jax.weights.table import CONV2D, CONV3D, POINTWISE, Entry, Transform, linear, pointwise
@@ -18,18 +18,30 @@ def _block(name: str, path: str, shortcut: bool) -> list[Entry]:
     return [*entries, *linear(f"{name}.conv_shortcut", f"{path}/shortcut", kernel=POINTWISE3D)] if shortcut else entries
 
 
-def _stages(side: str, step: str, widths: list[int], blocks: int, time: tuple[bool, ...]) -> list[Entry]:
+def _stages(side: str, widths: list[int], blocks: int, time: tuple[bool, ...], shortcuts: bool) -> list[Entry]:
+    step = "down" if side == "encoder" else "up"
     entries, width = [], widths[0]
     for i, features in enumerate(widths[1:]):
-        name, path = f"{side}.{step}_blocks.{i}", f"{side}/stages_{i}"
-        for j in range(blocks):
-            entries += _block(f"{name}.resnets.{j}", f"{path}/block_{j}", shortcut=width != features)
+        path = f"{side}/stages_{i}"
+        resnets, sampler = _names(f"{side}.{step}_blocks", step, i, blocks, shortcuts)
+        for j, name in enumerate(resnets):
+            entries += _block(name, f"{path}/block_{j}", shortcut=width != features)
             width = features
         if i < len(time):
-            entries += linear(f"{name}.{step}sampler.resample.1", f"{path}/{step}/space", kernel=CONV2D)
+            entries += linear(f"{sampler}.resample.1", f"{path}/{step}/space", kernel=CONV2D)
             if time[i]:
-                entries += linear(f"{name}.{step}sampler.time_conv", f"{path}/{step}/time", kernel=CONV3D)
+                entries += linear(f"{sampler}.time_conv", f"{path}/{step}/time", kernel=CONV3D)
+            width = features if step == "down" or shortcuts else features // 2
     return entries
+
+
+def _names(stages: str, step: str, i: int, blocks: int, shortcuts: bool) -> tuple[list[str], str]:
+    """Published names of the residual blocks and of the resampling of a stage."""
+    if step == "down" and not shortcuts:  # one list of all layers
+        first = i * (blocks + 1)
+        return [f"{stages}.{first + j}" for j in range(blocks)], f"{stages}.{first + blocks}"
+    sampler = f"{step}sampler" if shortcuts else f"{step}samplers.0"
+    return [f"{stages}.{i}.resnets.{j}" for j in range(blocks)], f"{stages}.{i}.{sampler}"
 
 
 def table(config: WanVaeConfig) -> list[Entry]:
@@ -52,6 +64,6 @@ def table(config: WanVaeConfig) -> list[Entry]:
         ]
     down = [config.encoder_width * multiplier for multiplier in config.multipliers]
     up = [config.decoder_width * multiplier for multiplier in reversed(config.multipliers)]
-    entries += _stages("encoder", "down", [config.encoder_width, *down], config.blocks, config.halve_time)
-    entries += _stages("decoder", "up", [up[0], *up], config.blocks + 1, config.halve_time[::-1])
-    return entries
+    encoder, decoder = [config.encoder_width, *down], [up[0], *up]
+    entries += _stages("encoder", encoder, config.blocks, config.halve_time, config.shortcuts)
+    return entries + _stages("decoder", decoder, config.blocks + 1, config.halve_time[::-1], config.shortcuts)
