@@ -71,7 +71,7 @@ def shrink(config: ConfigDict, miniature: str) -> ConfigDict:
 def networks(config: ConfigDict, kind: str) -> None:
     """Tiny networks in place of the published ones; adapters get rank 4."""
     whole = {"dtype": "float32", "remat": "none"}
-    lora = config.mllm.language.lora
+    lora, words = config.mllm.language.lora, (config.mllm.assistant, config.mllm.image_label)
     mllm = schema.MllmSection(
         **registry.family("mllm")[config.mllm.kind].tiny,
         tokenizer=f"{CACHE}/tokenizer",
@@ -79,6 +79,8 @@ def networks(config: ConfigDict, kind: str) -> None:
         system=None,
         image_tokens=9,
         kind=config.mllm.kind,
+        assistant=words[0],
+        image_label=words[1],
     )
     config.mllm = base.section(mllm)
     if lora is not None:
@@ -105,7 +107,10 @@ def networks(config: ConfigDict, kind: str) -> None:
         tiny = {"vanilla_head_width": 32, "vanilla_ratio": 2.0, "mlp_ratio": 1.5, "dtype": "float32"}
         config.canvas_connector.update(tiny)
     if config.get("context_connector") is not None:
-        config.context_connector.update({"hidden": None, "dtype": "float32"})
+        skip = min(config.context_connector.skip, 3)  # without a system prompt: the opening of the user's turn
+        config.context_connector.update({"hidden": None, "dtype": "float32", "skip": skip})
+        if config.context_connector.kind == "identity":
+            config.dit.context_width = config.mllm.language.width
     if config.get("queries") is not None:
         config.queries.count = 8
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from metacanvas_jax.connectors.canvas import CanvasConnector
-from metacanvas_jax.connectors.context import ContextConnector, joined
+from metacanvas_jax.connectors.context import ContextConnector, joined, without_first
 from metacanvas_jax.connectors.queries import Queries
 from metacanvas_jax.dit.base import DiT
 from metacanvas_jax.mllm.base import Mllm
@@ -88,7 +88,7 @@ class MetaCanvas(nn.Module):
             if self.queries is not None:
                 prompt = self.queries.states(self.mllm, context, deterministic=deterministic)
             states = self.context_connector(prompt.states, deterministic=deterministic)
-            parts.append(States(states, prompt.mask))
+            parts.append(States(states, without_first(prompt.mask, self.context_connector.config.skip)))
         return joined(*parts)
 
     def velocity(

@@ -12,7 +12,7 @@ from dit_torch_support import assert_gradients_equal, random, relative, torch_gr
 from vae_support import FAST_COMPILE
 
 from metacanvas_jax.connectors.canvas import CanvasConnector, CanvasConnectorConfig
-from metacanvas_jax.connectors.context import ContextConnector, ContextConnectorConfig, joined
+from metacanvas_jax.connectors.context import ContextConnector, ContextConnectorConfig, joined, without_first
 from metacanvas_jax.connectors.queries import Queries, QueriesConfig
 from metacanvas_jax.connectors.table import canvas_connector
 from metacanvas_jax.mllm.canvas import canvas_positions
@@ -277,6 +277,17 @@ def test_context_connector_refuses_another_width_and_bad_configs():
         net.init(jax.random.key(0), jnp.zeros((1, 2, 11)))
     with pytest.raises(ValueError, match="ContextConnectorConfig"):
         ContextConnectorConfig(out_width=7, dropout=1.0)
+
+
+def test_an_identity_passes_states_on_and_the_first_real_ones_can_be_left_out():
+    net = ContextConnector(ContextConnectorConfig(out_width=4, kind="identity", skip=2))
+    x = jnp.asarray(random(1, 3, 4))
+    assert not net.init(jax.random.key(0), x)
+    assert np.array_equal(net.apply({}, x), x)
+    mask = jnp.array([[True, True, True, True, False], [False, True, True, True, True]])  # padding right and left
+    expected = [[False, False, True, True, False], [False, False, False, True, True]]
+    assert np.array_equal(without_first(mask, 2), expected)
+    assert without_first(mask, 0) is mask
 
 
 def test_context_output_norm_gives_states_of_unit_size():

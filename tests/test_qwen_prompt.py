@@ -59,6 +59,21 @@ def test_qwen_prompt_puts_media_between_texts(words):
     np.testing.assert_array_equal(prompt.positions, sequence_positions(parts))
 
 
+def test_qwen_prompt_numbers_its_images_in_words(words):
+    parts = [random_media((1, 4, 8)), random_media((1, 4, 4)), random_media((3, 4, 4), seconds=1.0), "A cat"]
+    prompt = Prompter(words, PromptConfig(image_label="Picture {}: "))(parts)
+    shown = ["<|vision_start|>" + "<|image_pad|>" * count + "<|vision_end|>" for count in (8, 4)]
+    video = "<|vision_start|>" + "<|video_pad|>" * 12 + "<|vision_end|>"
+    body = f"Picture 1: {shown[0]}Picture 2: {shown[1]}{video}A cat"
+    assert prompt.tokens.tolist() == words.encode(TEMPLATE.format(body))
+    lengths = [place for _, place in prompt.media]
+    assert [prompt.tokens[place - 1] for place in lengths] == [words.convert_tokens_to_ids("<|vision_start|>")] * 3
+    # Each medium starts at the position after the words before it.
+    for patches, place in prompt.media:
+        grid = Prompter(words, PromptConfig()).block(patches).grid
+        assert (prompt.positions[:, place] == prompt.positions[:, place - 1] + 1).all() and grid[0] >= 1
+
+
 @pytest.mark.parametrize("pad_left", [False, True])
 def test_qwen_batch_pads_to_a_bucket_and_says_where_media_go(words, pad_left):
     prompter = Prompter(words, PromptConfig(buckets=(32, 64, 128), pad_left=pad_left))

@@ -90,6 +90,9 @@ def _check_widths(experiment: Experiment) -> None:
     if context is not None and context.in_width is not None:
         language = experiment.mllm.language
         _same("context_connector.in_width", context.in_width, "mllm.language.width", language.width)
+    if context is not None and context.kind == "identity":
+        width = experiment.mllm.language.width
+        _same("dit.context_width", dit.context_width, "mllm.language.width (context_connector.kind is identity)", width)
     if experiment.given_channels and dit.extra_channels != vae.channels + 1:
         raise UserError(
             f"config: dit.extra_channels is {dit.extra_channels}, expected {vae.channels + 1}: the latent's "

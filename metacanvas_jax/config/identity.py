@@ -45,7 +45,13 @@ def identity(experiment: Experiment) -> dict[str, Any]:
     # Checkpoints from before these keys existed were made with the values that are now their defaults.
     defaults = {
         "data": {"canvas_dropout": 0.0},
-        "mllm": {"image_tokens": None, "video_fps": 2.0, "kind": MllmSection.kind},
+        "mllm": {
+            "image_tokens": None,
+            "video_fps": 2.0,
+            "kind": MllmSection.kind,
+            "assistant": False,
+            "image_label": "",
+        },
         "text": {"kind": TextSection.kind},
         "canvas": {"start": ""},
         "context_connector": {"kind": "mlp", "skip": 0},

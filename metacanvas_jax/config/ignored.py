@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from metacanvas_jax.config.networks import transformer
 from metacanvas_jax.config.schema import DataSection, Experiment, SamplerSection
+from metacanvas_jax.connectors.context import ContextConnectorConfig
 from metacanvas_jax.diffusion.schedules import DynamicShift
 from metacanvas_jax.errors import UserError
 
@@ -30,7 +31,7 @@ def _by_a_reader(experiment: Experiment) -> Iterator[Row]:
     sections = ("dit", "vae", "text", "canvas", "canvas_connector", "context_connector", "queries")
     for name in (*sections, "vae_weights", "dit_weights", "dit_guidance", "buckets", "sources"):
         yield name, bool(getattr(experiment, name)), why
-    for name in ("weights", "context_cache", "context_memory"):
+    for name in ("weights", "context_cache", "context_memory", "assistant", "image_label"):
         yield f"mllm.{name}", bool(getattr(experiment.mllm, name)), why
     yield "data.canvas_dropout", experiment.data.canvas_dropout != 0, why
     yield "recall_within", experiment.recall_within is not None and not experiment.recall, "recall is 0"
@@ -47,6 +48,8 @@ def _by_a_painter(experiment: Experiment) -> Iterator[Row]:
     for name in ("context_cache", "context_memory"):
         yield f"mllm.{name}", bool(getattr(mllm, name)) and not experiment.uses_mllm, unused
     writes = canvas is not None or experiment.queries is not None
+    for name in ("assistant", "image_label"):
+        yield f"mllm.{name}", bool(getattr(mllm, name)) and not experiment.uses_mllm, unused
     adapters = getattr(mllm.language, "lora", None) is not None and not writes
     yield "mllm.language.lora", adapters, "adapters act on the tokens of a canvas or of queries, and there are none"
     yield "data.canvas_dropout", canvas is None and experiment.data.canvas_dropout != 0, "there is no canvas"
@@ -57,7 +60,11 @@ def _by_a_painter(experiment: Experiment) -> Iterator[Row]:
     if connector is not None and connector.fuse == "after_patchify":
         given = connector.latent_channels is not None
         yield "canvas_connector.latent_channels", given, "canvas_connector.fuse is 'after_patchify'"
-    if context is not None and context.hidden is not None:
+    if context is not None and context.kind == "identity":
+        for name in ("expansion", "hidden", "activation", "dropout", "out_norm"):
+            set_ = getattr(context, name) != getattr(ContextConnectorConfig, name)
+            yield f"context_connector.{name}", set_, "context_connector.kind is 'identity'"
+    elif context is not None and context.hidden is not None:
         yield "context_connector.expansion", context.expansion != 4, "context_connector.hidden is the size"
     shifted = sampler.shift not in (SamplerSection.shift, 1.0)
     derived = dataclasses.replace(sampler, shift=1.0).make(256) == dataclasses.replace(sampler, shift=2.0).make(256)

@@ -25,7 +25,7 @@ MAY_BE_ZERO = (
     *("seed", "threads", "prefetch", "recall", "references", "max_skips", "warmup_steps", "keep_best"),
     *("log_every", "checkpoint_every", "preview_every", "evaluate_every"),
     *("per_category", "per_category_held_out", "during_training"),
-    *("extra_channels", "chunk", "attention_from", "full_attention_layers", "rope_sections"),
+    *("extra_channels", "chunk", "attention_from", "full_attention_layers", "rope_sections", "skip"),
 )
 # These numbers are ratios, rates and scales, of which 0 makes nothing.
 POSITIVE = (

@@ -23,12 +23,14 @@ from metacanvas_jax.worlds.scenes import SceneWorld
 class MllmSection:
     """The MLLM: its sizes, the folder of its weights (empty: random weights) and that of its tokenizer.
 
-    ``buckets`` are the lengths that prompts are padded to. ``system`` is the system prompt. An image, or a pair of
-    video frames, becomes at most ``image_tokens`` tokens (None: its pixels decide). The MLLM sees ``video_fps`` frames
-    of each second of a video. ``context_cache`` is a folder that keeps the states of prompts, so that the MLLM reads
-    each prompt once (empty: it reads the prompts in every step); up to ``context_memory`` GiB of them are kept in the
-    memory of each process, also without a folder. ``kind`` names the network in the registry; ``language`` and
-    ``vision`` (None: it reads text only) are the configs of its two halves.
+    ``buckets`` are the lengths that prompts are padded to. ``system`` is the system prompt. With ``assistant`` a prompt
+    ends with the opening of the assistant's turn, else with the end of the user's. ``image_label`` is text before each
+    image, where ``{}`` becomes its number from 1. An image, or a pair of video frames, becomes at most ``image_tokens``
+    tokens (None: its pixels decide). The MLLM sees ``video_fps`` frames of each second of a video. ``context_cache`` is
+    a folder that keeps the states of prompts, so that the MLLM reads each prompt once (empty: it reads the prompts in
+    every step); up to ``context_memory`` GiB of them are kept in the memory of each process, also without a folder.
+    ``kind`` names the network in the registry; ``language`` and ``vision`` (None: it reads text only) are the configs
+    of its two halves.
     """
 
     language: Any
@@ -43,6 +45,8 @@ class MllmSection:
     context_cache: str = ""
     context_memory: float = 0.0
     kind: str = next(iter(registry.family("mllm")))
+    assistant: bool = False
+    image_label: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm
 from metacanvas_jax.parallel.activations import constrain
@@ -23,9 +23,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class ContextConnectorConfig:
-    """Two-layer MLP (paper D.1).
+    """Two-layer MLP (paper D.1), or the identity, for a DiT that was trained on the states of this very MLLM.
 
-    The hidden layer has ``expansion`` times the width of the input, unless ``hidden`` gives its size. ``in_width``, if
+    The DiT does not read the first ``skip`` states of a prompt: those of a system prompt that never changes. Of an MLP,
+    the hidden layer has ``expansion`` times the width of the input, unless ``hidden`` gives its size. ``in_width``, if
     given, is checked. ``out_norm`` adds an RMS norm, for a DiT that does not normalise its text states itself.
     """
 
@@ -37,6 +38,8 @@ class ContextConnectorConfig:
     dropout: float = 0.1
     out_norm: bool = False
     dtype: Dtype = "float32"
+    kind: Literal["mlp", "identity"] = "mlp"
+    skip: int = 0
 
     def __post_init__(self) -> None:
         """Raises ValueError on a dropout outside [0, 1)."""
@@ -45,7 +48,7 @@ class ContextConnectorConfig:
 
 
 class ContextConnector(nn.Module):
-    """Linear, activation, dropout, linear."""
+    """Linear, activation, dropout, linear; or nothing at all."""
 
     config: ContextConnectorConfig
 
@@ -59,11 +62,18 @@ class ContextConnector(nn.Module):
         width = hidden.shape[-1]
         if c.in_width not in (None, width):
             raise ValueError(f"The context connector expects states of width {c.in_width}, not {width}.")
+        if c.kind == "identity":
+            return hidden
         x = Dense(c.hidden or c.expansion * width, ("embed", "mlp"), c.dtype, name="fc1")(hidden)
         x = constrain(ACTIVATIONS[c.activation](x), ("batch", "seq", "mlp"))
         x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
         x = Dense(c.out_width, ("mlp", "embed"), c.dtype, name="fc2")(x)
         return RMSNorm(1e-6, name="norm")(x) if c.out_norm else x
+
+
+def without_first(mask: Bool[Array, "b l"], count: int) -> Bool[Array, "b l"]:
+    """The mask without its first ``count`` real tokens, wherever padding stands."""
+    return mask if count == 0 else mask & (jnp.cumsum(mask, axis=1, dtype=jnp.int32) > count)
 
 
 def joined(*parts: States) -> States:

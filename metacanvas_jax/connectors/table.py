@@ -30,6 +30,8 @@ def canvas_connector(config: CanvasConnectorConfig) -> list[Entry]:
 
 def context_connector(config: ContextConnectorConfig) -> list[Entry]:
     """Entries of the context connector."""
+    if config.kind == "identity":
+        return []
     entries = [*linear("fc1", "fc1"), *linear("fc2", "fc2")]
     return [*entries, Entry("norm.weight", "norm/scale", SAME)] if config.out_norm else entries
 

@@ -39,9 +39,12 @@ def prompter(experiment: Experiment) -> Prompter:
             f"config: mllm.language.vocab is {section.language.vocab}, "
             f"but the tokenizer in {section.tokenizer} has {len(tokenizer)} tokens"
         )
-    assistant = experiment.objective == "understand"
     config = PromptConfig(
-        buckets=section.buckets, system=section.system, assistant=assistant, media=media_config(experiment)
+        buckets=section.buckets,
+        system=section.system,
+        assistant=section.assistant or experiment.objective == "understand",
+        image_label=section.image_label,
+        media=media_config(experiment),
     )
     return Prompter(tokenizer, config)
 

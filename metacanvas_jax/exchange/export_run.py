@@ -261,6 +261,8 @@ def make_index(setup: Experiment, found: list[Part], about: Mapping[str, Any]) -
     if prompts is not None:
         prompt = {
             "system": prompts.system,
+            "assistant": prompts.assistant,
+            "image_label": prompts.image_label,
             "template": CHAT,
             "length": max(bucket.length for bucket in setup.shapes),
             "tokens_per_second": prompts.tokens_per_second,

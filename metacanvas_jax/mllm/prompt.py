@@ -1,7 +1,8 @@
 """Prompts: chat template, placeholders for media, positions, and batches of static shape. On the host, in numpy.
 
 A prompt is one user turn in the ChatML format. It ends at the end-of-sequence token of that turn, where the canvas
-starts (paper, section 3.2). ``assistant=True`` opens the turn of the assistant instead, for generating text.
+starts (paper, section 3.2). ``assistant=True`` opens the turn of the assistant after it, for generating text and for a
+DiT that was trained on such prompts.
 """
 
 import dataclasses
@@ -32,13 +33,15 @@ class PromptConfig:
     """How prompts are worded and batched.
 
     ``buckets`` are the padded lengths, ascending. ``rule`` gives the positions of text after a video
-    (``positions.py``). ``tokens_per_second`` is a constant of the model: the positions that one second of video takes.
+    (``positions.py``). ``image_label`` is text before each image, where ``{}`` becomes its number from 1.
+    ``tokens_per_second`` is a constant of the model: the positions that one second of video takes.
     ``media`` says how images and videos are read.
     """
 
     buckets: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048)
     system: str | None = "You are a helpful assistant."
     assistant: bool = False
+    image_label: str = ""
     pad_left: bool = False
     rule: Rule = "published"
     tokens_per_second: float = 2.0
@@ -90,11 +93,14 @@ class Prompter:
         """One prompt of texts and media in their order. Special tokens that a text spells are plain text."""
         parts = [parts] if isinstance(parts, str | Patches) else list(parts)
         # Text is encoded from one special token to the next, which is how the tokenizer itself would cut it.
-        runs, media = [CHAT["user"]], []
+        runs, media, images = [CHAT["user"]], [], 0
         for part in parts:
             if isinstance(part, str):
                 runs[-1] += part
             else:
+                if part.seconds is None:
+                    images += 1
+                    runs[-1] += self.config.image_label.format(images)
                 media.append(part)
                 runs.append("")
         texts = self._texts(runs)

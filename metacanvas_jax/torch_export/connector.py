@@ -47,10 +47,13 @@ class Queries(nn.Module):
 
 
 class ContextConnector(nn.Module):
-    """Two linear layers from the MLLM's states to what the diffusion transformer reads as text (paper, D.1)."""
+    """Two linear layers from the MLLM's states to what the transformer reads as text (paper, D.1); or none."""
 
     def __init__(self, config: Mapping[str, Any], width: int):
         super().__init__()
+        self.skip, self.identity = config.get("skip", 0), config.get("kind", "mlp") == "identity"
+        if self.identity:
+            return
         hidden = config["hidden"] or config["expansion"] * width
         self.activation = ACTIVATIONS[config["activation"]]
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, config["out_width"])
@@ -58,7 +61,13 @@ class ContextConnector(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[b l i]`` to ``[b l o]``."""
+        if self.identity:
+            return hidden
         return self.norm(self.fc2(self.activation(self.fc1(hidden))))
+
+    def kept(self, mask: Tensor) -> Tensor:
+        """The states that the transformer reads: a mask ``[b l]`` without its first ``skip`` real tokens."""
+        return mask & (mask.cumsum(1) > self.skip)
 
 
 class VanillaBlock(nn.Module):

@@ -196,7 +196,7 @@ class MetaCanvasPipeline:
                 hidden, mask = torch.cat([hidden, read], dim=1), torch.cat([mask, seen], dim=1)
             else:
                 hidden, mask = read, seen
-        return [(self.connector.context_connector(hidden), mask)]
+        return [(self.connector.context_connector(hidden), self.connector.context_connector.kept(mask))]
 
     def _velocity(
         self, prompts: Sequence[str], asked: Asked, guidance: float, canvas: bool

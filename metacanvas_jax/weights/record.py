@@ -30,12 +30,26 @@ class Sampling(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class NativePrompt:
+    """The prompt of a published pipeline whose text encoder is an MLLM; it opens the assistant's turn at its end.
+
+    ``skip`` is a field of the context connector's config, the others are those of ``MllmSection``.
+    """
+
+    system: str
+    skip: int
+    image_label: str = ""
+    image_tokens: int = 0  # 0: it has no images
+
+
+@dataclasses.dataclass(frozen=True)
 class Pipeline:
     """How the published pipeline of a DiT paints by default.
 
     ``bucket(config, spatial)`` is the task and the shape, for an autoencoder with ``spatial`` pixels per latent.
     ``guidance`` is the scale of classifier-free guidance, ``rescale`` that of ``SamplerSection``, and ``dit_guidance``
-    the scale that a guidance-distilled DiT reads.
+    the scale that a guidance-distilled DiT reads. ``prompts`` are those of published pipelines whose text encoder is an
+    MLLM that is built here, by the class that ``model_index.json`` names.
     ``text_encoder`` says that the pipeline's own text encoder is built here.
     """
 
@@ -45,6 +59,7 @@ class Pipeline:
     dit_guidance: float | None = None
     rescale: bool = False
     text_encoder: bool = False
+    prompts: Mapping[str, NativePrompt] = dataclasses.field(default_factory=dict)
 
 
 def _no_entries(config: Any) -> list[Entry]:

@@ -151,7 +151,7 @@ def build(
     for number, (own, text) in enumerate(prompts):
         blocks = [(m, chat["image" if m.seconds is None else "video"], math.prod(m.grid) // merge**2) for m in own]
         shown = [f"{chat['vision_start']}{pad * count}{chat['vision_end']}" for _, pad, count in blocks]
-        ids = turn(tokenizer, "".join(shown), text, config)
+        ids = turn(tokenizer, list(zip(labels(own, config), shown, strict=True)), text, config)
         ids, at = np.asarray(ids), 0
         starts = []
         for medium, pad, count in blocks:
@@ -172,22 +172,33 @@ def build(
     return Inputs(tokens, places, mask, media)
 
 
-def turn(tokenizer: PreTrainedTokenizerFast, media: str, text: str, config: Mapping[str, Any]) -> list[int]:
-    """Tokens of a prompt; one that is longer than ``config["length"]`` loses its last words, and a warning says so.
+def labels(media: Sequence[Medium], config: Mapping[str, Any]) -> list[str]:
+    """The text before each medium: that of the config with the number of the image, nothing before a video."""
+    label, numbers = config.get("image_label", ""), itertools.count(1)
+    return [label.format(next(numbers)) if medium.seconds is None else "" for medium in media]
 
-    Raises UserError when the media alone are too long.
+
+def turn(
+    tokenizer: PreTrainedTokenizerFast, media: Sequence[tuple[str, str]], text: str, config: Mapping[str, Any]
+) -> list[int]:
+    """Tokens of a prompt of media, each a label and its placeholders, and text.
+
+    A prompt that is longer than ``config["length"]`` loses its last words, and a warning says so. Raises UserError when
+    the media alone are too long.
     """
     chat, system = config.get("template", CHAT), ""
     if config["system"] is not None:
         system = f"{chat['start']}{chat['system']}{config['system']}{chat['end']}{chat['between']}"
     encode = partial(tokenizer, add_special_tokens=False)
-    head, end = encode(f"{system}{chat['start']}").input_ids, encode(chat["end"]).input_ids
+    opened = f"{chat['between']}{chat['start']}{chat['assistant']}" if config.get("assistant") else ""
+    head, end = encode(f"{system}{chat['start']}").input_ids, encode(f"{chat['end']}{opened}").input_ids
 
     def written(text: str) -> list[int]:
-        runs = (chat["user"], text) if media else (f"{chat['user']}{text}",)
-        first, *rest = (encode(run, split_special_tokens=True).input_ids for run in runs)
-        shown = encode(media).input_ids if media else []
-        return [*head, *first, *shown, *itertools.chain(*rest), *end]
+        ids, run = list(head), chat["user"]
+        for label, shown in media:
+            ids += [*encode(f"{run}{label}", split_special_tokens=True).input_ids, *encode(shown).input_ids]
+            run = ""
+        return [*ids, *encode(f"{run}{text}", split_special_tokens=True).input_ids, *end]
 
     whole = written(text)
     ids, length = whole, config["length"]
