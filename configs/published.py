@@ -5,9 +5,12 @@ Command:   metacanvas sample --config configs/published.py:Sana_1600M_512px_diff
                --image cat.png --prompt "make the cat blue"
            metacanvas sample --config configs/published.py:Wan2.2-TI2V-5B-Diffusers,Qwen2.5-VL-7B-Instruct
                --image duck.png --prompt "the duck swims"
+           metacanvas edit --config configs/published.py:Qwen-Image-Edit-2511 --image cat.png --prompt "a blue cat"
 Variant:   PIPELINE or PIPELINE,MLLM: folders of diffusers and of transformers. SANA paints alone, with its own text
-           encoder. FLUX and Wan read an MLLM through a context connector in place of theirs; connector and canvas are
-           published nowhere and start fresh.
+           encoder. Qwen-Image's own text encoder is an MLLM: it reads the published prompt, and its states go to the
+           transformer as they are. FLUX and Wan, and any of them where an MLLM is named, read the MLLM through a
+           context connector in place of their text encoders. Connector and canvas are published nowhere and start
+           fresh: the canvas changes nothing before it is trained.
 """
 
 import dataclasses
@@ -17,11 +20,12 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import base
-from metacanvas_jax import registry
+from metacanvas_jax import files, registry
 from metacanvas_jax.config import schema
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.weights import published
+from metacanvas_jax.weights.record import NativePrompt, Pipeline
 
 DTYPE = "bfloat16"
 LENGTH = 1024  # of prompts, media included
@@ -42,7 +46,8 @@ def get_config(folders: str = "") -> ConfigDict:
     config.vae = base.section(vae, kind=registry.of(vae).name, dtype=DTYPE, **registry.of(vae).settings)
 
     own_text = paints.text_encoder and (Path(pipeline) / "text_encoder").is_dir()
-    if not mllm and not own_text:
+    native = None if mllm else native_prompt(pipeline, paints)
+    if not mllm and not own_text and native is None:
         raise UserError(f"{pipeline}: its text encoders are not built here; name an MLLM after a comma")
     if own_text:
         encoder = registry.published_config(Path(pipeline) / "text_encoder", "text")
@@ -53,25 +58,54 @@ def get_config(folders: str = "") -> ConfigDict:
         config.dit_guidance = paints.dit_guidance
     dit = dataclasses.replace(dit, dtype=DTYPE, **record.settings)
     config.dit = base.section(dit, kind=record.name)
-    bucket = dataclasses.replace(paints.bucket(dit, vae.spatial), length=LENGTH)
+    section = reader(mllm) if native is None else native_reader(pipeline, native)
+    bucket = dataclasses.replace(paints.bucket(dit, vae.spatial), length=max(section.buckets[-1], LENGTH))
     config.buckets = base.buckets(bucket)
-    config.mllm = base.section(reader(mllm))
-    if mllm:
+    config.mllm = base.section(section)
+    if section.weights:
         patch = registry.module(dit).patch[1:]
         rows, columns = (side // vae.spatial // latents for side, latents in zip(bucket.size, patch, strict=True))
         config.canvas = base.section(CanvasConfig(rows, columns, keyframes=1 if bucket.frames == 1 else 3))
         heads = {"vanilla_head_width": math.gcd(dit.width, 64), "head_width": math.gcd(dit.width, 32)}
         config.canvas_connector = base.canvas_connector(**heads)
-        if not own_text:
+        if native is not None:
+            config.context_connector = base.context_connector(kind="identity", skip=native.skip)
+        elif not own_text:
             config.context_connector = base.context_connector()
-    new = ["canvas", "canvas_connector", *([] if own_text else ["context_connector"])]
+    new = ["canvas", "canvas_connector", *([] if own_text or native else ["context_connector"])]
     new += sorted({f"dit/{entry.path.partition('/')[0]}" for entry in record.added(dit)})
-    config.train.rules = ((f"({'|'.join(new)})/.*", "train"), (".*", "freeze")) if mllm else ((".*", "freeze"),)
+    config.train.rules = (
+        ((f"({'|'.join(new)})/.*", "train"), (".*", "freeze")) if section.weights else ((".*", "freeze"),)
+    )
     config.data.caption_dropout = 0.1 if paints.guidance != 1.0 else 0.0  # guidance needs the empty prompt
     sampling = registry.published_sampling(pipeline)._asdict()
     sampler = schema.SamplerSection(steps=paints.steps, guidance=paints.guidance, rescale=paints.rescale, **sampling)
     config.sampler = base.section(sampler)
     return config
+
+
+def native_prompt(pipeline: str, paints: Pipeline) -> NativePrompt | None:
+    """How the pipeline words its prompts, where its own text encoder is an MLLM that is built here."""
+    index = files.folder(pipeline) / "model_index.json"
+    if not paints.prompts or not index.is_file():
+        return None
+    name = published.model_name(published.read_json(index))
+    if name not in paints.prompts:
+        raise UserError(f"{index}: the pipeline is {name}, expected {' or '.join(paints.prompts)}, or an MLLM by name")
+    return paints.prompts[name]
+
+
+def native_reader(pipeline: str, native: NativePrompt) -> schema.MllmSection:
+    """The MLLM in the pipeline's own folder, with the prompts that the transformer was trained on."""
+    return dataclasses.replace(
+        reader(str(published.subfolder(pipeline, "text_encoder"))),
+        tokenizer=str(published.subfolder(pipeline, "tokenizer")),
+        buckets=(LENGTH + native.skip + native.image_tokens,),
+        image_tokens=native.image_tokens or IMAGE_TOKENS,
+        system=native.system,
+        assistant=True,
+        image_label=native.image_label,
+    )
 
 
 def reader(folder: str) -> schema.MllmSection:

@@ -9,6 +9,7 @@ import jax
 from metacanvas_jax import files
 from metacanvas_jax.diffusion import schedules
 from metacanvas_jax.dit.flux.record import RECORD as FLUX
+from metacanvas_jax.dit.qwen_image.record import RECORD as QWEN_IMAGE
 from metacanvas_jax.dit.sana.record import RECORD as SANA
 from metacanvas_jax.dit.wan.record import RECORD as WAN
 from metacanvas_jax.errors import UserError
@@ -22,7 +23,7 @@ from metacanvas_jax.vae.wan.record import RECORD as WAN_VAE
 from metacanvas_jax.weights.published import model_name, read_all, read_json, subfolder
 from metacanvas_jax.weights.record import Family, Network, Sampling
 
-NETWORKS: tuple[Network, ...] = (SANA, FLUX, WAN, PATCH_PCA, DC_AE, KL, WAN_VAE, GEMMA2, QWEN2_5_VL)
+NETWORKS: tuple[Network, ...] = (SANA, FLUX, WAN, QWEN_IMAGE, PATCH_PCA, DC_AE, KL, WAN_VAE, GEMMA2, QWEN2_5_VL)
 
 SCHEDULES = {"linear": lambda steps, shift, tokens: schedules.linear(steps, shift)} | {
     name: make for network in NETWORKS for name, make in network.schedules.items()

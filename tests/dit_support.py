@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from metacanvas_jax.dit.flux.network import Flux, FluxConfig
+from metacanvas_jax.dit.qwen_image.network import QwenImage, QwenImageConfig
 from metacanvas_jax.dit.sana.network import Sana, SanaConfig
 from metacanvas_jax.dit.wan.network import Wan, WanConfig
 from metacanvas_jax.types import Given, States, Tokens
@@ -89,6 +90,20 @@ BACKBONES = {
             "pooled": jnp.asarray(draw(BATCH, 8, seed=4)),
             "guidance": jnp.array([2.5, 3.5], jnp.float32),
         },
+    ),
+    "qwen_image": Backbone(
+        QwenImage,
+        QwenImageConfig(
+            latent_channels=4,
+            layers=2,
+            heads=4,
+            head_width=16,
+            context_width=16,
+            rope_axes=(4, 6, 6),
+            zero_cond_t=True,
+        ),
+        (1, 8, 8, 4),
+        lambda: {"reference": (jnp.asarray(draw(BATCH, 1, 4, 8, 4, seed=3)),)},
     ),
     "wan": Backbone(
         Wan,

@@ -26,6 +26,7 @@ FILES = (
     "t2i_lora",
     "connector_ablation",
     "image_editing",
+    "qwen_image_edit",
     "video_stage1",
     "video_stage2",
     "video_stage3",

@@ -15,7 +15,9 @@ from metacanvas_jax.config.load import write_config
 from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnectorConfig
 from metacanvas_jax.data.tokenizer import save_tokenizer
+from metacanvas_jax.diffusion.schedules import DynamicShift
 from metacanvas_jax.dit.flux.network import FluxConfig
+from metacanvas_jax.dit.qwen_image.network import QwenImageConfig
 from metacanvas_jax.dit.sana.network import PROJECTIONS, SanaConfig
 from metacanvas_jax.dit.wan.network import WanConfig
 from metacanvas_jax.exchange.export_run import Options
@@ -82,10 +84,29 @@ DITS = {
         mask_context=True,
     ),
 }
+DITS["qwen_image"] = QwenImageConfig(
+    latent_channels=CHANNELS,
+    layers=2,
+    heads=4,
+    head_width=16,
+    context_width=32,
+    rope_axes=(4, 6, 6),
+    zero_cond_t=True,
+    lora=LoraConfig(rank=2, alpha=3.0, targets=("q", "k", "v", "out", "down", "modulation")),
+)
 TRAINED = {"sana": "dit/.*", "flux": r"dit/(double/image/.*|pool/.*)", "wan": "dit/(blocks/cross/.*|extra_in/.*)"}
+TRAINED["qwen_image"] = "dit/.*_lora/.*"
 SAMPLERS = {
     "sana": {"schedule": "sana_dpm", "method": "dpmpp_2m", "steps": 3, "shift": 3.0, "guidance": 1.5},
     "flux": {"schedule": "flux_dynamic", "method": "euler", "steps": 2, "guidance": 1.0},
+    "qwen_image": {
+        "schedule": "dynamic",
+        "method": "euler",
+        "steps": 3,
+        "guidance": 2.0,
+        "dynamic": DynamicShift(max_shift=0.9, max_tokens=8192, terminal=0.02),
+        "rescale": True,
+    },
     "wan": {"schedule": "wan_unipc", "method": "unipc", "steps": 4, "shift": 5.0, "guidance": 1.0},
 }
 
@@ -107,6 +128,9 @@ def config(folder: Path, backbone: str, **changes) -> ConfigDict:
         CanvasConnectorConfig(width=width, vanilla_width=32, vanilla_head_width=16, vanilla_ratio=2.0)
     )
     config.context_connector = base.section(ContextConnectorConfig(out_width=16, expansion=1, out_norm=True))
+    if backbone == "qwen_image":  # the MLLM's own states, after the beginning of a prompt of its own
+        config.context_connector = base.section(ContextConnectorConfig, kind="identity", skip=5)
+        config.mllm.update({"assistant": True, "image_label": "Picture {}: "})
     config.sampler = base.section(schema.SamplerSection(**SAMPLERS[backbone]))
     rules = (
         ("mllm/.*_lora/.*", "train"),

@@ -1,10 +1,13 @@
 """Tiny networks of the published kinds, and pipelines of them in torch."""
 
+import dataclasses
+
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from metacanvas_jax.dit.flux.network import FluxConfig
+from metacanvas_jax.dit.qwen_image.network import QwenImageConfig
 from metacanvas_jax.dit.sana.network import SanaConfig
 from metacanvas_jax.dit.wan.network import WanConfig
 from metacanvas_jax.text.gemma2.network import Gemma2Config
@@ -44,6 +47,10 @@ WAN_VAE = WanVaeConfig(
     latent_mean=tuple(0.1 * i for i in range(Z)),
     latent_std=tuple(1 + 0.1 * i for i in range(Z)),
 )
+WAN21_VAE = dataclasses.replace(WAN_VAE, decoder_width=4, folded=1, shortcuts=False)
+QWEN_IMAGE = QwenImageConfig(
+    latent_channels=Z, layers=2, heads=2, head_width=16, context_width=64, rope_axes=(4, 6, 6), zero_cond_t=True
+)
 GEMMA = Gemma2Config(
     vocab=300, width=32, layers=2, heads=4, kv_heads=2, head_width=8, mlp=48, query_scalar=24.0, window=64
 )
@@ -63,6 +70,7 @@ def bytes_tokenizer() -> PreTrainedTokenizerFast:
 def torch_network(config):
     """The network of ``config`` in torch, every parameter random."""
     import test_dit_flux
+    import test_dit_qwen_image
     import test_dit_sana
     import test_dit_wan
     import test_gemma
@@ -76,6 +84,7 @@ def torch_network(config):
         SanaConfig: test_dit_sana.build,
         FluxConfig: test_dit_flux.build,
         WanConfig: test_dit_wan.build,
+        QwenImageConfig: test_dit_qwen_image.build,
         Gemma2Config: test_gemma.build,
         DcAeConfig: test_vae_dc_ae.diffusers_model,
         KlConfig: test_vae_kl.diffusers_model,
@@ -124,6 +133,30 @@ def wan_pipeline(image: bool = False):
     if image:
         parts |= {"image_encoder": None, "image_processor": None}
     return (WanImageToVideoPipeline if image else WanPipeline)(scheduler=scheduler, expand_timesteps=True, **parts)
+
+
+def qwen_image_pipeline(edit: bool = False):
+    """Qwen-Image, or its editing pipeline of several pictures, with its own MLLM; published schedule."""
+    import diffusers
+    from qwen_support import tokenizer
+    from qwen_torch_support import reference_model
+    from test_vae_wan import older_model
+    from vae_support import randomize
+
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+    )
+    words = tokenizer()
+    words.pad_token = "<|endoftext|>"
+    kind = diffusers.QwenImageEditPlusPipeline if edit else diffusers.QwenImagePipeline
+    return kind(
+        scheduler=scheduler,
+        vae=randomize(older_model("AutoencoderKLQwenImage", WAN21_VAE)),
+        text_encoder=reference_model(),
+        tokenizer=words,
+        transformer=torch_network(QWEN_IMAGE),
+        **({"processor": None} if edit else {}),
+    )
 
 
 def picture(rows: int, columns: int, seed: int = 0) -> np.ndarray:

@@ -45,7 +45,10 @@ def test_config_survives_json(overrides):
     [
         (lambda c: c.canvas.update({"rowz": 5}), "unknown key canvas.rowz; did you mean canvas.rows?"),
         (lambda c: c.update({"zzz": 1}), "unknown key zzz; known keys: name"),
-        (lambda c: c.dit.update({"kind": "unet"}), "dit.kind is 'unet', expected one of 'sana', 'flux', 'wan'"),
+        (
+            lambda c: c.dit.update({"kind": "unet"}),
+            "dit.kind is 'unet', expected one of 'sana', 'flux', 'wan', 'qwen_image'",
+        ),
         (lambda c: c.__delattr__("data"), "missing key data"),
         (lambda c: c.__setitem__("canvas", None), "'canvas' and 'canvas_connector' come together"),
         (lambda c: c.__setitem__("vae", None), "needs the section 'vae'"),
@@ -71,6 +74,7 @@ def test_a_wrong_config_is_one_line_that_names_the_key(change, message):
 
 MINI, T2I = "configs/miniature.py", "configs/t2i_scratch.py:canvas.miniature"
 EDIT, VIDEO = "configs/image_editing.py:canvas.miniature", "configs/video_stage3.py:miniature"
+NATIVE = "configs/qwen_image_edit.py:canvas.miniature"
 TEXT, TEACH = "configs/t2i_scratch.py:text.miniature", "configs/miniature.py:mllm"
 
 
@@ -187,6 +191,11 @@ def test_a_number_out_of_range_is_refused(file, change, message):
             {"dit.latent_channels": 32},
             "dit.latent_channels is 32, expected 64, like the channels of the auto",
         ),
+        (
+            NATIVE,
+            {"dit.context_width": 32},
+            "dit.context_width is 32, expected 64, like mllm.language.width (context_connector.kind is identity)",
+        ),
         (T2I, {"text.encoder.width": 32}, "dit.context_width is 64, expected 32, like text.encoder.width"),
         (EDIT, {"dit_guidance": None}, "dit_guidance is None, but this DiT reads a guidance scale"),
         (EDIT, {"dit.guidance": False}, "dit_guidance is 1.0, but this DiT reads no guidance scale"),
@@ -228,6 +237,9 @@ def test_values_that_contradict_each_other_are_refused(file, change, message):
     ("file", "change", "message"),
     [
         (EDIT, {"sampler.shift": 3.0}, "sampler.shift has no effect: this schedule derives its"),
+        (EDIT, {"sampler.dynamic.max_shift": 0.9}, "sampler.dynamic has no effect: sampler.schedule is not 'dynamic'"),
+        (TEXT, {"mllm.image_label": "Picture {}: "}, "mllm.image_label has no effect: no canvas, queries or context"),
+        (NATIVE, {"context_connector.dropout": 0.2}, "context_connector.dropout has no effect: context_connector.kind"),
         (MINI, {"canvas.keyframes": 3}, "canvas.keyframes has no effect: this DiT makes images only"),
         (MINI, {"canvas.dims": 1, "canvas.rope": False}, "canvas.dims has no effect: canvas.rope is False"),
         (TEXT, {"mllm.context_cache": "somewhere"}, "mllm.context_cache has no effect: no canvas, queries or context"),

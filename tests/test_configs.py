@@ -31,6 +31,9 @@ TRAINED = {
     ("t2i_lora", "mllm_lora"): "canvas canvas_connector dit/blocks mllm/language",
     ("image_editing", "canvas"): "canvas canvas_connector context_connector dit/double dit/pool mllm/language",
     ("image_editing", "no_canvas"): "context_connector dit/double dit/pool",
+    ("qwen_image_edit", "canvas"): "canvas canvas_connector dit/blocks mllm/language",
+    ("qwen_image_edit", "no_canvas"): "dit/blocks",
+    ("qwen_image_edit", "connector"): "canvas canvas_connector context_connector dit/blocks mllm/language",
     ("video_stage1", "full"): "context_connector",
     ("video_stage2", "full"): "context_connector dit/blocks",
     ("video_stage3", "keyframes_3"): "canvas canvas_connector context_connector dit mllm/language",
@@ -40,6 +43,7 @@ TRAINED = {
 WITHIN = {
     "t2i_lora": r"dit/.*_lora/[ab]|mllm/.*_lora/[ab]|canvas.*",
     "image_editing": r"dit/double/image/.*|dit/pool/.*|mllm/.*_lora/[ab]|c.*",
+    "qwen_image_edit": r"dit/.*_lora/[ab]|mllm/.*_lora/[ab]|c.*",
     "video_stage2": r"dit/blocks/cross/.*|context_connector/.*",
     "video_stage3": r"mllm/.*_lora/[ab]|dit/.*|c.*",
 }
@@ -179,7 +183,8 @@ def takes_a_step(setup, bucket):
 
 
 @pytest.mark.parametrize(
-    ("file", "variant"), [("t2i_scratch", "text"), ("image_editing", "no_canvas"), ("video_stage1", "full")]
+    ("file", "variant"),
+    [("t2i_scratch", "text"), ("image_editing", "no_canvas"), ("qwen_image_edit", "canvas"), ("video_stage1", "full")],
 )
 def test_one_step_of_each_family(file, variant):
     setup = miniature(file, variant)

@@ -1,5 +1,6 @@
 """Every key of a published config.json is read, refused by name, or known to change nothing; also of schedulers."""
 
+import dataclasses
 import inspect
 import json
 import math
@@ -9,7 +10,9 @@ from test_import_published import FULL_SIZE, QWEN_7B
 
 from metacanvas_jax import registry
 from metacanvas_jax.diffusion.schedules import DynamicShift
+from metacanvas_jax.dit.qwen_image.network import qwen_image, qwen_image_edit_2511
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.vae.wan.network import WAN21_VAE
 from metacanvas_jax.weights.record import Sampling
 
 QWEN = QWEN_7B | {
@@ -114,7 +117,43 @@ EULER = {
     "use_dynamic_shifting": True,
 }
 SCHEDULERS = {"dpm": DPM, "unipc": UNIPC, "euler": EULER}
-FILES = {values["_class_name"]: values for values, _ in FULL_SIZE} | {"qwen": QWEN, "gemma": GEMMA} | SCHEDULERS
+IMAGE = {
+    "_class_name": "QwenImageTransformer2DModel",
+    "_diffusers_version": "0.34.0.dev0",
+    "attention_head_dim": 128,
+    "axes_dims_rope": [16, 56, 56],
+    "guidance_embeds": False,
+    "in_channels": 64,
+    "joint_attention_dim": 3584,
+    "num_attention_heads": 24,
+    "num_layers": 60,
+    "out_channels": 16,
+    "patch_size": 2,
+    "pooled_projection_dim": 768,
+}
+IMAGE_VAE = {
+    "_class_name": "AutoencoderKLQwenImage",
+    "attn_scales": [],
+    "base_dim": 96,
+    "dim_mult": [1, 2, 4, 4],
+    "dropout": 0.0,
+    "latents_mean": list(WAN21_VAE.latent_mean),
+    "latents_std": list(WAN21_VAE.latent_std),
+    "num_res_blocks": 2,
+    "temperal_downsample": [False, True, True],
+    "z_dim": 16,
+}
+NEWER = [
+    (IMAGE, qwen_image()),
+    (IMAGE | {"zero_cond_t": True}, qwen_image_edit_2511()),
+    (IMAGE_VAE, dataclasses.replace(WAN21_VAE, chunk=0)),
+    (IMAGE_VAE | {"_class_name": "AutoencoderKLWan"}, dataclasses.replace(WAN21_VAE, chunk=0)),
+]
+FILES = (
+    {values["_class_name"]: values for values in (*(values for values, _ in FULL_SIZE), IMAGE, IMAGE_VAE)}
+    | {"qwen": QWEN, "gemma": GEMMA}
+    | SCHEDULERS
+)
 
 
 def read(name, values, folder):
@@ -171,6 +210,13 @@ REFUSED = [  # the file, a key, its value, what is said after the key and the va
     ("FluxTransformer2DModel", "mlp_ratio", 3.0, "mlp_ratio is 3.0; this key is not known here"),
     ("WanTransformer3DModel", "in_channels", 96, "in_channels is 96; only 48 is built"),
     ("WanTransformer3DModel", "image_dim", 1280, "image_dim is 1280; only None is built"),
+    ("QwenImageTransformer2DModel", "guidance_embeds", True, "guidance_embeds is True; only False is built"),
+    ("QwenImageTransformer2DModel", "use_layer3d_rope", True, "use_layer3d_rope is True; only False is built"),
+    ("QwenImageTransformer2DModel", "use_additional_t_cond", True, "use_additional_t_cond is True; only False"),
+    ("QwenImageTransformer2DModel", "out_channels", 32, "out_channels is 32; only 16 is built"),
+    ("QwenImageTransformer2DModel", "axes_dims_rope", [16, 16, 16], "must be even and sum to head_width 128"),
+    ("AutoencoderKLQwenImage", "input_channels", 4, "input_channels is 4; only 3 is built"),
+    ("AutoencoderKLQwenImage", "attn_scales", [0.5], r"attn_scales is \[0.5\]; only \[\] is built"),
     ("AutoencoderDC", "upsample_block_type", "pixel_shuffle", "upsample_block_type is 'pixel_shuffle'; only 'interp"),
     ("AutoencoderDC", "mix_types", ["a"], "mix_types is .*; this key is not known here"),
     ("AutoencoderKL", "latents_mean", [0.0] * 16, "latents_mean is .*; only None is built"),
@@ -260,6 +306,11 @@ SAME = [  # other ways to say what is built
 @pytest.mark.parametrize(("name", "values"), SAME, ids=range(len(SAME)))
 def test_other_words_for_what_is_built_are_read_as_the_same(name, values, tmp_path):
     assert read(name, values, tmp_path) == read(name, FILES[name], tmp_path)
+
+
+@pytest.mark.parametrize(("values", "config"), NEWER, ids=range(len(NEWER)))
+def test_a_published_file_makes_the_preset_of_its_network(values, config, tmp_path):
+    assert read(values["_class_name"], values, tmp_path) == config
 
 
 def written(name):

@@ -15,6 +15,8 @@ from jax.sharding import Mesh
 
 from metacanvas_jax.dit.flux import table as flux
 from metacanvas_jax.dit.flux.network import Flux, flux_kontext_dev
+from metacanvas_jax.dit.qwen_image import table as qwen_image_table
+from metacanvas_jax.dit.qwen_image.network import QwenImage, qwen_image
 from metacanvas_jax.dit.sana import table as sana
 from metacanvas_jax.dit.sana.network import Sana, sana_1_5_1600m, sana_1600m
 from metacanvas_jax.dit.wan import table as wan
@@ -84,6 +86,8 @@ SMALL_WAN = {
     "context_width": 24,
     "freq": 32,
 }
+SMALL_QWEN_IMAGE = {"latent_channels": 4, "layers": 2, "heads": 2, "head_width": 16, "context_width": 24}
+SMALL_QWEN_IMAGE |= {"rope_axes": (4, 6, 6)}
 SMALL_GEMMA2 = {"vocab": 64, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_width": 8, "mlp": 48}
 SMALL_DC_AE = {"channels": (8, 16, 16), "encoder_blocks": (1, 2, 1), "decoder_blocks": (2, 1, 2), "attention_from": 1}
 SMALL_DC_AE |= {"latent_channels": 4, "head_width": 8}
@@ -100,6 +104,9 @@ CASES = {
     "sana-1.6b": Case(Sana, sana.table, dit_inputs, sana_1600m(), 1_604_462_752, sana_1_5_1600m(**SMALL_SANA)),
     "flux-kontext": Case(
         Flux, flux.table, dit_inputs, flux_kontext_dev(), 11_901_408_320, flux_kontext_dev(**SMALL_FLUX)
+    ),
+    "qwen-image": Case(
+        QwenImage, qwen_image_table.table, dit_inputs, qwen_image(), 20_430_401_088, qwen_image(**SMALL_QWEN_IMAGE)
     ),
     "wan2.2-5b": Case(Wan, wan.table, dit_inputs, wan2_2_ti2v_5b(), 4_999_787_712, wan2_2_ti2v_5b(**SMALL_WAN)),
     "gemma2-2b": Case(Gemma2, gemma2.table, text_inputs, Gemma2Config(), 2_614_341_888, Gemma2Config(**SMALL_GEMMA2)),
