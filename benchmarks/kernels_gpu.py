@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--part", choices=tuple(parts), action="append")
     parser.add_argument("--seconds", type=float, default=150.0, help="rows not begun by then are left out")
     parser.add_argument("--only", default="", help="cases that have this in their name")
-    parser.add_argument("--tiny", action="store_true", help="small shapes, without cuDNN and Triton")
+    parser.add_argument("--tiny", action="store_true", help="small shapes, without cuDNN")
     options = parser.parse_args()
     device = jax.devices()[0]
     if device.platform != "gpu" and not options.tiny:

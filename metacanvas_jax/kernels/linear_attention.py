@@ -1,7 +1,7 @@
 """The linear attention of all networks: ReLU feature map, sums in float32.
 
-``implementation`` is one of ``IMPLEMENTATIONS``. "auto" chooses a Pallas kernel on TPU ("tpu") and on NVIDIA GPUs
-("triton"), and XLA elsewhere.
+``implementation`` is one of ``IMPLEMENTATIONS``. "auto" chooses a Pallas kernel on TPU ("tpu"), products with 16-bit
+operands on NVIDIA GPUs ("gpu"), and the plain formula elsewhere ("xla").
 """
 
 import functools
@@ -17,7 +17,7 @@ from metacanvas_jax.kernels.masks import MaskSpec
 from metacanvas_jax.nn.precision import exact
 from metacanvas_jax.parallel.context import sharded
 
-IMPLEMENTATIONS = ("auto", "tpu", "triton", "xla")
+IMPLEMENTATIONS = ("auto", "tpu", "gpu", "xla")
 
 
 @jax.named_scope("linear_attend")
@@ -30,9 +30,9 @@ def relu_linear_attention(
 ) -> Float[Array, "b n h f"]:
     """``sum_m v_m (relu k_m . relu q_n) / (sum_m relu k_m . relu q_n + 1e-15)``, of the dtype of q.
 
-    There is no ``e ** -0.5`` and no mask. Sums are float32. A query whose products are all zero gets zeros. XLA
-    computes heads that a kernel does not support (see its ``takes``). On a mesh each device computes its own samples
-    and heads (see ``parallel/context.py``). Source: the processor of linear attention in diffusers'
+    There is no ``e ** -0.5`` and no mask. Sums are float32. A query whose products are all zero gets zeros. The plain
+    formula computes heads that the TPU kernel does not support (see its ``takes``). On a mesh each device computes its
+    own samples and heads (see ``parallel/context.py``). Source: the processor of linear attention in diffusers'
     ``attention_processor.py`` (which appends ones to v instead of summing k separately).
 
     Raises:
@@ -40,15 +40,15 @@ def relu_linear_attention(
     """
     if implementation not in IMPLEMENTATIONS:
         raise UserError(f"linear attention: implementation is {implementation!r}, expected one of {IMPLEMENTATIONS}")
-    kernels = {"tpu": linear_attention_tpu, "triton": linear_attention_gpu}
-    wanted = tuple(kernels) if implementation == "auto" else (implementation,)
-    taken = {name: kernels[name].linear_attention for name in wanted if name in kernels and kernels[name].takes(q, v)}
-    if not taken:
+    forms = {"gpu": linear_attention_gpu.linear_attention}
+    if linear_attention_tpu.takes(q, v):
+        forms["tpu"] = linear_attention_tpu.linear_attention
+    platforms = {"tpu": "tpu", "gpu": "cuda"}
+    chosen = {platforms[name]: form for name, form in forms.items() if implementation in ("auto", name)}
+    if not chosen:
         return plain_linear_attention(q, k, v)
 
     def linear_attend(q: jax.Array, k: jax.Array, v: jax.Array, _: MaskSpec) -> jax.Array:
-        platforms = {"tpu": "tpu", "triton": "cuda"}
-        chosen = {platforms[name]: f for name, f in taken.items()}
         return jax.lax.platform_dependent(q, k, v, **chosen, default=plain_linear_attention)
 
     return sharded(linear_attend, q, k, v, MaskSpec(), exchange=False)
