@@ -59,8 +59,13 @@ def load_config(spec: str, overrides: list[str]) -> ConfigDict:
 
 
 def write_config(config: ConfigDict, folder: Path) -> None:
-    """The resolved config, as JSON with a checksum, into a run's folder."""
-    values = seals.sealed(json.loads(config.to_json_best_effort()), _decides)
+    """The resolved config, as JSON with a checksum, into a run's folder.
+
+    Its ``PLACES`` are written from the root, so that the run is read from any folder; with values of ``paths``, which
+    move relative ones, they stay as they are.
+    """
+    values = json.loads(config.to_json_best_effort())
+    values = seals.sealed(values if any((values.get("paths") or {}).values()) else _from_root(values), _decides)
     files.write(folder / "config.json", json.dumps(values, indent=2) + "\n")
 
 
@@ -86,6 +91,15 @@ def config_of(path: Path) -> ConfigDict:
         raise
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: no config ({first_line(error)})") from error
+
+
+def _from_root(tree: Any, key: str = "") -> Any:
+    """A config whose files are found from any folder."""
+    if isinstance(tree, Mapping):
+        return {name: _from_root(value, name) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_from_root(value) for value in tree]
+    return files.absolute(tree) if key in PLACES and isinstance(tree, str) and tree else tree
 
 
 def _decides(tree: Any) -> Any:

@@ -17,7 +17,7 @@ from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.shapes import latent_grid, media_config
 from metacanvas_jax.data.sources import open_source
-from metacanvas_jax.data.split import split
+from metacanvas_jax.data.split import Part, split
 from metacanvas_jax.data.tokenizer import load_tokenizer
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
@@ -119,6 +119,13 @@ class Opened:
     def count(self) -> int:
         """Samples of all sources that have a weight."""
         return sum(len(source.records) for source in self.sources if source.weight > 0)
+
+    @property
+    def held_out(self) -> int:
+        """Samples that these sources keep for validation."""
+        records = [source.records for source in self.sources]
+        parts = [one.records if isinstance(one, Reworded) else one for one in records]
+        return sum(len(part.source) - len(part) for part in parts if isinstance(part, Part))
 
 
 def opened(experiment: Experiment) -> list[Opened]:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 
-from tokenizers import AddedToken, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from metacanvas_jax import files
@@ -25,20 +25,40 @@ def train_tokenizer(texts: Iterable[str], max_vocabulary: int = 8192) -> PreTrai
     Merging goes on until no word has two tokens; a UserError says so when ``max_vocabulary`` is too small for that.
     """
     words = sorted({word for text in (*texts, _CHAT) for word in text.split()} | {"\n"})
-    tokenizer = assemble(models.BPE())
-    trainer = trainers.BpeTrainer(
-        vocab_size=max_vocabulary,
-        min_frequency=1,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
     forms = [form for word in words for form in (word, f" {word}")]
-    tokenizer.train_from_iterator(forms, trainer)
+    tokenizer = _trained(forms, max_vocabulary)
     pieces = [piece for form in forms for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(form)]
     if split := [piece for piece in pieces if piece not in tokenizer.get_vocab()]:
         raise UserError(
             f"a vocabulary of {max_vocabulary} is too small: {len(split)} words, {split[0]!r} among them, split"
         )
+    return _with_special(tokenizer)
+
+
+def fitted_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most ``vocabulary`` tokens, special ones included, whose merges are the most frequent.
+
+    It reads any text; rare words have several tokens. Raises UserError where there is no room for the 256 bytes.
+    """
+    least = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIAL)
+    if vocabulary < least:
+        raise UserError(f"a vocabulary of {vocabulary} is too small: bytes and special tokens are {least}")
+    return _with_special(_trained([*texts, _CHAT], vocabulary - len(SPECIAL)))
+
+
+def _trained(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=1,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer = assemble(models.BPE())
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _with_special(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     return wrapped(tokenizer)
 

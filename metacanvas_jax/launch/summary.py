@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ PACKAGES = ("metacanvas_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoin
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """``parameters`` are (trained, frozen) by part of the model, ``data`` the samples of every bucket."""
+    """``parameters`` are (trained, frozen) by part of the model, ``data`` the samples of every bucket.
+
+    ``held_out`` are those that a bucket's sources keep for validation; ``notes`` are further lines by their first word.
+    """
 
     name: str
     parameters: dict[str, tuple[int, int]]
@@ -35,6 +38,8 @@ class Summary:
     mesh: dict[str, int]
     host: str
     versions: dict[str, str]
+    held_out: dict[str, int] = dataclasses.field(default_factory=dict)
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def trained(self) -> int:
@@ -56,11 +61,14 @@ class Summary:
         ]
         epochs = self.steps * self.batch / max(1, sum(self.data.values()))
         mesh = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items() if size > 1) or "one device"
+        held = {name: f", {count:,} held out for validation" for name, count in self.held_out.items() if count}
+        data = [f"{name}: {number:,} samples to train on{held.get(name, '')}" for name, number in self.data.items()]
         lines = {
             "run": self.name,
             "parameters": f"{count(self.trained)} trained, {count(self.frozen)} frozen ({', '.join(parts)})",
             "devices": f"{self.devices} (mesh: {mesh})",
-            "data": ", ".join(f"{name}: {number:,} samples" for name, number in self.data.items()),
+            "data": "; ".join(data),
+            **self.notes,
             "steps": f"{self.steps:,} steps of {self.batch} samples, {epochs:.3g} passes over the data",
         }
         return "\n".join(f"{name:<11} {text}" for name, text in lines.items())
@@ -70,7 +78,7 @@ class Summary:
         files.write(run / FILE, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
 
-def summary(setup: Experiment, data: Sequence[Opened]) -> Summary:
+def summary(setup: Experiment, data: Sequence[Opened], notes: Mapping[str, str] | None = None) -> Summary:
     """Of an experiment and its open sources, on the devices of this job. Computes no parameter."""
     parameters: dict[str, tuple[int, int]] = {}
     for path, leaf in flat(param_shapes(setup)).items():
@@ -90,6 +98,8 @@ def summary(setup: Experiment, data: Sequence[Opened]) -> Summary:
         mesh=dict(make_mesh(setup.mesh).shape),
         host=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         versions={name: importlib.metadata.version(name) for name in PACKAGES},
+        held_out={one.name: one.held_out for one in data},
+        notes=dict(notes or {}),
     )
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -16,13 +16,12 @@ from metacanvas_jax import files
 from metacanvas_jax.config.load import write_config
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.schema import Experiment
-from metacanvas_jax.config.sources import EMOJI
 from metacanvas_jax.data.inputs import batches, opened
 from metacanvas_jax.errors import Preempted, UserError, first_line
 from metacanvas_jax.evaluate import evaluators
 from metacanvas_jax.evaluate.contract import Asked
 from metacanvas_jax.launch import run_report, sweeps
-from metacanvas_jax.launch.prepare import prepare
+from metacanvas_jax.launch.prepare import make_missing
 from metacanvas_jax.launch.summary import Summary, summary
 from metacanvas_jax.locks import locked
 from metacanvas_jax.paint import previews
@@ -53,6 +52,7 @@ def train(
     verify: bool = False,
     compiled: Path | None = None,
     wandb: str | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> Experiment:
     """Trains a config in a folder and continues what is there. A taught MLLM is then saved in ``workdir/weights``.
 
@@ -60,14 +60,14 @@ def train(
     ``profile`` in ``workdir/profile``, a page about all of it in ``workdir/report.html``, and the error that the run
     ended with in ``workdir/error.txt``. With ``verify``, all bytes of the frozen weights are compared. ``compiled`` is
     the folder where this process keeps what it compiles from now on (`parallel/kept.py`). The run is shown in
-    TensorBoard and, with ``wandb``, in that project of Weights & Biases.
+    TensorBoard and, with ``wandb``, in that project of Weights & Biases. ``notes`` are lines of the block that the run
+    starts with.
 
     Raises UserError when another process trains in the folder.
     """
     with kept_error(workdir, mine=False):
         setup = experiment(config)
-        if setup.sources and all(source.kind in EMOJI or not source.path for source in setup.sources):
-            prepare(setup)  # a miniature: tokenizer and autoencoder are all that is missing, and made in seconds
+        make_missing(setup)
         job = make_job(setup, verify=verify)
         if setup.objective == "paint" and setup.train.evaluate_every:
             evaluators.check(setup, evaluators.names_of(setup), asked_at(setup, workdir, 0))
@@ -78,7 +78,7 @@ def train(
     with locked(workdir) if chief else contextlib.nullcontext(), kept_error(workdir, mine=True):
         data = opened(setup)
         job = dataclasses.replace(job, batches=lambda: batches(setup, data))
-        block = summary(setup, data)
+        block = summary(setup, data, notes)
         if chief:
             write_config(config, workdir)
             block.save(workdir)
