@@ -5,12 +5,14 @@ from collections.abc import Sequence
 
 from metacanvas_jax.hardware import GIB
 from metacanvas_jax.plan import parts
-from metacanvas_jax.plan.report import ASSUMPTIONS, Report
+from metacanvas_jax.plan.report import ASSUMPTIONS, Report, lasts
 from metacanvas_jax.report.document import document, table
 
 STYLE = """
 :root { --good: #2a8f4c; --bad: #c0392b; }
 .bar { display: flex; height: 1.4rem; border: 1px solid var(--line); margin: .3rem 0; }
+.bar { position: relative; }
+.bar i { position: absolute; top: -4px; bottom: -4px; border-left: 2px solid var(--bad); }
 .bar span { overflow: hidden; white-space: nowrap; font-size: 11px; padding-left: 3px; color: #fff; }
 .pass { color: var(--good); } .fail { color: var(--bad); }
 """
@@ -32,9 +34,19 @@ def _section(report: Report) -> str:
         f"<p>{report.topology}, {report.devices} devices, {mesh}, {report.samples} samples. ",
         f'<b class="{kind}">{escape.escape(report.verdict)}</b></p>',
         "<h3>HBM per device</h3>",
-        _bar([(name, size, f"{size / GIB:.2f} GiB") for name, size in report.memory.items()], report.limit),
+        _bar(
+            [(name, size, f"{size / GIB:.2f} GiB") for name, size in report.memory.items()],
+            max(report.limit, sum(report.memory.values())),
+            report.limit,
+        ),
         f"<p>peak {report.needed / GIB:.2f} of {report.limit / GIB:.2f} GiB</p>",
     ]
+    if report.steps and report.parts:
+        out.append(f"<p>{escape.escape(lasts(report))}</p>")
+    if report.advice:
+        title = "What would make it faster" if report.passed else "What would make it fit"
+        out += [f"<h3>{title} (estimates)</h3><ol>", *(f"<li>{escape.escape(line)}</li>" for line in report.advice)]
+        out.append("</ol>")
     if report.parts:
         rows = [
             (
@@ -89,11 +101,14 @@ def _section(report: Report) -> str:
     return "".join(out)
 
 
-def _bar(pieces: Sequence[tuple[str, float, str]], whole: float) -> str:
+def _bar(pieces: Sequence[tuple[str, float, str]], whole: float, limit: float | None = None) -> str:
+    """Pieces of a whole, each with its share as width; a line marks the ``limit`` that they exceed."""
     spans = []
     for i, (name, size, label) in enumerate(pieces):
         share = 100 * size / whole if whole else 0.0
         text = escape.escape(f"{name}: {label}")
         colour = COLOURS[i % len(COLOURS)]
         spans.append(f'<span title="{text}" style="width:{share:.3f}%;background:{colour}">{text}</span>')
+    if limit is not None and limit < whole:
+        spans.append(f'<i title="limit" style="left:{100 * limit / whole:.3f}%"></i>')
     return f'<div class="bar">{"".join(spans)}</div>'

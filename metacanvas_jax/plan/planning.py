@@ -1,5 +1,6 @@
 """``metacanvas plan``: chooses the slice and the programs of a config, and prints and stores their reports."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from metacanvas_jax.config import read
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import make_mesh, parse_mesh
 from metacanvas_jax.plan import page, programs, search
+from metacanvas_jax.plan.advice import Step, advise
 from metacanvas_jax.plan.report import Report, as_json, table
 from metacanvas_jax.plan.study import study
 from metacanvas_jax.plan.topology import find_slice
@@ -31,6 +33,8 @@ def plan(
     say: Callable[[str], None] = print,
 ) -> list[Report]:
     """Compiles the train step of a bucket (that with most pixels, a named one, or "all") and prints its report.
+
+    A report of a training step says what would make it fit, or faster, and how long the training takes.
 
     By default the slice is the first of the config's ``hardware``, with the mesh given there. ``mesh``
     ("fsdp=32,tensor=4") replaces the config's mesh. The step reads stored latents. With ``pixels`` it encodes pixels,
@@ -53,21 +57,27 @@ def plan(
         chosen = choose(experiment.shapes, bucket)[0]
         outcomes = search.search(name, experiment, where, chosen, budget=budget, say=say)
         print(search.table(outcomes), flush=True)
-        reports = [outcome.report for outcome in outcomes if outcome.report is not None]
+        steps = experiment.train.steps
+        reports = [dataclasses.replace(one.report, steps=steps) for one in outcomes if one.report is not None]
         if reports:
             print(table(reports[0]), flush=True)
         if out is not None:
             write(out, reports)
         return reports[:1]
-    devices = make_mesh(experiment.mesh if mesh is None else parse_mesh(mesh), where.devices)
+    shape = experiment.mesh if mesh is None else parse_mesh(mesh)
+    devices = make_mesh(shape, where.devices)
     buckets = choose(experiment.shapes, bucket)
+    steps = [Step(experiment, where, shape, chosen) for chosen in buckets]
     made = [programs.train_program(experiment, devices, chosen) for chosen in buckets]
     if sampling:
         made.append(programs.sample_program(experiment, where.devices, buckets[0], asked))
     reports = []
-    for program in made:
-        reports.append(study(name, program, where, say))
-        print(table(reports[-1]), flush=True)
+    for program, step in zip(made, [*steps, None], strict=False):
+        report = study(name, program, where, say)
+        if step is not None:
+            report = dataclasses.replace(report, steps=experiment.train.steps, advice=advise(report, step))
+        reports.append(report)
+        print(table(report), flush=True)
     if out is not None:
         write(out, reports)
     return reports

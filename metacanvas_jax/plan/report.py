@@ -78,7 +78,11 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The report of one program. ``memory`` is in bytes per device by category; ``seconds`` are those of one step."""
+    """The report of one program. ``memory`` is in bytes per device by category; ``seconds`` are those of one step.
+
+    ``recomputed`` are the seconds of a step that repeat its forward pass, ``steps`` those of the whole training (0:
+    none), ``advice`` what would make it fit or faster (`plan/advice.py`).
+    """
 
     config: str
     program: str
@@ -99,6 +103,19 @@ class Report:
     peak_flops: float = 0.0
     host_bytes: float = 0.0
     compile_seconds: float = 0.0
+    recomputed: float = 0.0
+    steps: int = 0
+    advice: tuple[str, ...] = ()
+
+    @property
+    def days(self) -> float:
+        """The estimated time of a training whose steps are all such."""
+        return self.steps * self.seconds / 86400
+
+    @property
+    def chip_hours(self) -> float:
+        """That time on every chip."""
+        return 24 * self.days * self.devices
 
     @property
     def seconds(self) -> float:
@@ -146,6 +163,8 @@ class Report:
             "flops_ratio": self.flops_ratio,
             "canvas_seconds_share": self.canvas_share(),
             "canvas_flops_share": self.canvas_share("flops"),
+            "days": self.days,
+            "chip_hours": self.chip_hours,
             "assumptions": ASSUMPTIONS,
         }
         return dataclasses.asdict(self) | derived
@@ -157,7 +176,7 @@ class Report:
         fields["parts"] = tuple(Part(**part) for part in fields["parts"])
         fields["kernels"] = tuple(Kernel(**row) for row in fields.get("kernels", ()))
         fields["collectives"] = tuple(Collective(**row) for row in fields["collectives"])
-        return cls(**fields | {"worst": tuple(fields["worst"])})
+        return cls(**fields | {"worst": tuple(fields["worst"]), "advice": tuple(fields.get("advice", ()))})
 
 
 def make_report(
@@ -186,6 +205,7 @@ def make_report(
         peak_flops=where.chip.flops,
         host_bytes=compiled.host,
         compile_seconds=compiled.seconds,
+        recomputed=sum(item.exposed for item in costs if parts.is_recomputed(item.scope, item.name)),
     )
 
 
@@ -201,7 +221,7 @@ def failed_report(config: str, program: Program, where: Slice, message: str, nee
         samples=program.samples,
         passed=False,
         verdict=f"FAIL: {message}",
-        memory=dict(program.held),
+        memory=dict(program.held) | {"activations": max(needed - sum(program.held.values()), 0.0)},
         needed=needed,
         limit=where.chip.hbm,
         peak_flops=where.chip.flops,
@@ -282,7 +302,7 @@ def table(report: Report) -> str:
     if report.host_bytes:
         lines.append(f"  {'offloaded to the host':<22}{report.host_bytes / GIB:10.2f}")
     if not report.parts:
-        return "\n".join(lines) + "\n"
+        return "\n".join(lines + advice(report)) + "\n"
     lines += [
         "",
         f"{'part':<20}{'PFLOP':>10}{'/ written':>10}{'products':>10}{'kernels':>10}{'memory':>10}{'exposed':>10}"
@@ -317,6 +337,8 @@ def table(report: Report) -> str:
         f"MFU {report.mfu:.1%} = {report.model_flops / 1e15:.3f} PFLOP of the model / ({report.devices} devices x "
         f"{report.peak_flops / 1e12:.0f} TFLOP/s x {report.seconds:.3f} s)",
     ]
+    if report.steps:
+        lines.append(lasts(report))
     if report.runs_vae:
         rest = report.without(parts.VAE)
         lines.append(f"without VAE: {rest.seconds:.3f} s, MFU {rest.mfu:.1%} of {rest.model_flops / 1e15:.3f} PFLOP")
@@ -325,8 +347,23 @@ def table(report: Report) -> str:
             f"canvas: +{report.canvas_share():.2%} of the seconds and +{report.canvas_share('flops'):.2%} of the FLOPs "
             "of the step without it"
         )
-    lines += ["", "most expensive things to fix", *(f"  {line}" for line in report.worst), "", *ASSUMPTIONS]
+    lines += ["", "most expensive things to fix", *(f"  {line}" for line in report.worst)]
+    lines += [*advice(report), "", *ASSUMPTIONS]
     return "\n".join(lines) + "\n"
+
+
+def lasts(report: Report) -> str:
+    """How long the whole training takes."""
+    return (
+        f"training: {report.steps:,} such steps take {report.days:.3g} days, {report.chip_hours:,.0f} chip-hours "
+        "(steps of smaller buckets take less)"
+    )
+
+
+def advice(report: Report) -> list[str]:
+    """Lines of text, none where there is no advice."""
+    title = "what would make it faster" if report.passed else "what would make it fit"
+    return ["", f"{title}, most first (estimates)", *(f"  {line}" for line in report.advice)] if report.advice else []
 
 
 def as_json(reports: list[Report]) -> str:
