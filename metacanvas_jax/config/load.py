@@ -1,7 +1,9 @@
 """Config files and the resolved configs of runs, as ConfigDicts. Imports no JAX: commands set its flags first."""
 
+import difflib
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Mapping
@@ -14,6 +16,8 @@ from ml_collections import ConfigDict, config_flags
 from metacanvas_jax import files, seals
 from metacanvas_jax.errors import UserError, first_line
 
+MODULE = "module 'config_config'"  # what the library calls a config file
+KEY = re.compile(r"[^.\[\]]+|\[[^\]]*\]")  # parts of a key: names, and numbers in brackets
 _PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = _PACKAGE.parent if (_PACKAGE.parent / "configs" / "base.py").exists() else _PACKAGE / "bundled"
 """The folder of ``configs/``: the source tree, or the copy inside the installed package."""
@@ -32,7 +36,9 @@ def load_config(spec: str, overrides: list[str]) -> ConfigDict:
     name, _, variant = spec.partition(":")
     path = Path(name) if Path(name).exists() else ROOT / name
     if not path.is_file():
-        raise UserError(f"no config file {name}")
+        near = difflib.get_close_matches(path.name, [other.name for other in path.parent.glob("*.py")], 1)
+        hint = f"; did you mean {Path(name).parent / near[0]}?" if near else ""
+        raise UserError(f"no config file {name}{hint}")
     # Config files import each other as `configs`: those beside the file and those beside the package, which need not be
     # the same.
     beside = [folder for folder in path.resolve().parents if (folder / "configs").is_dir()][:1]
@@ -49,12 +55,12 @@ def load_config(spec: str, overrides: list[str]) -> ConfigDict:
             return config.unlock()
         getattr(config, "unlock", None)  # where reading failed, the library puts an object that raises here
     except (Exception, SystemExit) as error:  # a config file is a program, which may raise anything
-        if text := blame(path, error):
+        if text := blame(path, error) or wrong_key(spec, overrides):
             raise UserError(text) from error
         lines = str(error.args[0] if error.args else error).strip().splitlines() or [type(error).__name__]
         # Some errors come as a whole traceback, whose last line says what is wrong.
         text = lines[-1].partition(": ")[2] if "Traceback (most recent call last):" in lines else lines[0]
-        raise UserError(f"config {spec}: {text}") from error
+        raise UserError(f"config {spec}: {text.replace(MODULE, 'the file')}") from error
     raise UserError(f"{path}: get_config() returns {type(config).__name__}, expected a ConfigDict")
 
 
@@ -107,6 +113,35 @@ def _decides(tree: Any) -> Any:
     if isinstance(tree, Mapping):
         return {key: _decides(value) for key, value in tree.items() if key not in PLACES}
     return [_decides(value) for value in tree] if isinstance(tree, list | tuple) else tree
+
+
+def wrong_key(spec: str, overrides: list[str]) -> str | None:
+    """The first override whose key the config does not have, in one line. None: they all are keys of it."""
+    config = load_config(spec, []) if overrides else None
+    for override in overrides:
+        node, done = config, ""
+        for part in KEY.findall(override.removeprefix("--config.").partition("=")[0]):
+            if (found := wrong_part(node, part, f"{done}." if done else "")) is not None:
+                return f"config {spec}: {found}"
+            number = part.startswith("[")
+            node = node[int(part[1:-1])] if number else node[part]
+            done = f"{done}{part}" if number or not done else f"{done}.{part}"
+    return None
+
+
+def wrong_part(node: Any, part: str, prefix: str) -> str | None:
+    """What is wrong with a name, or a number in brackets, below a part of a config; ``prefix`` leads there."""
+    if part.startswith("["):
+        count = len(node) if isinstance(node, list | tuple) else 0
+        inside = part[1:-1].isdigit() and int(part[1:-1]) < count
+        return None if inside else f"no {prefix.rstrip('.')}{part}: there are {count}, numbered from 0"
+    known = list(node.keys()) if isinstance(node, ConfigDict | Mapping) else []
+    if part in known:
+        return None
+    near = difflib.get_close_matches(part, known, 1)
+    return f"unknown key {prefix}{part}; " + (
+        f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(known) or 'none'}"
+    )
 
 
 def blame(path: Path, error: BaseException) -> str | None:

@@ -71,6 +71,9 @@ def mesh_sizes(config: MeshConfig, devices: int, slices: int = 1) -> tuple[int, 
     """
     sizes = [getattr(config, axis) for axis in AXES]
     known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and devices % known:
+        given = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True) if size > 1)
+        raise UserError(f"mesh {given} does not divide {devices} device{'s' * (devices > 1)}")
     sizes = [devices // known if size == -1 else size for size in sizes]
     product = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
     if math.prod(sizes) != devices:
