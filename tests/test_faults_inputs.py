@@ -87,8 +87,8 @@ table(
             lambda _: bad_config(lambda c: c.__setitem__("canvas_connector", None)),
             "'canvas' and 'canvas_connector' come together",
         ),
-        "no steps": (lambda _: FitConfig(steps=0), "fit.steps is 0"),
-        "negative limit": (lambda _: FitConfig(steps=1, max_skips=-1), "fit.max_skips is -1, expected 0 or more"),
+        "no steps": (lambda _: FitConfig(steps=0), "train.steps is 0"),
+        "negative limit": (lambda _: FitConfig(steps=1, max_skips=-1), "train.max_skips is -1, expected 0 or more"),
         "unknown schedule": (
             lambda _: bad_config(lambda c: c.optimizer.__setitem__("schedule", "warm")),
             "optimizer.schedule is 'warm'",

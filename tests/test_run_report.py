@@ -47,6 +47,12 @@ def test_a_run_is_shown_in_tensorboard_with_its_previews_and_texts(run):
     assert not [tag for tag in tags if "finite" in tag]
 
 
+def test_a_run_keeps_what_it_said(run):
+    text = (run / "log.txt").read_text()
+    assert "4 steps of 8 samples" in text and "the step for text_to_image 1x60x60" in text
+    assert text.rstrip().endswith("trained to step 4; " + str(run / "report.html"))
+
+
 def test_what_a_run_is_is_written_down(run):
     known = summary.read(run)
     assert known.data == {"text_to_image 1x60x60": 64} and known.steps == 4 and known.batch == 8

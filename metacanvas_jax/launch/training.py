@@ -22,6 +22,7 @@ from metacanvas_jax.evaluate import evaluators
 from metacanvas_jax.evaluate.contract import Asked
 from metacanvas_jax.launch import run_report, sweeps
 from metacanvas_jax.launch.prepare import make_missing
+from metacanvas_jax.launch.run_log import RUN, logged
 from metacanvas_jax.launch.summary import Summary, summary
 from metacanvas_jax.locks import locked
 from metacanvas_jax.paint import previews
@@ -58,10 +59,10 @@ def train(
 
     The resolved config lies in ``workdir/config.json``, previews in ``workdir/previews``, a trace of the steps
     ``profile`` in ``workdir/profile``, a page about all of it in ``workdir/report.html``, and the error that the run
-    ended with in ``workdir/error.txt``. With ``verify``, all bytes of the frozen weights are compared. ``compiled`` is
-    the folder where this process keeps what it compiles from now on (`parallel/kept.py`). The run is shown in
-    TensorBoard and, with ``wandb``, in that project of Weights & Biases. ``notes`` are lines of the block that the run
-    starts with.
+    ended with in ``workdir/error.txt`` and, with all it said, in ``workdir/log.txt``. With ``verify``, all bytes of the
+    frozen weights are compared. ``compiled`` is the folder where this process keeps what it compiles from now on
+    (`parallel/kept.py`). The run is shown in TensorBoard and, with ``wandb``, in that project of Weights & Biases.
+    ``notes`` are lines of the block that the run starts with.
 
     Raises UserError when another process trains in the folder.
     """
@@ -75,13 +76,21 @@ def train(
     if compiled is not None:
         kept.keep(compiled)
     chief = jax.process_index() == 0
-    with locked(workdir) if chief else contextlib.nullcontext(), kept_error(workdir, mine=True):
+    with contextlib.ExitStack() as opened_here:
+        if chief:
+            opened_here.enter_context(locked(workdir))
+        opened_here.enter_context(kept_error(workdir, mine=True))
+        if chief:
+            opened_here.enter_context(logged(workdir))
         data = opened(setup)
         job = dataclasses.replace(job, batches=lambda: batches(setup, data))
         block = summary(setup, data, notes)
+        if block.trained == 0:
+            raise UserError("config: train.rules freeze every parameter, so that there is nothing to train")
         if chief:
             write_config(config, workdir)
             block.save(workdir)
+            RUN.info("training in %s\n%s", workdir, block.text())
             if progress:
                 print(block.text(), file=sys.stderr)
         hooks = hooks_of(setup, workdir) if setup.objective == "paint" else {}
@@ -93,7 +102,7 @@ def train(
             if chief:
                 saved.save(workdir / "weights", params, {"name": setup.name, "step": int(state.step)})
         if chief:
-            run_report.write(workdir)
+            RUN.info("trained to step %d; %s", int(state.step), run_report.write(workdir))
     return setup
 
 

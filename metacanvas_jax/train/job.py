@@ -106,11 +106,11 @@ class FitConfig:
         periods = ("log_every", "preview_every", "evaluate_every", "checkpoint_every")
         for name in (*periods, "keep_best", "max_skips", "spike", "stall_s"):
             if getattr(self, name) < 0:
-                raise UserError(f"fit.{name} is {getattr(self, name)}, expected 0 or more")
+                raise UserError(f"train.{name} is {getattr(self, name)}, expected 0 or more")
         if self.steps < 1 or self.accumulate < 1:
-            raise UserError(f"fit.steps is {self.steps} and fit.accumulate {self.accumulate}, expected at least 1")
+            raise UserError(f"train.steps is {self.steps} and train.accumulate {self.accumulate}, expected at least 1")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise UserError(f"fit.ema_decay is {self.ema_decay}, expected a number in [0, 1) or None")
+            raise UserError(f"train.ema is {self.ema_decay}, expected a number in [0, 1) or None")
 
     def due(self, step: int) -> Due:
         """What happens after ``step``. Everything that ever happens also happens after the last step."""

@@ -1,6 +1,7 @@
 """What a training reports while it runs: metrics.jsonl, boards, a progress bar and lines on stderr."""
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -14,6 +15,8 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.report.pictures import Picture
 from metacanvas_jax.train.boards import Boards, Guarded
 from metacanvas_jax.train.metrics import Meter, Writer, memory_gib, model_flops_utilisation
+
+run = logging.getLogger("metacanvas_jax.run")  # to the log file of a run (`launch/run_log.py`)
 
 SHOWN = ("loss", "samples_per_second", "mfu")
 
@@ -106,8 +109,9 @@ class Log:
             board.write(step, scalars, pictures)
 
     def note(self, text: str) -> None:
-        """A line on stderr, above the bar."""
+        """A line on stderr, above the bar, and in the log of the run."""
         if self._chief:
+            run.info("%s", text)
             tqdm.write(text, file=sys.stderr)
 
     def flush(self) -> None:
