@@ -17,7 +17,7 @@ class BuildWithConfigs(build_py):
         super().run()
         if self.editable_mode:  # the source tree itself is used
             return
-        for source in sorted(Path("configs").rglob("*.py")):
+        for source in sorted(path for path in Path("configs").rglob("*") if path.suffix in (".py", ".json")):
             target = Path(self.build_lib) / BUNDLE / source
             self.mkpath(str(target.parent))
             self.copy_file(str(source), str(target))

@@ -17,6 +17,7 @@ from metacanvas_jax.hardware import platforms
 COMMANDS = {
     "demo": "train, draw, score and report the miniature with one command",
     "teach": "teach the miniature's MLLM from nothing, examine it and write it to a folder",
+    "fetch": "bring the public weights, and data sets, that a config names",
     "prepare": "write the data set of a config, or turn any source into array_record shards",
     "train": "train what a config describes",
     "sweep": "train the points of a sweep and gather their results",
@@ -39,11 +40,12 @@ PLACES = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit code (`errors.exit_code`; 1 is also a plan that fails)."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is fetched behind the user's back
     if (known_platforms := platforms()) is not None:
         os.environ.setdefault("JAX_PLATFORMS", known_platforms)
     parser = make_parser()
     known, rest = parser.parse_known_args(arguments)
+    if known.command != "fetch":
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing else is fetched behind the user's back
     if known.command is None and not rest:
         parser.print_help()
         return 0

@@ -107,3 +107,13 @@ def require(package: str, extra: str) -> None:
     """Raises UserError when an optional package is missing."""
     if importlib.util.find_spec(package) is None:
         raise UserError(f"this needs the package {package}: pip install 'metacanvas_jax[{extra}]'")
+
+
+def agreed(what: str) -> None:
+    """Says what is about to happen and asks. Raises UserError when the user, or nobody, agrees to it."""
+    print(what, file=sys.stderr, flush=True)
+    if not sys.stdin.isatty():
+        raise UserError("not done: nobody can be asked here; --yes agrees")
+    print("Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+    if not sys.stdin.readline().strip().lower().startswith("y"):
+        raise UserError("not done")

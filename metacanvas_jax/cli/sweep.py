@@ -93,5 +93,5 @@ def _on_slices(arguments: argparse.Namespace, points: Any, configs: Any) -> None
     else:
         what = "start"
     if not (arguments.yes or arguments.dry_run):
-        cloud.agreed(f"{'delete' if arguments.teardown else 'create'} {cloud.machines(found, environment)}")
+        options.agreed(f"{'delete' if arguments.teardown else 'create'} {cloud.machines(found, environment)}")
     cloud.run_scripts(found, ROOT, scripts, options_of_scripts, what)

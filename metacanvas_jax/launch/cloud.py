@@ -3,7 +3,6 @@
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -85,16 +84,6 @@ def machines(found: Sequence[Job], environment: Mapping[str, str]) -> str:
     """The slices of jobs in words, with their place."""
     slices = jobs.described([job.where for job in found])
     return f"{slices} in {environment['ZONE']} ({environment['PROJECT']})"
-
-
-def agreed(what: str) -> None:
-    """Says what is about to happen to machines and asks. Raises UserError when the user, or nobody, agrees to it."""
-    print(what, file=sys.stderr, flush=True)
-    if not sys.stdin.isatty():
-        raise UserError("not done: nobody can be asked here; --yes agrees")
-    print("Go on? [y/N] ", end="", file=sys.stderr, flush=True)
-    if not sys.stdin.readline().strip().lower().startswith("y"):
-        raise UserError("not done")
 
 
 def run_scripts(found: Sequence[Job], root: Path, scripts: Sequence[str], options: Sequence[str], what: str) -> None:

@@ -150,7 +150,7 @@ def subfolder(folder: str | Path, name: str) -> Path:
     """``folder/name`` for a pipeline folder of diffusers, else the folder itself. Raises UserError if it is missing."""
     folder = files.folder(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: no such folder; `metacanvas fetch` brings published ones")
     if not (folder / "model_index.json").is_file():
         return folder
     if not (folder / name).is_dir():
