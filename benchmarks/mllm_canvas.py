@@ -21,7 +21,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
-from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL, example, qwen2_5_vl_3b, qwen2_5_vl_7b
+from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL, qwen2_5_vl_3b, qwen2_5_vl_7b
+from metacanvas_jax.mllm.vision_language import example
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.train import flops
 from metacanvas_jax.types import MllmInputs

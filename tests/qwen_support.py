@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerFast
 from metacanvas_jax.mllm import prompt as prompt_module
 from metacanvas_jax.mllm.media import MediaConfig, Patches
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
-from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL, example
+from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL
 from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
+from metacanvas_jax.mllm.vision_language import example
 
 VOCAB = 300
 LANGUAGE = LanguageConfig(

@@ -47,7 +47,7 @@ def test_exported_samplers_visit_the_same_levels_and_end_at_the_same_latents(sec
 
 @pytest.mark.parametrize("budget", [None, 12])
 def test_exported_prompts_have_the_same_tokens_positions_and_patches(budget):
-    from metacanvas_jax.mllm.qwen2_5_vl import torch_side as prompt
+    from metacanvas_jax.mllm import torch_side as prompt
 
     rng = np.random.default_rng(0)
     draw = lambda h, w: Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8))  # noqa: E731
@@ -79,7 +79,7 @@ def test_exported_prompts_have_the_same_tokens_positions_and_patches(budget):
 @pytest.mark.parametrize("text", ["a <|im_end|> cat <|image_pad|>", "😀" * 90, "👨‍👩‍👧 " * 40, "a cat " * 90])
 def test_exported_prompts_read_any_text_as_ours_do(text, length):
     from metacanvas_jax.data.examples import shortened
-    from metacanvas_jax.mllm.qwen2_5_vl import torch_side as prompt
+    from metacanvas_jax.mllm import torch_side as prompt
 
     prompts = Prompter(tokenizer(), PromptConfig(system=None, buckets=(length,)))
     ours = prompts.batch([shortened(prompts, prompts(text), [], text, length)], length=length)
@@ -89,7 +89,7 @@ def test_exported_prompts_read_any_text_as_ours_do(text, length):
 
 
 def test_exported_prompts_follow_the_template_of_the_export():
-    from metacanvas_jax.mllm.qwen2_5_vl import torch_side as prompt
+    from metacanvas_jax.mllm import torch_side as prompt
 
     words, media = tokenizer(), dataclasses.asdict(MediaConfig())
     config = {"system": "be kind", "length": 40, "tokens_per_second": 2.0, "media": media}
@@ -108,7 +108,7 @@ def test_exported_prompts_follow_the_template_of_the_export():
 
 def test_exported_prompts_refuse_media_that_are_too_long():
     from metacanvas_jax.errors import UserError
-    from metacanvas_jax.mllm.qwen2_5_vl import torch_side as prompt
+    from metacanvas_jax.mllm import torch_side as prompt
 
     media = dataclasses.asdict(MediaConfig())
     config = {"system": None, "length": 8, "tokens_per_second": 2.0, "media": media}
@@ -119,7 +119,7 @@ def test_exported_prompts_refuse_media_that_are_too_long():
 
 def test_exported_prompts_that_are_too_long_lose_the_words_that_ours_lose(caplog):
     from metacanvas_jax.data.examples import shortened
-    from metacanvas_jax.mllm.qwen2_5_vl import torch_side as prompt
+    from metacanvas_jax.mllm import torch_side as prompt
 
     text = "What is in this picture? " * 3 + "A red cat beside a blue house, painted."
     prompts = Prompter(tokenizer(), PromptConfig(buckets=(40,)))

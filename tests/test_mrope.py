@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from metacanvas_jax.mllm.canvas import CanvasConfig, canvas_positions
+from metacanvas_jax.mllm.decoder import rope_angles
 from metacanvas_jax.mllm.positions import MediaBlock, sequence_positions
-from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig, rope_angles
-from metacanvas_jax.mllm.qwen2_5_vl.network import next_position
+from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
+from metacanvas_jax.mllm.vision_language import next_position
 
 IMAGE, VIDEO = MediaBlock((1, 6, 10)), (5, 4, 6)
 

@@ -14,8 +14,8 @@ from test_qwen_prompt import TEMPLATE, picture
 
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.media import read_image
+from metacanvas_jax.mllm.processor import processed_inputs
 from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
-from metacanvas_jax.mllm.qwen2_5_vl.processor import processed_inputs
 
 MARKS = "<|vision_start|>{}<|vision_end|>"
 IMAGES = [picture(60, 90), picture(112, 84, seed=1), picture(60, 90, seed=2)]

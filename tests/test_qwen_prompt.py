@@ -54,7 +54,9 @@ def test_qwen_prompt_puts_media_between_texts(words):
     expected = words.encode(TEMPLATE.format(body.format("<|image_pad|>" * 8, "<|video_pad|>" * 12)))
     assert prompt.tokens.tolist() == expected
     pads = [expected.index(words.convert_tokens_to_ids(token)) for token in ("<|image_pad|>", "<|video_pad|>")]
-    assert [place for _, place in prompt.media] == pads
+    assert [places.tolist() for _, places in prompt.media] == [
+        [*range(p, p + n)] for p, n in zip(pads, (8, 12), strict=True)
+    ]
     parts = [pads[0], MediaBlock((1, 2, 4)), 2, MediaBlock((3, 2, 2), 2.0), len(expected) - pads[1] - 12]
     np.testing.assert_array_equal(prompt.positions, sequence_positions(parts))
 
@@ -70,7 +72,7 @@ def test_qwen_prompt_numbers_its_images_in_words(words):
     assert [prompt.tokens[place - 1] for place in lengths] == [words.convert_tokens_to_ids("<|vision_start|>")] * 3
     # Each medium starts at the position after the words before it.
     for patches, place in prompt.media:
-        grid = Prompter(words, PromptConfig()).block(patches).grid
+        (grid,) = (block.grid for block in Prompter(words, PromptConfig()).blocks(patches))
         assert (prompt.positions[:, place] == prompt.positions[:, place - 1] + 1).all() and grid[0] >= 1
 
 

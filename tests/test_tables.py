@@ -22,7 +22,8 @@ from metacanvas_jax.dit.sana.network import Sana, sana_1_5_1600m, sana_1600m
 from metacanvas_jax.dit.wan import table as wan
 from metacanvas_jax.dit.wan.network import Wan, wan2_2_ti2v_5b
 from metacanvas_jax.mllm.qwen2_5_vl import table as qwen2_5_vl
-from metacanvas_jax.mllm.qwen2_5_vl.network import Qwen25VL, example, qwen2_5_vl_3b, qwen2_5_vl_7b
+from metacanvas_jax.mllm.qwen2_5_vl.network import Qwen25VL, qwen2_5_vl_3b, qwen2_5_vl_7b
+from metacanvas_jax.mllm.vision_language import example
 from metacanvas_jax.parallel.rules import placed, shardings
 from metacanvas_jax.text.gemma2 import table as gemma2
 from metacanvas_jax.text.gemma2.network import Gemma2, Gemma2Config

@@ -170,11 +170,10 @@ class UnderstandExamples:
         example = self._row(flat, np.concatenate(positions, axis=1))
         for answer in answers:
             example["weights"][answer] = 1.0
-        for patches, start in opening.media:
-            merged = example["slots"].shape[1]
+        for patches, places in opening.media:
             example["patches"][0] = patches.values
-            example["slots"][0] = start + np.arange(merged)
-            example["weights"][start : start + merged] = 0.0
+            example["slots"][0] = places
+            example["weights"][places] = 0.0
         return example
 
     def _row(self, tokens: np.ndarray, positions: np.ndarray) -> Example:

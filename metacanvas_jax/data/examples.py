@@ -229,8 +229,8 @@ def media_layout(bucket: Bucket, config: MediaConfig, video_fps: float) -> Layou
     if medium == "nothing":
         return ()
     video = medium in ("source", "target") and bucket.frames > 1
-    rows, columns = target_size(height, width, config, video=video)
     frames = len(sample_frames(bucket.frames, bucket.fps, target=video_fps)[0]) if video else 1
+    rows, columns = target_size(height, width, config, frames=frames if video else None)
     grid = (-(-frames // config.temporal_patch), rows // config.patch, columns // config.patch)
     return ((grid, bucket.references if medium == "references" else 1),)
 

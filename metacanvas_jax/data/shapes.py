@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metacanvas_jax import tasks
-from metacanvas_jax.config.networks import autoencoder
+from metacanvas_jax import registry, tasks
+from metacanvas_jax.config.networks import autoencoder, mllm_config
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.data import latents
 from metacanvas_jax.data.examples import media_layout
@@ -38,11 +38,13 @@ def media_config(experiment: Experiment) -> MediaConfig:
     section = experiment.mllm
     if section.vision is None:
         return MediaConfig()
-    return MediaConfig(
+    config = MediaConfig(**registry.of(mllm_config(experiment)).media)
+    return dataclasses.replace(
+        config,
         patch=section.vision.patch,
         merge=section.vision.merge,
         tokens=section.image_tokens,
-        image_pixels=section.image_pixels or MediaConfig.image_pixels,
+        image_pixels=section.image_pixels or config.image_pixels,
     )
 
 

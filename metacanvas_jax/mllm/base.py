@@ -4,7 +4,7 @@ Its inputs are made on the host: ``prompt.py`` makes the tokens, ``media.py`` th
 ``positions.py`` the three numbers that are the position of a token.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 from jaxtyping import Array, Bool, Float, Int
@@ -18,6 +18,9 @@ class Mllm(nn.Module):
     What it makes of a prompt therefore depends on no trained parameter: ``encode`` runs once and without gradient, and
     ``write`` runs the canvas tokens against the keys and values that ``encode`` kept.
     """
+
+    frames_apart: ClassVar[bool] = False
+    """Whether every temporal patch of a video, and so every keyframe of a canvas, is a block of its own."""
 
     config: Any
 

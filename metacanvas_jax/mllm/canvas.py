@@ -30,10 +30,10 @@ class CanvasConfig:
     keyframes below each other; 1 for one row of all tokens. With ``rope=False`` tokens are numbered like text, on all
     axes together. ``spacing`` is the distance of keyframes in positions: positions per second of the MLLM times the
     seconds from one keyframe to the next. The default puts keyframes one second apart for an MLLM with 2 positions per
-    seconds from one keyframe to the next. The default puts keyframes one second apart for an MLLM with 2 positions per
-    second. ``start`` is a text of as many tokens as the canvas has; training starts from their embeddings (empty: from
-    small random numbers). ``bidirectional`` lets canvas tokens attend to each other in both directions; otherwise
-    attention is causal in raster order, as in the rest of the sequence.
+    second. An MLLM whose keyframes are blocks of their own (``Mllm.frames_apart``) does not read it. ``start`` is a
+    text of as many tokens as the canvas has; training starts from their embeddings (empty: from small random numbers).
+    ``bidirectional`` lets canvas tokens attend to each other in both directions; otherwise attention is causal in
+    raster order, as in the rest of the sequence.
 
     Raises ValueError for an empty canvas or a negative spacing.
     """
@@ -61,8 +61,13 @@ class CanvasConfig:
         return self.keyframes, self.rows, self.columns
 
 
-def canvas_positions(next_position: Int[Array, " b"], shape: Grid, config: CanvasConfig) -> Int[Array, "3 b n"]:
-    """Positions ``[3 b n]`` of a canvas of ``shape`` in raster order, starting at ``next_position`` of each sample."""
+def canvas_positions(
+    next_position: Int[Array, " b"], shape: Grid, config: CanvasConfig, *, frames_apart: bool = False
+) -> Int[Array, "3 b n"]:
+    """Positions ``[3 b n]`` of a canvas of ``shape`` in raster order, starting at ``next_position`` of each sample.
+
+    With ``frames_apart`` (``Mllm.frames_apart``) each keyframe begins one after the largest position of the one before.
+    """
     k, y, x = shape
     n = k * y * x
     if not config.rope:
@@ -71,8 +76,11 @@ def canvas_positions(next_position: Int[Array, " b"], shape: Grid, config: Canva
         grid = {1: (1, 1, n), 2: (1, k * y, x), 3: (k, y, x)}[config.dims]
         offsets = jnp.stack(jnp.meshgrid(*(jnp.arange(side, dtype=jnp.int32) for side in grid), indexing="ij"))
         offsets = offsets.reshape(3, n)
-        time = jnp.floor(offsets[0].astype(jnp.float32) * config.spacing).astype(jnp.int32)
-        offsets = offsets.at[0].set(time)
+        if frames_apart:
+            offsets = offsets.at[0].set(0) + offsets[:1] * max(grid[1:])
+        else:
+            time = jnp.floor(offsets[0].astype(jnp.float32) * config.spacing).astype(jnp.int32)
+            offsets = offsets.at[0].set(time)
     return offsets[:, None] + next_position.astype(jnp.int32)[None, :, None]
 
 
@@ -81,7 +89,7 @@ def write_canvas(
 ) -> Float[Array, "b k y x d"]:
     """Hidden states of learnable tokens that the MLLM reads after the prompt, at the positions of ``config``."""
     k, y, x, _ = tokens.shape
-    positions = canvas_positions(context.next_position, (k, y, x), config)
+    positions = canvas_positions(context.next_position, (k, y, x), config, frames_apart=mllm.frames_apart)
     batch = rearrange(tokens, "k y x d -> 1 (k y x) d").repeat(context.hidden.shape[0], axis=0)
     hidden = mllm.write(batch, positions, context, bidirectional=config.bidirectional, deterministic=deterministic)
     return rearrange(hidden, "b (k y x) d -> b k y x d", k=k, y=y, x=x)

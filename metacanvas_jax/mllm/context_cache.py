@@ -42,7 +42,7 @@ VERSION = "2"  # of what is stored; another one is another key
 
 def context_key(prompt: Prompt, identity: str) -> str:
     """SHA-256 of all that the context of a prompt depends on, in hexadecimal."""
-    media = [(patches.grid, patches.values, place) for patches, place in prompt.media]
+    media = [(patches.grid, patches.values, int(places[0])) for patches, places in prompt.media]
     return _key(identity, prompt.tokens, prompt.positions, media)
 
 

@@ -24,7 +24,9 @@ class MediaConfig:
     """How media become patches. The pixel limits are per image and per video frame.
 
     With ``tokens`` every image and every pair of frames gets at most that many merged tokens, of nearly its own aspect
-    ratio, whatever its size (the paper uses 144); the pixel limits then do not apply.
+    ratio, whatever its size (the paper uses 144); the pixel limits then do not apply. With ``whole_video`` the limits
+    of a video hold for all of its frames together. With ``timestamps`` every temporal patch of a video is a block of
+    its own in the prompt, after its time in words.
     """
 
     patch: int = 14
@@ -35,6 +37,8 @@ class MediaConfig:
     video_pixels: tuple[int, int] = (128 * 28 * 28, 768 * 28 * 28)
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    whole_video: bool = False
+    timestamps: bool = False
 
     def __post_init__(self):
         if self.tokens is not None and self.tokens < 1:
@@ -58,16 +62,22 @@ class MediaConfig:
 class Patches:
     """One image or video as input of the vision tower.
 
-    ``seconds`` is the time between two temporal patches of a video, and None for an image.
+    ``seconds`` is the time between two temporal patches of a video, and None for an image. ``times`` are the moments in
+    the middle of each temporal patch, in seconds; only prompts with timestamps need them.
     """
 
     values: Float[np.ndarray, "p q"]
     grid: Grid  # in patches
     seconds: float | None = None
+    times: tuple[float, ...] = ()
 
 
-def resized(height: int, width: int, unit: int, limits: tuple[int, int]) -> tuple[int, int]:
+def resized(
+    height: int, width: int, unit: int, limits: tuple[int, int], frames: int = 1, whole: int = 1
+) -> tuple[int, int]:
     """Sides in multiples of ``unit`` with an area inside ``limits``, close to the given ones (rounded half to even).
+
+    The area is that of ``frames`` frames together, of which ``whole`` are counted when it is compared with the limits.
 
     Raises UserError for an empty image or one side more than 200 times the other.
     """
@@ -75,12 +85,12 @@ def resized(height: int, width: int, unit: int, limits: tuple[int, int]) -> tupl
         raise UserError(f"cannot read an image of {height} x {width} pixels: sides must be within 1 : {MAX_ASPECT}")
     low, high = limits
     rows, columns = round(height / unit), round(width / unit)
-    area = rows * columns * unit**2
+    area = whole * rows * columns * unit**2
     if area > high:
-        scale = math.sqrt(height * width / high) * unit
+        scale = math.sqrt(frames * height * width / high) * unit
         rows, columns = max(1, math.floor(height / scale)), max(1, math.floor(width / scale))
     elif area < low:
-        scale = math.sqrt(low / (height * width)) / unit
+        scale = math.sqrt(low / (frames * height * width)) / unit
         rows, columns = math.ceil(height * scale), math.ceil(width * scale)
     return rows * unit, columns * unit
 
@@ -96,11 +106,26 @@ def budgeted(height: int, width: int, unit: int, tokens: int) -> tuple[int, int]
     return rows * unit, tokens // rows * unit
 
 
-def target_size(height: int, width: int, config: MediaConfig, *, video: bool = False) -> tuple[int, int]:
-    """(height, width) that an image or frame is resized to."""
+def target_size(height: int, width: int, config: MediaConfig, *, frames: int | None = None) -> tuple[int, int]:
+    """(height, width) that an image, or a frame of a video of ``frames`` frames, is resized to."""
     if config.tokens is not None:
         return budgeted(height, width, config.unit, config.tokens)
-    return resized(height, width, config.unit, config.video_pixels if video else config.image_pixels)
+    if frames is None:
+        return resized(height, width, config.unit, config.image_pixels)
+    if not config.whole_video:
+        return resized(height, width, config.unit, config.video_pixels)
+    if 0 < min(height, width) < config.unit:  # grown before its sides are rounded, as in the reference
+        scale = config.unit / min(height, width)
+        height, width = int(height * scale), int(width * scale)
+    whole = max(1, round(frames / config.temporal_patch)) * config.temporal_patch
+    return resized(height, width, config.unit, config.video_pixels, frames, whole)
+
+
+def patch_times(frames: int, fps: float, depth: int) -> tuple[float, ...]:
+    """The moment in the middle of each temporal patch of ``depth`` frames, in seconds; a last frame may be repeated."""
+    moments = [frame / fps for frame in range(frames)]
+    moments += moments[-1:] * (-frames % depth)
+    return tuple((moments[i] + moments[i + depth - 1]) / 2 for i in range(0, len(moments), depth))
 
 
 def patchify(frames: Float[np.ndarray, "t h w c"], config: MediaConfig) -> tuple[Float[np.ndarray, "p q"], Grid]:
@@ -153,9 +178,10 @@ def read_video(frames: Sequence[Image.Image | np.ndarray], fps: float, config: M
     sizes = {image.size for image in images}
     if len(sizes) != 1:
         raise UserError(f"a video needs frames of one size; these have (width, height) {sorted(sizes) or 'none'}")
-    size = target_size(images[0].height, images[0].width, config, video=True)
+    size = target_size(images[0].height, images[0].width, config, frames=len(images))
     values, grid = patchify(np.stack([_pixels(image, size, config) for image in images]), config)
-    return Patches(values, grid, config.temporal_patch / fps)
+    times = patch_times(len(images), fps, config.temporal_patch)
+    return Patches(values, grid, config.temporal_patch / fps, times)
 
 
 def sample_frames(

@@ -56,11 +56,11 @@ class PromptConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One prompt without padding. ``media`` pairs patches with the index of their first placeholder token."""
+    """One prompt without padding. ``media`` pairs patches with the places of their placeholder tokens."""
 
     tokens: Int[np.ndarray, " l"]
     positions: Int[np.ndarray, "3 l"]
-    media: tuple[tuple[Patches, int], ...] = ()
+    media: tuple[tuple[Patches, Int[np.ndarray, " _"]], ...] = ()
 
 
 class Prompter:
@@ -93,30 +93,32 @@ class Prompter:
         """One prompt of texts and media in their order. Special tokens that a text spells are plain text."""
         parts = [parts] if isinstance(parts, str | Patches) else list(parts)
         # Text is encoded from one special token to the next, which is how the tokenizer itself would cut it.
-        runs, media, images = [CHAT["user"]], [], 0
+        runs, media, shown, images = [CHAT["user"]], [], [], 0
         for part in parts:
             if isinstance(part, str):
                 runs[-1] += part
-            else:
-                if part.seconds is None:
-                    images += 1
-                    runs[-1] += self.config.image_label.format(images)
-                media.append(part)
+                continue
+            if part.seconds is None:
+                images += 1
+                runs[-1] += self.config.image_label.format(images)
+            for words, block in zip(self._words(part), self.blocks(part), strict=True):
+                runs[-1] += words
+                shown.append((len(media), block))
                 runs.append("")
+            media.append(part)
         texts = self._texts(runs)
-        tokens, lengths, places = [self._head, texts[0]], [len(self._head) + len(texts[0])], []
-        for patches, text in zip(media, texts[1:], strict=True):
-            block = self.block(patches)
-            pad = self.ids[IMAGE if patches.seconds is None else VIDEO]
+        tokens, lengths, places = [self._head, texts[0]], [len(self._head) + len(texts[0])], [[] for _ in media]
+        for (number, block), text in zip(shown, texts[1:], strict=True):
+            pad = self.ids[IMAGE if media[number].seconds is None else VIDEO]
             count = int(np.prod(block.grid))
-            places.append((patches, sum(map(len, tokens)) + 1))
+            places[number].append(sum(map(len, tokens)) + 1 + np.arange(count))
             tokens += [[self.ids[VISION_START]], np.full(count, pad), [self.ids[VISION_END]], text]
             lengths[-1] += 1
             lengths += [block, 1 + len(text)]
         tokens.append(self._tail)
         lengths[-1] += len(self._tail)
-        positions = sequence_positions(lengths, self.config.rule)
-        return Prompt(np.concatenate(tokens).astype(np.int32), positions, tuple(places))
+        placed = tuple((patches, np.concatenate(own)) for patches, own in zip(media, places, strict=True))
+        return Prompt(np.concatenate(tokens).astype(np.int32), sequence_positions(lengths, self.config.rule), placed)
 
     def text(self, text: str) -> Int[np.ndarray, " n"]:
         """Tokens of bare text, such as an answer."""
@@ -175,11 +177,22 @@ class Prompter:
         layout = needed_layout(prompts) if layout is None else layout
         return MllmInputs(tokens, positions, mask, self._media(prompts, starts, length, layout))
 
-    def block(self, patches: Patches) -> MediaBlock:
-        """The place that an image or video takes among the positions."""
-        t, h, w = patches.grid
+    def blocks(self, patches: Patches) -> list[MediaBlock]:
+        """The places that an image or video takes among the positions: one block, or with timestamps one per grid."""
+        media = self.config.media
+        (t, h, w), merge = patches.grid, media.merge
+        if media.timestamps:
+            return [MediaBlock((1, h // merge, w // merge))] * t
         step = 1.0 if patches.seconds is None else self.config.tokens_per_second * patches.seconds
-        return MediaBlock((t, h // self.config.media.merge, w // self.config.media.merge), step)
+        return [MediaBlock((t, h // merge, w // merge), step)]
+
+    def _words(self, patches: Patches) -> list[str]:
+        """What is said before each block of a medium. Raises ValueError for a video whose times are not known."""
+        if patches.seconds is None or not self.config.media.timestamps:
+            return [""]
+        if len(patches.times) != patches.grid[0]:
+            raise ValueError(f"a video of {patches.grid[0]} temporal patches has {len(patches.times)} times")
+        return [CHAT["time"].format(time) for time in patches.times]
 
     def _media(self, prompts: Sequence[Prompt], starts: list[int], length: int, layout: Layout) -> tuple[Media, ...]:
         room = dict(layout)
@@ -194,10 +207,10 @@ class Prompter:
             patches = np.zeros((len(prompts), count, int(np.prod(grid)), self.config.media.values), np.float32)
             slots = np.full((len(prompts), count, merged), length, np.int32)
             for b, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
-                own = [(p, place) for p, place in prompt.media if p.grid == grid]
-                for i, (p, place) in enumerate(own):
+                own = [(p, places) for p, places in prompt.media if p.grid == grid]
+                for i, (p, places) in enumerate(own):
                     patches[b, i] = p.values
-                    slots[b, i] = np.arange(merged) + start + place
+                    slots[b, i] = start + places
             groups.append(Media(patches, slots, grid))
         return tuple(groups)
 

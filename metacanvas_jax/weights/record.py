@@ -90,8 +90,9 @@ class Network:
 
     Of a DiT: ``schedules`` by their names in the config; each takes ``(steps, shift, tokens)``, with the number of
     latent patch tokens. ``samplings`` reads diffusers' schedulers, by class name. ``pipeline`` holds the defaults of
-    the published pipeline. Of an MLLM: ``adapted`` lists the tensors beside which adapters may stand. Of an autoencoder
-    that is fitted in closed form: ``fit(images, config)`` gives its parameters and its PSNR in decibels.
+    the published pipeline. Of an MLLM: ``adapted`` lists the tensors beside which adapters may stand, and ``media`` are
+    the fields of ``mllm/media.py:MediaConfig`` with which it was trained. Of an autoencoder that is fitted in closed
+    form: ``fit(images, config)`` gives its parameters and its PSNR in decibels.
     """
 
     family: Family
@@ -117,6 +118,7 @@ class Network:
     pipeline: Pipeline | None = None
     licence: Callable[[Any], tuple[str, str]] | None = None
     adapted: Callable[[Any], Sequence[Entry]] | None = None
+    media: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fit: Callable[[Any, Any], tuple[Params, float]] | None = None
 
     def config_in(self, folder: str | Path) -> Any:

@@ -5,7 +5,8 @@ from typing import Any
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
-from metacanvas_jax.mllm.qwen2_5_vl.vision import ROPE_THETA, VisionConfig
+from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
+from metacanvas_jax.mllm.vision import ROPE_THETA
 from metacanvas_jax.weights.published import Fields, rope_theta
 
 TOKENS_PER_SECOND = 2  # positions that a second of video takes (``PromptConfig.tokens_per_second``)

@@ -2,9 +2,10 @@
 
 from metacanvas_jax.mllm.qwen2_5_vl import published
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
-from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL, example
-from metacanvas_jax.mllm.qwen2_5_vl.table import language_table, table
+from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL
+from metacanvas_jax.mllm.qwen2_5_vl.table import decoder_table, table
 from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
+from metacanvas_jax.mllm.vision_language import compared_sizes, example
 from metacanvas_jax.weights.record import Network
 
 WIDTH_3B = 2048  # by which the two published sizes are told apart: they have different licences
@@ -15,13 +16,6 @@ TINY_LANGUAGE = LanguageConfig(
 TINY_VISION = VisionConfig(
     depth=1, width=32, heads=2, mlp=64, out_width=64, full_attention_layers=(0,), patch=6, window=24
 )
-
-
-def _sizes(config: MllmConfig, sizes: dict) -> dict:
-    sizes = sizes | {"language.head_width": config.language.head_channels}
-    if config.vision is None:  # a published vision tower may be left out
-        return {name: size for name, size in sizes.items() if not name.startswith("vision")}
-    return sizes
 
 
 def _licence(config: MllmConfig) -> tuple[str, str]:
@@ -41,10 +35,10 @@ RECORD = Network(
     read=published.read,
     write=published.write,
     table=table,
-    adapted=lambda config: language_table(config.language),
+    adapted=lambda config: decoder_table(config.language),
     ignore=lambda config: () if config.vision is not None else ("visual.*", "model.visual.*"),
     subfolder="text_encoder",
     free=("dtype", "remat", "unroll", "lora"),
-    sizes=_sizes,
+    sizes=compared_sizes,
     licence=_licence,
 )

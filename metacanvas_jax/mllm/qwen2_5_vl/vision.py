@@ -13,16 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from metacanvas_jax.kernels.attention import attention
+from metacanvas_jax.mllm.vision import check_patches, patch_angles, patch_coordinates
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm
-from metacanvas_jax.nn.rope import inverse_frequencies, rotate
+from metacanvas_jax.nn.rope import rotate
 from metacanvas_jax.nn.stack import Remat, entering, stack
 from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.types import Grid
-
-ROPE_THETA = 1e4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +93,6 @@ def window_order(rows: int, columns: int, side: int) -> WindowOrder:
     return WindowOrder(np.concatenate(order), tuple(groups))
 
 
-def patch_coordinates(rows: int, columns: int, merge: int) -> Int[np.ndarray, "2 p"]:
-    """Row and column of every patch in merge-block order; ``rows`` and ``columns`` count patches."""
-    grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"))
-    return rearrange(grid, "two (i h) (j w) -> two (i j h w)", h=merge, w=merge)
-
-
 def window_attention(
     q: Float[Array, "b p h e"],
     k: Float[Array, "b p h e"],
@@ -169,24 +162,19 @@ class Vision(nn.Module):
     config: VisionConfig
 
     @nn.compact
-    def __call__(self, patches: Float[Array, "b p q"], grid: Grid) -> Float[Array, "b r o"]:
+    def __call__(self, patches: Float[Array, "b p q"], grid: Grid) -> tuple[Float[Array, "b r o"], None]:
         """Merged tokens in raster order (time, rows, columns); ``grid`` counts patches, which are in merge-block order.
+
+        Nothing is added to the layers of the language model: the second result is None.
 
         Raises ValueError if patches and grid do not agree.
         """
         c = self.config
-        t, h, w = grid
-        if patches.shape[1:] != (t * h * w, c.patch_values) or h % c.merge or w % c.merge:
-            raise ValueError(
-                f"{patches.shape[1]} patches of {patches.shape[2]} values do not make a grid {grid} of {c.patch_values}"
-                f" values each with sides divisible by {c.merge}"
-            )
-        unit = c.merge**2
+        check_patches(patches.shape, grid, c.patch_values, c.merge)
+        (t, h, w), unit = grid, c.merge**2
         plan = window_order(h // c.merge, w // c.merge, c.window_tokens)
         coordinates = rearrange(patch_coordinates(h, w, c.merge), "two (r u) -> two r u", u=unit)[:, plan.order]
-        frequencies = jnp.asarray(inverse_frequencies(c.width // c.heads // 2, ROPE_THETA), jnp.float32)
-        coordinates = jnp.asarray(rearrange(coordinates, "two r u -> (r u) two 1"), jnp.float32)
-        angles = rearrange(coordinates * frequencies[None, None], "p two f -> 1 p (two f)")
+        angles = patch_angles(rearrange(coordinates, "two r u -> two (r u)"), c.width // c.heads)
 
         x = rearrange(patches, "b (t r u) q -> (b t) r (u q)", t=t, u=unit)[:, plan.order]
         x = rearrange(x, "b r (u q) -> b (r u) q", u=unit)
@@ -196,4 +184,4 @@ class Vision(nn.Module):
         layers = stack(VisionLayer, c.depth, remat=c.remat, inputs=2, scanned=1)(c, groups, name="layers")
         x, _ = layers(x, full, angles)
         x = Merger(c, name="merger")(x)[:, np.argsort(plan.order)]
-        return rearrange(x, "(b t) r o -> b (t r) o", t=t)
+        return rearrange(x, "(b t) r o -> b (t r) o", t=t), None

@@ -1,4 +1,4 @@
-"""From the output of transformers' ``Qwen2_5_VLProcessor`` to the inputs of the network here."""
+"""From the output of a processor of transformers to the inputs of the MLLM here."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -69,23 +69,24 @@ def _media(processed: Mapping[str, Any], values: str, grids: str, prompter: Prom
 
 
 def _prompt(tokens: Int[np.ndarray, " l"], media: Mapping[int, Iterator[Patches]], prompter: Prompter) -> Prompt:
-    parts, places, at = [], [], 0
-    for start in np.flatnonzero(np.isin(tokens, list(media))):
-        if start < at:  # inside the medium before
-            continue
-        kind = int(tokens[start])
-        patches = next(media[kind], None)
+    parts, found, at = [], [], 0
+    seen = np.isin(tokens, list(media))
+    while seen[at:].any():
+        kind = int(tokens[at + np.argmax(seen[at:])])
+        patches, places = next(media[kind], None), []
         if patches is None:
             raise UserError(f"the prompts have more placeholders {_name(kind, prompter)} than there are media")
-        block = prompter.block(patches)
-        end = int(start) + int(np.prod(block.grid))
-        if end > len(tokens) or (tokens[start:end] != kind).any():
-            raise UserError(f"a medium of grid {patches.grid} needs {end - start} placeholders {_name(kind, prompter)}")
-        parts += [int(start) - at, block]
-        places.append((patches, int(start)))
-        at = end
+        for block in prompter.blocks(patches):
+            following, count = np.flatnonzero(tokens[at:] == kind), int(np.prod(block.grid))
+            start = at + int(following[0]) if len(following) else at
+            if (tokens[start : start + count] == kind).sum() < count:
+                raise UserError(f"a medium of grid {patches.grid} needs {count} placeholders {_name(kind, prompter)}")
+            parts += [start - at, block]
+            places.append(np.arange(start, start + count))
+            at = start + count
+        found.append((patches, np.concatenate(places)))
     positions = sequence_positions([*parts, len(tokens) - at], prompter.config.rule)
-    return Prompt(tokens, positions, tuple(places))
+    return Prompt(tokens, positions, tuple(found))
 
 
 def _name(kind: int, prompter: Prompter) -> str:
