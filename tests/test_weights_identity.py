@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from metacanvas_jax import files
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.train.agreement import check_same
+from metacanvas_jax.train.store import describe
 from metacanvas_jax.weights import identity, saved
 from metacanvas_jax.weights.hashes import content_hash, whole_hash
 from metacanvas_jax.weights.safetensors_io import Checkpoint
@@ -86,6 +89,60 @@ def test_weights_may_move_be_renamed_and_be_cut_into_other_files(published, tmp_
     shutil.copytree(published, tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "model.safetensors").rename(tmp_path / "elsewhere" / "other.safetensors")
     assert identity.same(before, of(tmp_path / "elsewhere").identity())
+
+
+class Autoencoder:
+    subfolder = "vae"
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    """A DiT and an autoencoder in one folder, as diffusers publishes them."""
+    folder = tmp_path / "pipeline"
+    folder.mkdir()
+    (folder / "model_index.json").write_text("{}")
+    publish(folder / "transformer", tensors(1))
+    publish(folder / "vae", tensors(2))
+    return folder
+
+
+def described(folder):
+    """What a checkpoint says of a run whose DiT and autoencoder are in one folder."""
+    named = {"dit": ("dit_weights", Network()), "vae": ("vae_weights", Autoencoder())}
+    sources = {part: Source(key, files.folder(folder), network, None) for part, (key, network) in named.items()}
+    frozen = {part: source.identity() for part, source in sources.items()}
+    return describe({}, frozen, {part: str(source.folder) for part, source in sources.items()})
+
+
+def test_parts_of_one_folder_keep_their_identities_and_may_move_together(pipeline, tmp_path):
+    before = described(pipeline)
+    assert before["frozen"]["dit"] != before["frozen"]["vae"]
+    shutil.move(pipeline, tmp_path / "renamed")
+    check_same(before, described(tmp_path / "renamed"), "run")
+
+
+def test_parts_of_one_folder_keep_their_identities_in_a_bucket(pipeline, bucket):
+    for name in files.listing(pipeline, deep=True):
+        files.upload(pipeline / name, f"{bucket.url}/pipeline/{name}")
+    check_same(described(pipeline), described(f"{bucket.url}/pipeline"), "run")
+    check_same(described(f"{bucket.url}/pipeline"), described(pipeline), "run")
+
+
+@pytest.mark.parametrize(("subfolder", "part"), [("transformer", "dit"), ("vae", "vae")])
+def test_other_weights_in_the_same_folder_are_refused_by_the_name_of_their_part(pipeline, subfolder, part):
+    before = described(pipeline)
+    change(pipeline / subfolder / "model.safetensors", "layer50/w")
+    with pytest.raises(UserError, match=rf"other frozen weights: those of {part} in {pipeline} are not the same"):
+        check_same(before, described(pipeline), "run")
+
+
+def test_parts_that_changed_places_are_refused(pipeline):
+    before = described(pipeline)
+    (pipeline / "vae").rename(pipeline / "other")
+    (pipeline / "transformer").rename(pipeline / "vae")
+    (pipeline / "other").rename(pipeline / "transformer")
+    with pytest.raises(UserError, match="other frozen weights: those of dit"):
+        check_same(before, described(pipeline), "run")
 
 
 def test_saved_hashes_are_those_of_the_stored_file(ours):
