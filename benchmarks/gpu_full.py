@@ -122,7 +122,7 @@ def about(on_torch: bool) -> dict[str, Any]:
 def table(out: Path) -> str:
     """Everything in a folder of results, as Markdown."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
-    devices = sorted({row["device"] for row in found.values() if "device" in row})
+    devices = sorted({row["device"] for row in found.values() if "step_s" in row and "device" in row})
     versions: dict[str, str] = {}
     for row in found.values():
         versions |= row.get("versions", {})
