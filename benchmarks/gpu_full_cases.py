@@ -21,7 +21,7 @@ TINY_TEXT = 24  # tokens of a tiny DiT's own text encoder
 CROSS = (
     ("mllm/.*_lora/.*", "train"),
     ("(mllm|vae)/.*", "freeze"),
-    ("dit/blocks/cross/.*", "train"),
+    ("dit/(blocks/cross|extra_in)/.*", "train"),
     ("dit/.*", "freeze"),
     (".*", "train"),
 )
