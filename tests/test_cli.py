@@ -81,6 +81,26 @@ def test_sample_writes_the_same_png_for_the_same_seed(place, tmp_path, capsys):
     assert (pictures[0] != pictures[2]).any()
 
 
+def test_sample_draws_many_prompts_into_a_folder_and_goes_on(place, tmp_path, capsys):
+    out, run = tmp_path / "pictures", ("sample", "--run", str(place / "canvas"))
+    few = (*run, "--prompt", "a cat", "--prompt", "a red car", "--steps", "1", "--out", str(out))
+    assert main([*few, "--count", "2"]) == 0
+    assert "4 results in" in capsys.readouterr().out
+    names = ["00001_0.png", "00001_1.png", "00002_0.png", "00002_1.png", "sheet.png"]
+    assert sorted(path.name for path in out.glob("*.png")) == names
+    (out / names[0]).unlink()
+    assert main([*few, "--count", "2"]) == 0 and "4 results in" in capsys.readouterr().out
+    assert (out / names[0]).exists()
+    assert "was begun with steps 1, now it is 2" in fails(capsys, *few, "--count", "2", "--steps", "2")
+    assert "give --prompt, once or several times, or a file" in fails(capsys, *run)
+    assert "gone.txt: no such file" in fails(capsys, *run, "--prompts", "gone.txt", "--out", str(out))
+    assert "several prompts need --out" in fails(capsys, *run, "--prompt", "a", "--prompt", "b")
+    (tmp_path / "p.txt").write_text("a cat")
+    listed = (*run, "--prompts", str(tmp_path / "p.txt"), "--out", str(out))
+    assert "the lines of --prompts name their media" in fails(capsys, *listed, "--image", "x.png")
+    assert "--batch has no effect" in fails(capsys, *run, "--prompt", "a", "--batch", "2")
+
+
 def test_maps_show_each_prompt_beside_its_canvas(place, tmp_path, capsys):
     out = tmp_path / "maps.png"
     call = ["maps", "--run", str(place / "canvas"), "--prompt", "a cat", "--prompt", "a red car"]

@@ -57,7 +57,7 @@ def test_a_preview_that_is_not_finite_does_not_end_a_training(caplog):
 
 @pytest.mark.parametrize("prompt", ["\N{CAT FACE}" * 300, "日本語の猫" * 100, "a" * 1000, "!?"])
 def test_a_name_after_any_prompt_can_be_written(prompt, tmp_path):
-    path = drawing.place(asked(prompt=prompt, run=tmp_path), video=False)
+    path = drawing.place(asked(run=tmp_path), prompt, video=False)
     files.write(path, b"x")
     assert path.read_bytes() == b"x"
 

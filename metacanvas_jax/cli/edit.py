@@ -12,9 +12,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", required=True, help="what to change")
     parser.add_argument("--image", help="picture to change")
     parser.add_argument("--video", help="video to change (MP4 or WebM)")
-    drawing.add_arguments(parser, count=1)
+    drawing.add_arguments(parser, count="1")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Changes a picture or a video as the prompt says."""
-    print(drawing.draw(arguments, image=arguments.image, video=arguments.video, edit=True))
+    arguments.count = 1 if arguments.count is None else arguments.count
+    print(drawing.draw(arguments, arguments.prompt, image=arguments.image, video=arguments.video, edit=True))

@@ -23,11 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--run", help="folder of a trained run")
     what.add_argument("--collect", metavar="FOLDER", help="print the scores of all trees below a folder as one table")
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument(
-        "--evaluator", help="what scores it: scenes, tasks or flow_loss (default: the first of the config)"
-    )
+    kind.add_argument("--evaluator", help="scenes, tasks, flow_loss or prompts (default: the first of the config)")
     kind.add_argument("--benchmark", help="draw the tree of a public benchmark (docs/evaluation.md)")
-    parser.add_argument("--data", default="", help="prompts and media of the benchmark")
+    parser.add_argument("--data", default="", help="prompts and media of the benchmark; a file of prompts")
     parser.add_argument("--out", help="JSON to write (RUN/scores.json); of a benchmark: the folder of its tree")
     parser.add_argument("--limit", type=int, help="the first so many prompts only")
     parser.add_argument("--seed", type=int, help="of the noise (default: the config's; of a benchmark: 0)")
@@ -108,16 +106,24 @@ def _scores(arguments: argparse.Namespace, asked: "Asked", writes: bool) -> None
     from metacanvas_jax.paint import placing, runs
     from metacanvas_jax.paint.painter import Painter
 
-    out = files.folder(arguments.out or files.join(arguments.run, "scores.json"))
-    files.check_writable(out)
-    painter = Painter(runs.setup_of(arguments.run))
+    setup = runs.setup_of(arguments.run)
+    name = arguments.evaluator or evaluators.names_of(setup)[0]
+    draws = name == "prompts"  # into a folder, which is its result
+    out = files.folder(arguments.out or files.join(arguments.run, "prompts" if draws else "scores.json"))
+    if draws:
+        asked = dataclasses.replace(asked, out=out)
+        evaluators.check(setup, (name,), asked)
+    else:
+        files.check_writable(out)
+    painter = Painter(setup)
     held = painter.held()
     mesh = placing.mesh_for(painter.setup, held, chosen=options.mesh(arguments.mesh))
     trained = runs.load(arguments.run, verify=arguments.verify, mesh=mesh, needs=held, painter=painter)
-    name = arguments.evaluator or evaluators.names_of(painter.setup)[0]
+    asked = dataclasses.replace(asked, step=trained.step)
     result = evaluators.run(painter, trained.params, (name,), asked)[name]
-    if writes:
+    if writes and not draws:
         result.save(out)
+    if writes:
         print(result.table())
     print(out)
 

@@ -195,6 +195,7 @@ EvaluatorName = Literal[
     "scenes",
     "tasks",
     "flow_loss",
+    "prompts",
     "geneval",
     "gedit",
     "imgedit",
@@ -219,8 +220,9 @@ class EvalSection:
     only ``during_training`` seen ones. "tasks" draws ``samples`` drawings of every task, in training
     ``during_training``, and judges each exactly. "flow_loss" computes the loss of ``samples`` samples per task at each
     noise level of ``levels``. The samples of these two are not trained on: they come from ``sources``, where a config
-    names some, else from what the sources of the training keep back (drawings: from another seed). The benchmarks draw
-    what ``data`` names, of it the first ``limit`` prompts (None: all), ``per_device`` results at once on each device.
+    names some, else from what the sources of the training keep back (drawings: from another seed). "prompts" draws the
+    file of prompts ``data``, and the benchmarks what ``data`` names, of it the first ``limit`` prompts (None: all),
+    ``per_device`` results at once on each device.
     """
 
     per_category: int = 40

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from metacanvas_jax.config.schema import EvaluatorName, Experiment
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.evaluate import flow_loss, held_out, scenes, tasks
+from metacanvas_jax.evaluate import flow_loss, held_out, prompts, scenes, tasks
 from metacanvas_jax.evaluate.benchmarks import runner
 from metacanvas_jax.evaluate.contract import Asked, Evaluator, Result
 from metacanvas_jax.paint.painter import Painter
@@ -14,6 +14,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "scenes": scenes.evaluate,
     "tasks": tasks.evaluate,
     "flow_loss": flow_loss.evaluate,
+    "prompts": prompts.evaluate,
     **{name: runner.evaluator(name) for name in runner.BENCHMARKS},
 }
 """A new evaluator is a module here, a line in this table and in the next, and its name in ``config/schema.py``."""
@@ -36,6 +37,8 @@ def check(setup: Experiment, names: Sequence[str], asked: Asked) -> None:
     for name in names:
         if name in runner.BENCHMARKS:
             runner.entries(name, setup, asked)
+        elif name == "prompts":
+            prompts.check(setup, asked)
         else:
             CHECKS[name](setup)
 

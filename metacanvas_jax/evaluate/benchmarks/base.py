@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -141,8 +142,11 @@ def file_name(text: str, where: str) -> str:
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file. Raises UserError for a line that is no JSON object."""
-    import json
+    return [row for _, row in numbered_json_lines(path)]
 
+
+def numbered_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The same with the number of each row's line, from 1."""
     rows = []
     for number, line in enumerate(files.read_text(path).splitlines(), 1):
         if not line.strip():
@@ -153,7 +157,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"{path}, line {number}: not valid JSON ({first_line(error)})") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
-        rows.append(row)
+        rows.append((number, row))
     return rows
 
 

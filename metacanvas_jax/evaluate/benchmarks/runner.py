@@ -129,9 +129,9 @@ def entries(name: str, setup: Experiment, asked: Asked) -> list[tree.Entry]:
     return made
 
 
-def begin(out: Path, recipe: Mapping[str, Any]) -> None:
-    """Notes what a tree is drawn with. Raises UserError for one that was drawn with something else."""
-    path = recipe_of(out)
+def begin(out: Path, recipe: Mapping[str, Any], path: Path | None = None) -> None:
+    """Notes what a tree is drawn with, beside it or in ``path``. Raises UserError for one begun with something else."""
+    path = recipe_of(out) if path is None else path
     if path.exists():
         before = files.read_json(path)
         for key, value in recipe.items():
