@@ -286,6 +286,10 @@ def test_a_missing_base_is_named(exported, tmp_path):
     from metacanvas_jax.torch_export import MetaCanvasPipeline
 
     _, _, _, folder, _ = exported("flux")
+    shutil.copytree(folder, tmp_path / "export")
+    folder, index = tmp_path / "export", json.loads((folder / "metacanvas.json").read_text())
+    index["transformer"] |= {"folder": None, "base": ""}  # as of a run on a published transformer
+    (folder / "metacanvas.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="needs a base that is not part of it: pass transformer=FOLDER"):
         MetaCanvasPipeline.from_pretrained(folder)
     with pytest.raises(UserError, match=r"nowhere has no config\.json"):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,6 +33,8 @@ from metacanvas_jax.exchange.parts import Part
 from metacanvas_jax.exchange.reading import computed, reading
 from metacanvas_jax.mllm.template import CHAT
 from metacanvas_jax.nn.lora import LoraConfig
+from metacanvas_jax.paint import placing, runs
+from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.text.prompts import INSTRUCTION
 from metacanvas_jax.train import agreement, store
 from metacanvas_jax.train.metrics import read_scores
@@ -88,7 +91,8 @@ def export_run(run: str | os.PathLike, to: str | os.PathLike, options: Options =
 
     Raises:
         UserError: no run, no checkpoint, one of another config or damaged; a folder that has contents; a full disk; a
-            parameter that trained and has no place in an export; weights of the project's own that are missing.
+            parameter that trained and has no place in an export; weights of the project's own, or a run that this
+            one starts from, that are missing.
     """
     run, to = files.folder(run), files.folder(to)
     config = read_config(run)
@@ -106,9 +110,11 @@ def export_run(run: str | os.PathLike, to: str | os.PathLike, options: Options =
         agreement.check_same(saved, meta | {"config": now}, where)
         there = identities(setup, whole=options.verify, there=True)
         agreement.check_known(meta["frozen"], there, folders(setup), where)
-        found = layout.parts(setup, list(flat(trainable)))
+        trained = layout.parts(setup, list(flat(trainable)))
+        made = layout.fresh(setup, trained)
         leaves = flat(lazy_params(checkpoints, trainable, ema=ema, step=step))
-        leaves |= _frozen_leaves(setup, frozen, found, leaves)
+        leaves |= _frozen_leaves(setup, frozen, trained, leaves) | _made_leaves(setup, made, leaves, run)
+        found = [*trained, *made]
         about = {"step": step, "ema": ema, "dtype": options.dtype}
         needed = sum(_size(leaves[path], options.dtype) for part in found for path in part.paths)
         with new_folder(to, needed) as draft:
@@ -136,6 +142,15 @@ def _frozen_leaves(
     if missing := wanted - weights.keys():
         raise UserError(f"{setup.name}: no weights for the frozen parameter {min(missing)}, which the export needs")
     return {path: weights[path] for path in wanted}
+
+
+def _made_leaves(setup: Experiment, made: list[Part], trained: Mapping[str, Any], run: Path) -> dict[str, np.ndarray]:
+    """What no folder has, as the training made it from its seed, in the dtypes in which it kept what is frozen."""
+    wanted = set().union(*(part.paths for part in made)) - trained.keys()
+    mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
+    places = flat(placing.abstract(setup, mesh=mesh)) if wanted else {}
+    found = runs.frozen_params(setup, {path: places[path] for path in wanted}, run) if wanted else {}
+    return {path: np.asarray(leaf) for path, leaf in found.items()}
 
 
 def _size(leaf: Any, dtype: str) -> int:
@@ -174,6 +189,10 @@ def _write_part(draft: Path, part: Part, leaves: Mapping[str, Any], setup: Exper
         _write_json(draft / part.folder / "config.json", registry.of(setup.dit).write(setup.dit))
     elif part.folder == layout.MLLM:
         _write_json(draft / part.folder / "config.json", _mllm_config(setup))
+    elif part.folder == layout.TEXT_ENCODER:
+        encoder = setup.text.encoder
+        _write_json(draft / part.folder / "config.json", registry.of(encoder).write(encoder))
+        load_tokenizer(setup.text.tokenizer).save_pretrained(str(draft / part.folder))
 
 
 def _write_bases(draft: Path, setup: Experiment, options: Options) -> None:
@@ -279,7 +298,7 @@ def make_index(setup: Experiment, found: list[Part], about: Mapping[str, Any]) -
         "canvas": None if setup.canvas is None else dataclasses.asdict(setup.canvas),
         "queries": None if setup.queries is None else dataclasses.asdict(setup.queries),
         "mllm": mllm if setup.uses_mllm else None,
-        "text": None if setup.text is None else _text(setup.text),
+        "text": None if setup.text is None else _text(setup.text, there(layout.TEXT_ENCODER)),
         "transformer": {
             "folder": there(layout.TRANSFORMER),
             "partial": there(layout.TRANSFORMER_PARTIAL),
@@ -308,10 +327,10 @@ def make_index(setup: Experiment, found: list[Part], about: Mapping[str, Any]) -
     }
 
 
-def _text(text: TextSection) -> dict[str, Any]:
+def _text(text: TextSection, folder: str | None) -> dict[str, Any]:
     return {
         "kind": registry.of(text.encoder).name,
-        "folder": None,
+        "folder": folder,
         "base": published_base(text.weights),
         "length": text.length,
         "instruction": INSTRUCTION if text.instruction else "",

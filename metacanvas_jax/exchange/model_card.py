@@ -1,13 +1,17 @@
 """The model card of an export, made from the run: what it is, how it was trained, how it scored, whose bases it has."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from metacanvas_jax import registry
-from metacanvas_jax.config.networks import mllm_config
 from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.config.sources import DRAWN, EMOJI
+from metacanvas_jax.config.weights import weight_folders
+from metacanvas_jax.weights.sources import Source
 
 DRAWINGS = ("OpenMoji drawings", "CC BY-SA 4.0")
+PACKAGES = ("emoji of npm packages", "Noto Apache-2.0, Fluent MIT, Twemoji CC BY 4.0")
 
 
 def model_card(setup: Experiment, index: Mapping[str, Any], scores: Mapping[str, Any] | None) -> str:
@@ -50,29 +54,59 @@ def model_card(setup: Experiment, index: Mapping[str, Any], scores: Mapping[str,
         "",
         "## Bases and licences",
         "",
-        *(f"- {name}: {licence}" for name, licence in bases),
-        *(["- no published weights"] if not bases else []),
+        *(f"- {name}: {licence}" for name, licence in [*bases, *_data_licences(setup)]),
+        *(["- no weights of others"] if not bases else []),
         "",
-        "What was trained here is a derivative of its bases: their licences bind it. Read those that came with the",
-        "weights you use; this list is no legal advice.",
+        "What was trained here is a derivative of its bases and data: their licences bind it. Read those that came",
+        "with the weights and the data you use; this list is no legal advice.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def _bases(setup: Experiment, index: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and licence of everything that was not made by this run."""
-    networks = []
-    mllm, transformer, vae = index["mllm"], index.get("transformer") or {}, index.get("vae") or {}
-    if mllm is not None and mllm["folder"] is None and mllm["base"]:
-        networks.append(mllm_config(setup))
-    own = setup.vae is not None and not registry.of(setup.vae).published
-    if transformer.get("base") or (vae.get("base") and not own):
-        networks.append(setup.dit)
-    if setup.text is not None and setup.text.weights:
-        networks.append(setup.text.encoder)
-    if own or setup.objective == "understand":  # fitted to, or taught with, drawings
-        networks.append(setup.vae if own else None)
-    return [DRAWINGS if network is None else registry.of(network).licence(network) for network in networks]
+    """Name and licence of every folder of weights that the run read."""
+    if setup.objective != "paint":
+        return []
+    found = {source.folder: source for source in reversed(weight_folders(setup).values())}  # a DiT's covers its VAE
+    return [_base(setup, index, source) for source in found.values()]
+
+
+def _base(setup: Experiment, index: Mapping[str, Any], source: Source) -> tuple[str, str]:
+    names = {"mllm": "mllm", "dit": "transformer", "vae": "vae", "text": "text"}
+    base = (index.get(names[source.network.family]) or {}).get("base") or str(source.folder)
+    name = f"`{Path(base).name}`, the {index_name(source)}"
+    record = registry.of(setup.dit) if source.network.family == "vae" and source.network.published else source.network
+    if source.saved and base == str(source.folder):
+        return name, "trained or fitted by this project: the licences of the data it was made from"
+    published, licence = record.licence(setup.dit if record.family == "dit" else source.config)
+    return name, f"{licence}, as published for {published}"
+
+
+def index_name(source: Source) -> str:
+    """What a network is called in a card."""
+    names = {"mllm": "MLLM", "dit": "diffusion transformer", "vae": "autoencoder", "text": "text encoder"}
+    return names[source.network.family]
+
+
+def _data_licences(setup: Experiment) -> list[tuple[str, str]]:
+    """Every kind of data that the run trained on, with its licence as far as this project knows it."""
+    if not setup.sources:
+        return [DRAWINGS]
+    known = {**dict.fromkeys(DRAWN, DRAWINGS), **dict.fromkeys(EMOJI, PACKAGES)}
+    unknown = "its licence is not recorded; whoever publishes this model adds it here"
+    found = [known.get(source.kind, (f"data of `{source.path}`", unknown)) for source in setup.sources]
+    return list(dict.fromkeys(found))
+
+
+def _data(setup: Experiment) -> str:
+    if not setup.sources:
+        return f"{setup.data.count:,} OpenMoji scenes in `{setup.data.path}`"
+    places = {True: "drawn from its seed", False: ""}
+    return "; ".join(
+        f"{source.task}: {source.kind} {f'`{source.path}`' if source.path else places[source.kind in DRAWN]}".rstrip()
+        + (f", {source.count:,} samples" if source.kind in DRAWN else "")
+        for source in setup.sources
+    )
 
 
 def _contents(index: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -84,6 +118,7 @@ def _contents(index: Mapping[str, Any]) -> list[tuple[str, str]]:
         (transformer.get("folder"), "the diffusion transformer, in diffusers' format"),
         (transformer.get("partial"), "the trained part of the diffusion transformer, under diffusers' names"),
         (transformer.get("lora"), "adapters of the diffusion transformer, for `load_lora_adapter`"),
+        ((index.get("text") or {}).get("folder"), "the text encoder, in transformers' format, and its tokenizer"),
         (vae.get("folder"), "the autoencoder"),
     ]
     return [(name, what) for name, what in found if name]
@@ -95,15 +130,21 @@ def _usage(setup: Experiment, index: Mapping[str, Any]) -> list[str]:
     arguments = ""
     if index["mllm"] is not None and index["mllm"]["folder"] is None:
         arguments += ', mllm="MLLM-FOLDER"'
-    if index["transformer"]["folder"] is None or index["vae"]["folder"] is None:
+    parts = [index[name] for name in ("transformer", "vae", "text") if index[name] is not None]
+    if any(part["folder"] is None for part in parts):
         arguments += ', base="DIFFUSERS-PIPELINE-FOLDER"'
+    draws = ['picture = pipeline(prompt="a red cat left of a blue car")[0]', 'picture.save("picture.png")']
+    if setup.shapes[0].frames > 1:
+        draws = [
+            'frames = pipeline(prompt="a red cat left of a blue car")[0]',
+            'frames[0].save("video.gif", save_all=True, append_images=frames[1:])',
+        ]
     return [
         "```python",
         "from metacanvas_jax.torch_export import MetaCanvasPipeline",
         "",
         f'pipeline = MetaCanvasPipeline.from_pretrained("THIS-FOLDER"{arguments})',
-        'picture = pipeline(prompt="a red cat left of a blue car")[0]',
-        'picture.save("picture.png")',
+        *draws,
         "```",
     ]
 
@@ -115,7 +156,7 @@ def _training(setup: Experiment) -> list[tuple[str, Any]]:
         ("steps, batch", f"{train.steps}, {train.batch} x {train.accumulate}"),
         ("learning rate", f"{optimizer.learning_rate:g}, {optimizer.schedule}, warm-up {optimizer.warmup_steps}"),
         ("trained", "; ".join(f"`{regex}` {action}" for regex, action in train.rules)),
-        ("data", setup.data.path or "see `run_config.json`"),
+        ("data", _data(setup)),
         ("canvas", "none" if setup.canvas is None else " x ".join(map(str, setup.canvas.shape))),
     ]
 

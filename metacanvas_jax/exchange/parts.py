@@ -16,7 +16,7 @@ from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.weights import lora
 from metacanvas_jax.weights.table import Entry, under
 
-CONNECTOR, MLLM, TRANSFORMER = "connector", "mllm", "transformer"
+CONNECTOR, MLLM, TRANSFORMER, TEXT_ENCODER = "connector", "mllm", "transformer", "text_encoder"
 MLLM_LORA, TRANSFORMER_LORA, TRANSFORMER_PARTIAL = "mllm_lora", "transformer_lora", "transformer_partial"
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 
@@ -85,3 +85,22 @@ def _painter(setup: Experiment, paths: set[str]) -> list[Part]:
         folder = TRANSFORMER if len(trained) == len(base) else TRANSFORMER_PARTIAL
         found.append(Part(folder, DIFFUSERS_STEM, trained))
     return found
+
+
+def fresh(setup: Experiment, found: Sequence[Part]) -> list[Part]:
+    """Networks that stay frozen as the run made them: no folder of weights has them, so that they go along whole.
+
+    ``found`` are the parts of what trained. A transformer of which only some trains goes along whole, too.
+    """
+    if setup.objective != "paint":
+        return []
+    made, there = [], {part.folder for part in found}
+    if setup.uses_mllm and not setup.mllm.weights:
+        mllm = mllm_config(setup)
+        made.append(Part(MLLM, "model", tuple(under(registry.of(mllm).table(mllm), "mllm/"))))
+    if setup.text is not None and not setup.text.weights:
+        encoder = setup.text.encoder
+        made.append(Part(TEXT_ENCODER, "model", tuple(under(registry.of(encoder).table(encoder), "text/"))))
+    if not setup.dit_weights:
+        made.append(Part(TRANSFORMER, DIFFUSERS_STEM, tuple(under(registry.of(setup.dit).table(setup.dit), "dit/"))))
+    return [part for part in made if part.folder not in there]

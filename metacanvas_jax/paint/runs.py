@@ -90,13 +90,21 @@ def load(
         wanted = {path: held.get(path, leaf) for path, leaf in trainable.items()}
         trained = checkpoints.restore_params(nested(wanted), ema=setup.train.ema is not None, only=held.keys())
     frozen = {path: held[path] for path in frozen if path in held}
-    given = flat(parameters.start_weights(setup, nested(frozen)))
+    return Trained(painter, merge(trained, nested(frozen_params(setup, frozen, run))), steps[-1])
+
+
+def frozen_params(setup: Experiment, held: Mapping[str, Any], run: str | os.PathLike) -> dict[str, jax.Array]:
+    """Frozen parameters of a run by path: those of the folders that it names, others as its training made them.
+
+    ``held`` are their shapes, with dtypes and shardings. Raises UserError for a folder that has not all of its part.
+    """
+    given = flat(parameters.start_weights(setup, nested(held)))
     named = {name for name, source in weight_folders(setup).items() if source.place}
-    missing = [path for path in frozen if path not in given and path.split("/")[0] not in named]
+    missing = [path for path in held if path not in given and path.split("/")[0] not in named]
     # The training made these by its seed, and by the first of the two keys that it splits off.
     key = jax.random.split(jax.random.key(setup.seed))[0]
-    given |= _made(setup, key, {path: frozen[path] for path in missing})
-    return Trained(painter, merge(trained, parameters.chosen(nested(given), nested(frozen), run)), steps[-1])
+    given |= _made(setup, key, {path: held[path] for path in missing})
+    return flat(parameters.chosen(nested(given), nested(held), run))
 
 
 def assembled(

@@ -126,13 +126,14 @@ class Finder:
         return side(model.to(self.device).eval())
 
     def text(self, given: Any) -> Any:
-        """The text encoder that a transformer keeps for itself; its tokenizer lies beside it or in it."""
+        """The text encoder that a transformer keeps for itself; its tokenizer lies in it or beside it."""
         side = sides.named("text", self.index["text"].get("kind"))
         source = self._source(given, self.index["text"], "text_encoder", "text_encoder")
         if not isinstance(source, Path):
             raise UserError("text_encoder must be a folder, with its tokenizer in it or in tokenizer/ beside it")
         beside = source.parent / "tokenizer"
-        tokenizer = AutoTokenizer.from_pretrained(beside if beside.is_dir() else source, local_files_only=True)
+        inside = (source / "tokenizer.json").is_file() or not beside.is_dir()
+        tokenizer = AutoTokenizer.from_pretrained(source if inside else beside, local_files_only=True)
         model = self._as_frozen(self._pretrained(side.model, source)).to(self.device).eval()
         return side(model, tokenizer, self.index["text"])
 

@@ -35,7 +35,6 @@ RECORD = Network(
         "layers_single": 1,
         "heads": 2,
         "head_width": 32,
-        "mlp_ratio": 2,
         "context_width": 64,
         "pooled_width": 16,
         "rope_axes": (8, 12, 12),

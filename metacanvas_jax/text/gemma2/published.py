@@ -1,5 +1,7 @@
 """Gemma-2's ``config.json`` as transformers publishes it."""
 
+from typing import Any
+
 from metacanvas_jax.text.gemma2.network import Gemma2Config
 from metacanvas_jax.weights.published import Fields, rope_theta
 
@@ -31,3 +33,27 @@ def read(f: Fields) -> Gemma2Config:
         theta=theta,
         eps=float(f("rms_norm_eps", 1e-6)),
     )
+
+
+def write(config: Gemma2Config) -> dict[str, Any]:
+    """The ``config.json`` of ``Gemma2Model``. Raises ValueError for a scale that is no whole number."""
+    if config.query_scalar != int(config.query_scalar):
+        raise ValueError(f"query_scalar is {config.query_scalar}, transformers expects a whole number")
+    return {
+        "architectures": ["Gemma2Model"],
+        "model_type": "gemma2",
+        "vocab_size": config.vocab,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_width,
+        "query_pre_attn_scalar": int(config.query_scalar),
+        "attn_logit_softcapping": config.softcap,
+        "sliding_window": config.window,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.theta},
+        "rms_norm_eps": config.eps,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+    }

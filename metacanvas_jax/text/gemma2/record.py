@@ -33,6 +33,7 @@ RECORD = Network(
     },
     published="gemma2",
     read=published.read,
+    write=published.write,
     table=table,
     ignore=lambda config: ("lm_head.*",),
     subfolder="text_encoder",
