@@ -76,12 +76,12 @@ def train(
     if compiled is not None:
         kept.keep(compiled)
     chief = jax.process_index() == 0
-    with contextlib.ExitStack() as opened_here:
+    with contextlib.ExitStack() as stack:
         if chief:
-            opened_here.enter_context(locked(workdir))
-        opened_here.enter_context(kept_error(workdir, mine=True))
+            stack.enter_context(locked(workdir))
+        stack.enter_context(kept_error(workdir, mine=True))
         if chief:
-            opened_here.enter_context(logged(workdir))
+            stack.enter_context(logged(workdir))
         data = opened(setup)
         job = dataclasses.replace(job, batches=lambda: batches(setup, data))
         block = summary(setup, data, notes)
