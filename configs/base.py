@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from metacanvas_jax import registry
 from metacanvas_jax.config import schema
 from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.config.sources import SourceSection
@@ -20,6 +21,7 @@ from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnectorConfig
 from metacanvas_jax.diffusion.flow import TimeConfig
 from metacanvas_jax.mllm.qwen2_5_vl.network import qwen2_5_vl_3b, qwen2_5_vl_7b
+from metacanvas_jax.mllm.qwen3_vl.network import qwen3_vl_2b, qwen3_vl_4b, qwen3_vl_8b
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.tasks import Bucket
@@ -92,9 +94,20 @@ def choose(file: str, variants: Sequence[str], asked: str) -> tuple[str, str]:
 def qwen(size: str, lora: LoraConfig | None = None) -> ConfigDict:
     """Qwen2.5-VL of size "3B" or "7B", 144 tokens per image (paper, Table 16)."""
     preset = {"3B": qwen2_5_vl_3b, "7B": qwen2_5_vl_7b}[size](lora=lora, **LARGE)
-    folder = f"{WEIGHTS}/Qwen2.5-VL-{size}-Instruct"
-    mllm = schema.MllmSection(preset.language, preset.vision, weights=folder, tokenizer=folder, image_tokens=144)
-    return section(mllm)
+    return _reader(preset, f"{WEIGHTS}/Qwen2.5-VL-{size}-Instruct")
+
+
+def qwen3(size: str, lora: LoraConfig | None = None) -> ConfigDict:
+    """Qwen3-VL of size "2B", "4B" or "8B", 144 tokens per image. Its chat template has no system prompt by itself."""
+    preset = {"2B": qwen3_vl_2b, "4B": qwen3_vl_4b, "8B": qwen3_vl_8b}[size](lora=lora, **LARGE)
+    return _reader(preset, f"{WEIGHTS}/Qwen3-VL-{size}-Instruct")
+
+
+def _reader(preset: Any, folder: str) -> ConfigDict:
+    """The section of a published MLLM, with the number of tokens per image of the paper."""
+    record = registry.of(preset)
+    halves = {"weights": folder, "tokenizer": folder, "image_tokens": 144, "kind": record.name}
+    return section(schema.MllmSection(preset.language, preset.vision, **halves, **record.settings))
 
 
 def gemma() -> ConfigDict:

@@ -124,4 +124,5 @@ def reader(folder: str) -> schema.MllmSection:
         buckets=(LENGTH,),
         image_tokens=IMAGE_TOKENS,
         kind=registry.of(config).name,
+        **registry.of(config).settings,
     )

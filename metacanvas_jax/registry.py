@@ -14,6 +14,7 @@ from metacanvas_jax.dit.sana.record import RECORD as SANA
 from metacanvas_jax.dit.wan.record import RECORD as WAN
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.qwen2_5_vl.record import RECORD as QWEN2_5_VL
+from metacanvas_jax.mllm.qwen3_vl.record import RECORD as QWEN3_VL
 from metacanvas_jax.text.gemma2.record import RECORD as GEMMA2
 from metacanvas_jax.types import Params
 from metacanvas_jax.vae.dc_ae.record import RECORD as DC_AE
@@ -23,7 +24,12 @@ from metacanvas_jax.vae.wan.record import RECORD as WAN_VAE
 from metacanvas_jax.weights.published import model_name, read_all, read_json, subfolder
 from metacanvas_jax.weights.record import Family, Network, Sampling
 
-NETWORKS: tuple[Network, ...] = (SANA, FLUX, WAN, QWEN_IMAGE, PATCH_PCA, DC_AE, KL, WAN_VAE, GEMMA2, QWEN2_5_VL)
+NETWORKS: tuple[Network, ...] = (
+    *(SANA, FLUX, WAN, QWEN_IMAGE),
+    *(PATCH_PCA, DC_AE, KL, WAN_VAE),
+    GEMMA2,
+    *(QWEN2_5_VL, QWEN3_VL),
+)
 
 SCHEDULES = {"linear": lambda steps, shift, tokens: schedules.linear(steps, shift)} | {
     name: make for network in NETWORKS for name, make in network.schedules.items()

@@ -3,7 +3,7 @@
 import dataclasses
 
 import torch
-from qwen_support import SPECIAL, TINY, tokenizer
+from qwen_support import MEDIA, SPECIAL, TINY, tokenizer
 from torch_support import randomize
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -56,9 +56,9 @@ def reference_model(tied: bool = False):
     return randomize(build(MllmConfig(dataclasses.replace(TINY.language, tied=tied), TINY.vision)))
 
 
-def run_reference(model, prompts, explicit_positions, dtype=torch.float32):
+def run_reference(model, prompts, explicit_positions, dtype=torch.float32, media_config=MEDIA):
     """Features of every medium, and layers, hidden states and logits of the real tokens of every prompt."""
-    inputs = Prompter(tokenizer(), PromptConfig(pad_left=True)).batch(
+    inputs = Prompter(tokenizer(), PromptConfig(pad_left=True, media=media_config)).batch(
         prompts, length=max(len(prompt.tokens) for prompt in prompts)
     )
     ids, mask = torch.from_numpy(inputs.tokens).long(), torch.from_numpy(inputs.mask)
@@ -80,6 +80,7 @@ def run_reference(model, prompts, explicit_positions, dtype=torch.float32):
         arguments |= {"pixel_values": values(images), "image_grid_thw": grids(images)}
     if videos:
         arguments |= {"pixel_values_videos": values(videos), "video_grid_thw": grids(videos)}
+    if videos and not media_config.timestamps:
         arguments["second_per_grid_ts"] = torch.tensor([patches.seconds for patches in videos])
     before_norm = []
     hook = model.model.language_model.norm.register_forward_pre_hook(lambda _, args: before_norm.append(args[0]))
@@ -92,8 +93,8 @@ def run_reference(model, prompts, explicit_positions, dtype=torch.float32):
     return [x.float().numpy() for x in (*features, layers[:, mask], out.hidden_states[-1][mask], out.logits[mask])]
 
 
-def greedy(model, prompt, most):
-    """The tokens that transformers writes after one prompt, without the one that ends the text."""
+def arguments_of(prompt, timestamps=False):
+    """What transformers reads of one prompt."""
     ids = torch.from_numpy(prompt.tokens).long()[None]
     arguments = {
         "input_ids": ids,
@@ -105,9 +106,15 @@ def greedy(model, prompt, most):
         if group:
             arguments[f"pixel_values{kind}"] = torch.cat([torch.from_numpy(patches.values) for patches in group])
             arguments["video_grid_thw" if video else "image_grid_thw"] = torch.tensor([p.grid for p in group])
-        if group and video:
+        if group and video and not timestamps:
             arguments["second_per_grid_ts"] = torch.tensor([patches.seconds for patches in group])
+    return arguments
+
+
+def greedy(model, prompt, most, timestamps=False):
+    """The tokens that transformers writes after one prompt, without the one that ends the text."""
+    arguments = arguments_of(prompt, timestamps)
     model.model.rope_deltas = None
     written = model.generate(**arguments, do_sample=False, max_new_tokens=most, eos_token_id=END, pad_token_id=PAD)
-    text = written[0, ids.shape[1] :].tolist()
+    text = written[0, arguments["input_ids"].shape[1] :].tolist()
     return text[: text.index(END)] if END in text else text

@@ -29,6 +29,7 @@ TRAINED = {
     ("t2i_scratch", "text_metaquery"): "context_connector dit queries",
     ("t2i_lora", "dit_lora"): "canvas canvas_connector dit/blocks",
     ("t2i_lora", "mllm_lora"): "canvas canvas_connector dit/blocks mllm/language",
+    ("t2i_lora", "qwen3_vl_4b"): "canvas canvas_connector dit/blocks",
     ("image_editing", "canvas"): "canvas canvas_connector context_connector dit/double dit/pool mllm/language",
     ("image_editing", "no_canvas"): "context_connector dit/double dit/pool",
     ("qwen_image_edit", "canvas"): "canvas canvas_connector dit/blocks mllm/language",

@@ -5,30 +5,27 @@ Its whole processor needs torchvision, so the methods that write the text and ch
 
 import dataclasses
 import functools
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from qwen3_support import LANGUAGE
 from qwen_support import tokenizer
 from test_qwen_prompt import picture
 
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.canvas import CanvasConfig, canvas_positions
+from metacanvas_jax.mllm.decoder import rope_angles
 from metacanvas_jax.mllm.media import MediaConfig, Patches, read_image, read_video, target_size
 from metacanvas_jax.mllm.positions import MediaBlock, sequence_positions
 from metacanvas_jax.mllm.processor import processed_prompts
 from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
+from metacanvas_jax.mllm.qwen3_vl.network import Qwen3VL, qwen3_vl_4b
+from metacanvas_jax.mllm.qwen3_vl.record import MEDIA as PUBLISHED
 
-MEDIA = MediaConfig(
-    patch=16,
-    image_pixels=(4096, 9216),
-    video_pixels=(4096, 32768),
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    whole_video=True,
-    timestamps=True,
-)
+MEDIA = MediaConfig(**PUBLISHED | {"image_pixels": (4096, 9216), "video_pixels": (4096, 32768)})
 FRAMES = [picture(60, 90, seed=seed) for seed in range(5)]
 FPS = 1.7
 BODY = "<|im_start|>user\n{}<|im_end|>"
@@ -125,7 +122,7 @@ def test_qwen3_frames_have_the_sizes_of_transformers(frames, sides):
     torch_side = pytest.importorskip("metacanvas_jax.mllm.torch_side")
     from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
-    config = dataclasses.replace(MEDIA, video_pixels=(4096, 25165824))
+    config = MediaConfig(**PUBLISHED)
     limits = dict(zip(("min_pixels", "max_pixels"), config.video_pixels, strict=True))
     expected = smart_resize(frames, *sides, temporal_factor=2, factor=32, **limits)
     assert target_size(*sides, config, frames=frames) == expected
@@ -174,6 +171,26 @@ def test_canvas_positions_of_keyframes_apart_are_those_of_blocks_one_after_the_o
         one = dataclasses.replace(config, dims=flat)
         got = canvas_positions(jnp.asarray([9], jnp.int32), config.shape, one, frames_apart=True)
         np.testing.assert_array_equal(got[:, 0] - 9, np.indices(grid).reshape(3, -1))
+
+
+def test_qwen3_example_drawn_in_the_documentation_is_what_the_code_does():
+    group = MediaBlock((1, 2, 2))
+    prefix = sequence_positions([3, MediaBlock((1, 2, 3)), 2, group, 2, group, 2])
+    config = CanvasConfig(keyframes=3, rows=2, columns=2)
+    start = jnp.asarray([prefix.max() + 1], jnp.int32)
+    canvas = canvas_positions(start, config.shape, config, frames_apart=Qwen3VL.frames_apart)[:, 0]
+    page = (Path(__file__).parents[1] / "docs" / "mllm.md").read_text().splitlines()
+    for name, row in zip("thw", np.concatenate([prefix, canvas], axis=1), strict=True):
+        groups = np.split(row, [3, 9, 11, 15, 17, 21, 23])
+        assert f"{name}  " + " | ".join(" ".join(f"{v:2d}" for v in group) for group in groups) in page
+
+
+def test_qwen3_frequencies_turn_with_each_axis_in_turn():
+    angles = rope_angles(jnp.asarray([[[1]], [[10]], [[100]]], jnp.int32), LANGUAGE)
+    axes = np.array([1, 10, 100, 1, 10, 100, 1, 10, 100, 1, 1, 1])
+    np.testing.assert_allclose(angles[0, 0], axes * LANGUAGE.rope_theta ** (-np.arange(12) / 12), rtol=1e-6)
+    published = np.bincount(qwen3_vl_4b().language.rope_axes())
+    assert published.tolist() == [24, 20, 20]
 
 
 @pytest.mark.torch

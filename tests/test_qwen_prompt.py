@@ -68,10 +68,10 @@ def test_qwen_prompt_numbers_its_images_in_words(words):
     video = "<|vision_start|>" + "<|video_pad|>" * 12 + "<|vision_end|>"
     body = f"Picture 1: {shown[0]}Picture 2: {shown[1]}{video}A cat"
     assert prompt.tokens.tolist() == words.encode(TEMPLATE.format(body))
-    lengths = [place for _, place in prompt.media]
-    assert [prompt.tokens[place - 1] for place in lengths] == [words.convert_tokens_to_ids("<|vision_start|>")] * 3
+    starts = [int(places[0]) for _, places in prompt.media]
+    assert [prompt.tokens[place - 1] for place in starts] == [words.convert_tokens_to_ids("<|vision_start|>")] * 3
     # Each medium starts at the position after the words before it.
-    for patches, place in prompt.media:
+    for (patches, _), place in zip(prompt.media, starts, strict=True):
         (grid,) = (block.grid for block in Prompter(words, PromptConfig()).blocks(patches))
         assert (prompt.positions[:, place] == prompt.positions[:, place - 1] + 1).all() and grid[0] >= 1
 

@@ -23,6 +23,8 @@ from metacanvas_jax.dit.wan import table as wan
 from metacanvas_jax.dit.wan.network import Wan, wan2_2_ti2v_5b
 from metacanvas_jax.mllm.qwen2_5_vl import table as qwen2_5_vl
 from metacanvas_jax.mllm.qwen2_5_vl.network import Qwen25VL, qwen2_5_vl_3b, qwen2_5_vl_7b
+from metacanvas_jax.mllm.qwen3_vl import table as qwen3_vl
+from metacanvas_jax.mllm.qwen3_vl.network import Qwen3VL, qwen3_vl_4b, qwen3_vl_8b
 from metacanvas_jax.mllm.vision_language import example
 from metacanvas_jax.parallel.rules import placed, shardings
 from metacanvas_jax.text.gemma2 import table as gemma2
@@ -75,6 +77,14 @@ def small_qwen(config):
     return dataclasses.replace(config, language=language, vision=dataclasses.replace(config.vision, **sizes))
 
 
+def small_qwen3(config):
+    sizes = {"vocab": 64, "width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "mlp": 48, "rope_sections": (2, 1, 1)}
+    language = dataclasses.replace(config.language, **sizes, head_width=8)
+    sizes = {"depth": 3, "width": 32, "heads": 2, "mlp": 24, "out_width": 32, "deepstack_layers": (0, 2)}
+    vision = dataclasses.replace(config.vision, **sizes, position_side=4)
+    return dataclasses.replace(config, language=language, vision=vision)
+
+
 SMALL_SANA = {"latent_channels": 8, "heads": 4, "head_width": 8, "cross_heads": 2, "layers": 2, "context_width": 24}
 SMALL_FLUX = {"latent_channels": 4, "layers_double": 2, "layers_single": 2, "heads": 2, "head_width": 16}
 SMALL_FLUX |= {"context_width": 24, "pooled_width": 8, "rope_axes": (4, 6, 6)}
@@ -102,6 +112,8 @@ CASES = {
     "qwen2.5-vl-7b": Case(
         Qwen25VL, qwen2_5_vl.table, example, qwen2_5_vl_7b(), 8_292_166_656, small_qwen(qwen2_5_vl_7b())
     ),
+    "qwen3-vl-4b": Case(Qwen3VL, qwen3_vl.table, example, qwen3_vl_4b(), 4_437_815_808, small_qwen3(qwen3_vl_4b())),
+    "qwen3-vl-8b": Case(Qwen3VL, qwen3_vl.table, example, qwen3_vl_8b(), 8_767_123_696, small_qwen3(qwen3_vl_8b())),
     "sana-1.6b": Case(Sana, sana.table, dit_inputs, sana_1600m(), 1_604_462_752, sana_1_5_1600m(**SMALL_SANA)),
     "flux-kontext": Case(
         Flux, flux.table, dit_inputs, flux_kontext_dev(), 11_901_408_320, flux_kontext_dev(**SMALL_FLUX)

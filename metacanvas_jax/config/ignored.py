@@ -6,11 +6,13 @@ A value that equals its default is always accepted: config files and saved runs 
 import dataclasses
 from collections.abc import Iterator
 
+from metacanvas_jax import registry
 from metacanvas_jax.config.networks import transformer
 from metacanvas_jax.config.schema import DataSection, Experiment, SamplerSection
 from metacanvas_jax.connectors.context import ContextConnectorConfig
 from metacanvas_jax.diffusion.schedules import DynamicShift
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.canvas import CanvasConfig
 
 
 def refuse_ignored(experiment: Experiment) -> None:
@@ -56,6 +58,9 @@ def _by_a_painter(experiment: Experiment) -> Iterator[Row]:
     if canvas is not None:
         images = canvas.keyframes > 1 and not transformer(experiment).videos
         yield "canvas.keyframes", images, "this DiT makes images only"
+        apart = registry.family("mllm")[mllm.kind].module.frames_apart
+        why = "each keyframe is a block of its own for this MLLM, right after the one before"
+        yield "canvas.spacing", apart and canvas.spacing != CanvasConfig.spacing, why
         yield "canvas.dims", canvas.dims != 3 and not canvas.rope, "canvas.rope is False"
     if connector is not None and connector.fuse == "after_patchify":
         given = connector.latent_channels is not None

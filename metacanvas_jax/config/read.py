@@ -26,6 +26,7 @@ MAY_BE_ZERO = (
     *("log_every", "checkpoint_every", "preview_every", "evaluate_every"),
     *("per_category", "per_category_held_out", "during_training"),
     *("extra_channels", "chunk", "attention_from", "full_attention_layers", "rope_sections", "skip"),
+    "deepstack_layers",
 )
 # These numbers are ratios, rates and scales, of which 0 makes nothing.
 POSITIVE = (

@@ -84,7 +84,8 @@ class Network:
     no published file decides. ``sizes`` corrects the sizes that are compared with a published folder. ``added`` lists
     the tensors of layers that a config adds to the published network. ``keep_float32`` are regular expressions of whole
     paths of parameters: these stay float32 when a run keeps frozen ones in another dtype, as the reference keeps them.
-    ``settings`` are fields that `configs/published.py` sets on top of the published sizes.
+    ``settings`` are fields that `configs/published.py` sets on top of the published sizes; those of an MLLM belong to
+    its section of a config.
 
     ``licence`` gives the name and the terms of what is published: of a DiT together with its autoencoder.
 
