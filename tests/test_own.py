@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from sources_support import encoded, pairs, write_rows, write_tar
 
 from metacanvas_jax.cli.main import main
-from metacanvas_jax.config.load import load_config, read_config, write_config
+from metacanvas_jax.config.load import ROOT, load_config, read_config, shared, write_config
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.data import own
@@ -112,6 +113,8 @@ def test_what_cannot_be_used_is_one_line_that_says_what_was_seen(tmp_path):
     assert "expected captioned pictures" in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match="no such folder; expected captioned"):
         own.look(tmp_path / "none")
+    with pytest.raises(UserError, match="is empty text; expected captioned"):
+        own.look("")
     with pytest.raises(UserError, match="no file; expected"):
         (tmp_path / "empty").mkdir()
         own.look(tmp_path / "empty")
@@ -215,7 +218,24 @@ def test_a_run_finds_its_files_from_any_folder(tmp_path, monkeypatch):
     assert values["sources"][0]["path"] == f"{tmp_path}/mine"
     assert values["mllm"]["tokenizer"] == f"{tmp_path}/runs/tiny/tokenizer"
     assert values["start"] == "" and values["eval"]["data"] == ""
-    assert experiment(read_config(tmp_path / "run")).sources[0].kind == "files"
+    found = read_config(tmp_path / "run")
+    assert experiment(found).sources[0].kind == "files"
+    assert shared(found)["sources"][0]["path"] == "mine"
+    monkeypatch.chdir("/")
+    assert shared(found)["vae_weights"] == f"{tmp_path}/runs/tiny/vae_12".lstrip("/")
+
+
+def test_the_first_block_of_the_page_about_data_is_a_config(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL)
+    (tmp_path / "mine.py").write_text(blocks[0])
+    setup = experiment(load_config(f"{tmp_path}/mine.py:text", ["--config.sources[1].path=/elsewhere"]))
+    assert [(source.kind, source.weight, source.path) for source in setup.sources] == [
+        ("webdataset", 3.0, "/data/blip3o/*.tar"),
+        ("files", 1.0, "/elsewhere"),
+    ]
+    assert setup.name == "t2i_scratch_text" and setup.sources[1].validation == 0.05
+    for block in blocks[1:]:
+        exec(block, {"SourceSection": SourceSection})
 
 
 def test_a_folder_of_nothing_is_refused_before_anything_is_written(tmp_path, capsys):

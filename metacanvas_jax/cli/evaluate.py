@@ -102,9 +102,10 @@ def _benchmark(arguments: argparse.Namespace, asked: "Asked", writes: bool) -> N
 
 def _scores(arguments: argparse.Namespace, asked: "Asked", writes: bool) -> None:
     """Scores a run, and writes the scores as JSON."""
-    from metacanvas_jax.evaluate import evaluators
+    from metacanvas_jax.evaluate import evaluators, grid
     from metacanvas_jax.paint import placing, runs
     from metacanvas_jax.paint.painter import Painter
+    from metacanvas_jax.report import pictures
 
     setup = runs.setup_of(arguments.run)
     name = arguments.evaluator or evaluators.names_of(setup)[0]
@@ -126,6 +127,12 @@ def _scores(arguments: argparse.Namespace, asked: "Asked", writes: bool) -> None
     if writes:
         print(result.table())
     print(out)
+    if name == "flow_loss":  # which draws nothing
+        sheets = grid.sheets(painter, trained.params, asked)
+        for task, sheet in sheets.items() if writes else ():
+            place = out.parent / f"{out.stem}_{task}.png"
+            files.write(place, pictures.png(sheet))
+            print(place)
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,8 @@ def write_config(config: ConfigDict, folder: Path) -> None:
     move relative ones, they stay as they are.
     """
     values = json.loads(config.to_json_best_effort())
-    values = seals.sealed(values if any((values.get("paths") or {}).values()) else _from_root(values), _decides)
+    moved = any((values.get("paths") or {}).values())
+    values = seals.sealed(values if moved else _placed(values, files.absolute), _decides)
     files.write(folder / "config.json", json.dumps(values, indent=2) + "\n")
 
 
@@ -99,13 +100,24 @@ def config_of(path: Path) -> ConfigDict:
         raise UserError(f"{path}: no config ({first_line(error)})") from error
 
 
-def _from_root(tree: Any, key: str = "") -> Any:
-    """A config whose files are found from any folder."""
+def shared(config: ConfigDict) -> dict[str, Any]:
+    """A resolved config for others: its ``PLACES`` below the current folder are named from there."""
+
+    def from_here(place: str) -> str:
+        whole, here = Path(files.absolute(place)), Path.cwd()
+        below = files.is_local(place) and whole.is_relative_to(here) and whole != here
+        return str(whole.relative_to(here)) if below else place
+
+    return _placed(json.loads(config.to_json_best_effort()), from_here)
+
+
+def _placed(tree: Any, change: Callable[[str], str], key: str = "") -> Any:
+    """A config, or a part of one, whose places of files are changed."""
     if isinstance(tree, Mapping):
-        return {name: _from_root(value, name) for name, value in tree.items()}
+        return {name: _placed(value, change, name) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_from_root(value) for value in tree]
-    return files.absolute(tree) if key in PLACES and isinstance(tree, str) and tree else tree
+        return [_placed(value, change) for value in tree]
+    return change(tree) if key in PLACES and isinstance(tree, str) and tree else tree
 
 
 def _decides(tree: Any) -> Any:

@@ -64,6 +64,8 @@ def look(path: str | os.PathLike) -> Own:
 
     Raises UserError where there is nothing usable, naming the files that are there, and for several sets of samples.
     """
+    if not os.fspath(path):
+        raise UserError(f"the folder of samples is empty text; expected {EXPECTED}")
     where = files.absolute(path)
     place = files.folder(where)
     if place.is_file():

@@ -18,7 +18,7 @@ import numpy as np
 
 from metacanvas_jax import files, registry
 from metacanvas_jax.config.identity import identity
-from metacanvas_jax.config.load import read_config
+from metacanvas_jax.config.load import read_config, shared
 from metacanvas_jax.config.networks import autoencoder, mllm_config
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.schema import Experiment, TextSection
@@ -122,7 +122,7 @@ def export_run(run: str | os.PathLike, to: str | os.PathLike, options: Options =
                 _write_part(draft, part, leaves, setup, options)
             _write_bases(draft, setup, options)
             index = make_index(setup, found, about)
-            (draft / RUN_CONFIG).write_text(config.to_json_best_effort(indent=2) + "\n")
+            _write_json(draft / RUN_CONFIG, shared(config))
             (draft / "README.md").write_text(model_card(setup, index, read_scores(run)))
             _write_json(draft / INDEX, index)
     return to

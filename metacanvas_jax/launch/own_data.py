@@ -18,6 +18,7 @@ VALIDATION = 0.05  # share of the samples that is kept out of the training
 PREPARED = "prepared"  # folder of a run: what was made from its own samples
 BAD = 0.05  # share of the samples that may be bad
 MEMORY = 1 << 30  # bytes of decoded samples that are kept
+JUDGES = ("scenes", "tasks")  # evaluators of OpenMoji drawings
 
 
 def use(config: ConfigDict, data: str, workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> dict[str, str]:
@@ -62,8 +63,8 @@ def _shapes(config: ConfigDict) -> dict[str, tuple[tuple[int, int], Clip]]:
 
 
 def _evaluators(config: ConfigDict) -> None:
-    """The validation loss in place of the judge of drawings."""
-    names = [name for name in config.eval.evaluators if name != "scenes"]
+    """The validation loss in place of the judges of drawings."""
+    names = [name for name in config.eval.evaluators if name not in JUDGES]
     config.eval.evaluators = tuple(names) if "flow_loss" in names else ("flow_loss", *names)
 
 

@@ -185,11 +185,16 @@ def read_metrics(folder: str | os.PathLike) -> list[dict[str, float]]:
 
 
 def read_scores(folder: str | os.PathLike) -> dict[str, dict[str, Any]] | None:
-    """The scores of an evaluated run by split, or None. Raises UserError for a file that holds no scores."""
+    """The scores of an evaluated run by split, or None; of a validation loss its means, with and without canvas.
+
+    Raises UserError for a file that holds no scores.
+    """
     path = files.folder(folder) / "scores.json"
     if not path.exists():
         return None
     scores = files.read_json(path)
+    if scores.keys() == {"canvas", "bare", "samples"}:
+        scores = _losses(scores, path)
     for split, found in scores.items():
         tree = found if isinstance(found, dict) else {}
         categories = tree.get("categories", {})
@@ -197,6 +202,25 @@ def read_scores(folder: str | os.PathLike) -> dict[str, dict[str, Any]] | None:
         if not is_number(tree.get("overall")) or not all(value is None or is_number(value) for value in numbers):
             raise UserError(f"{path}: {split} holds no scores (numbers 'overall' and, by name, 'categories')")
     return scores
+
+
+def _losses(tree: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
+    """What ``evaluate/flow_loss.py`` saves, as scores: the mean over noise levels of each task, and over tasks."""
+    found = {}
+    for name, title in (("canvas", "validation loss"), ("bare", "validation loss, no canvas")):
+        if name == "bare" and tree[name] is None:
+            continue
+        tasks = tree[name] if isinstance(tree[name], dict) else {}
+        means = {task: mean for task, levels in tasks.items() if (mean := _mean(levels)) is not None}
+        if not tasks or means.keys() != tasks.keys():
+            raise UserError(f"{path}: {name} holds no losses (numbers by task and noise level)")
+        found[title] = {"overall": sum(means.values()) / len(means), "categories": means}
+    return found
+
+
+def _mean(levels: Any) -> float | None:
+    values = list(levels.values()) if isinstance(levels, dict) else []
+    return sum(values) / len(values) if values and all(map(is_number, values)) else None
 
 
 def is_number(value: Any) -> bool:
