@@ -16,9 +16,11 @@ from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
 from metacanvas_jax.connectors.context import ContextConnectorConfig
 from metacanvas_jax.data.tokenizer import save_tokenizer
 from metacanvas_jax.diffusion.schedules import DynamicShift
+from metacanvas_jax.dit.flux import network as flux
 from metacanvas_jax.dit.flux.network import FluxConfig
 from metacanvas_jax.dit.qwen_image.network import QwenImageConfig
 from metacanvas_jax.dit.sana.network import PROJECTIONS, SanaConfig
+from metacanvas_jax.dit.wan import network as wan
 from metacanvas_jax.dit.wan.network import WanConfig
 from metacanvas_jax.exchange.export_run import Options
 from metacanvas_jax.mllm.canvas import CanvasConfig
@@ -71,6 +73,7 @@ DITS = {
         pooled="learned",
         guidance=False,
         mask_context=True,
+        lora=LoraConfig(rank=2, alpha=3.0, targets=flux.PROJECTIONS),
     ),
     "wan": WanConfig(
         latent_channels=CHANNELS,
@@ -82,6 +85,7 @@ DITS = {
         context_width=16,
         freq=32,
         mask_context=True,
+        lora=LoraConfig(rank=2, alpha=3.0, targets=wan.PROJECTIONS),
     ),
 }
 DITS["qwen_image"] = QwenImageConfig(
@@ -94,7 +98,11 @@ DITS["qwen_image"] = QwenImageConfig(
     zero_cond_t=True,
     lora=LoraConfig(rank=2, alpha=3.0, targets=("q", "k", "v", "out", "down", "modulation")),
 )
-TRAINED = {"sana": "dit/.*", "flux": r"dit/(double/image/.*|pool/.*)", "wan": "dit/(blocks/cross/.*|extra_in/.*)"}
+TRAINED = {
+    "sana": "dit/.*",
+    "flux": r"dit/(double/image/.*|pool/.*|.*_lora/.*)",
+    "wan": "dit/(blocks/cross/.*|extra_in/.*|.*_lora/.*)",
+}
 TRAINED["qwen_image"] = "dit/.*_lora/.*"
 SAMPLERS = {
     "sana": {"schedule": "sana_dpm", "method": "dpmpp_2m", "steps": 3, "shift": 3.0, "guidance": 1.5},

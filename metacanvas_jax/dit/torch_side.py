@@ -50,10 +50,11 @@ class Backbone:
     """A transformer, the connector, and what both must agree on (``settings`` of the exported folder).
 
     A subclass is the class ``Side`` of a network's ``torch_side.py``. It names the class of diffusers (``model``) and
-    says whether the transformer reads images (``sees``).
+    the one that reads files of its adapters (``adapters``), and says whether the transformer reads images (``sees``).
     """
 
     model: Any
+    adapters: Any
     sees = True
 
     def __init__(self, net: nn.Module, connector: Any, settings: Mapping[str, Any], dtype: torch.dtype = torch.float32):

@@ -1,4 +1,4 @@
-"""The way back: an exported folder, or a connector's state dict, as a run that training can go on from.
+"""The way back: an exported folder, a connector's state dict, or adapters, as a run that training can go on from.
 
 The run has one checkpoint, with a fresh optimizer and without a position in the data. `metacanvas train --workdir RUN`
 goes on from its step with the data from their beginning, `metacanvas train --config.start=RUN` begins another run with
@@ -24,6 +24,7 @@ from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.errors import Unreachable, UserError
 from metacanvas_jax.exchange import parts as layout
 from metacanvas_jax.exchange.export_run import INDEX, RUN_CONFIG, VERSION
+from metacanvas_jax.exchange.import_lora import is_adapter, read_adapters
 from metacanvas_jax.train import parameters
 from metacanvas_jax.train.checkpoints import save_imported
 from metacanvas_jax.train.job import fit_config, make_job
@@ -37,13 +38,14 @@ STATE_DICTS = (".pt", ".pth", ".bin")
 
 
 def import_run(source: str | os.PathLike, to: str | os.PathLike, config: ConfigDict | None = None) -> Path:
-    """Makes a run of an exported folder, or of a connector's state dict (``.pt``, or a folder of torch's DCP).
+    """Makes a run of an exported folder, of a connector's state dict (``.pt``, or a folder of torch's DCP), or of
+    adapters of a DiT (``import_lora.py``).
 
-    ``config`` is that of the run to be; without it the one in the exported folder. A state dict needs one, and what it
-    does not hold starts as the config says.
+    ``config`` is that of the run to be; without it the one in the exported folder. The other two need one, and what
+    they do not hold starts as the config says.
 
     Raises:
-        UserError: neither of the two; tensors that are missing, left over or of another shape; a folder ``to`` that has
+        UserError: none of the three; tensors that are missing, left over or of another shape; a folder ``to`` that has
             contents; frozen weights that the config names and that are not there.
     """
     source, to = files.folder(source), files.folder(to)
@@ -60,7 +62,8 @@ def import_run(source: str | os.PathLike, to: str | os.PathLike, config: ConfigD
     if exported:
         params, step = read_exported(source, setup, trainable), read_index(source)["step"]
     else:
-        params, step = _completed(setup, trainable, read_connector(source, setup, trainable)), 0
+        read = read_adapters if is_adapter(source) else read_connector
+        params, step = _completed(setup, trainable, read(source, setup, trainable)), 0
     job = make_job(setup)
     with new_folder(to, inside=True) as draft:
         save_imported(draft, job, fit_config(setup), params, step, str(source))
@@ -145,7 +148,8 @@ def read_state_dict(source: Path) -> dict[str, np.ndarray]:
             raise UserError(f"{source} holds more than weights, or is damaged; only tensors are read") from error
     else:
         raise UserError(
-            f"{source}: expected an exported folder, a DCP folder or a state dict ({', '.join(STATE_DICTS)})"
+            f"{source}: expected an exported folder, a DCP folder, a state dict ({', '.join(STATE_DICTS)}) or adapters "
+            "(.safetensors)"
         )
     for name in ("state_dict", "model"):
         values = values.get(name, values) if isinstance(values, Mapping) else values

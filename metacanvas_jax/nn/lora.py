@@ -5,11 +5,12 @@ passing only these. The parameters of an adapter are siblings of its layer, name
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from metacanvas_jax.nn.layers import Dense, Dtype, linear, zeros_init
+from metacanvas_jax.nn.layers import Dense, Dtype, contract, zeros_init
 
 down_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # the uniform initialisation of PEFT
 
@@ -35,29 +36,46 @@ class LoraConfig:
             raise ValueError("LoRA needs at least one target layer")
 
 
+def check_targets(config: LoraConfig | None, known: Sequence[str], owner: str) -> None:
+    """Raises ValueError, in the name of a DiT's config, for targets that its blocks do not have, and for dropout."""
+    if config is None:
+        return
+    if unknown := set(config.targets) - set(known):
+        raise ValueError(f"{owner}: unknown LoRA targets {sorted(unknown)}; choose from {tuple(known)}.")
+    if config.dropout:
+        raise ValueError(f"{owner}: adapters of a DiT have no dropout, found {config.dropout}.")
+
+
 def low_rank(
-    x: Float[Array, "*n i"], a: Float[Array, "i r"], b: Float[Array, "r o"], scale: float
-) -> Float[Array, "*n o"]:
-    """``scale * x @ a @ b``."""
-    return linear(linear(x, a), b) * scale
+    x: Float[Array, "*i"], a: Float[Array, "*j"], b: Float[Array, "*o"], scale: float, inputs: int = 1
+) -> Float[Array, "*y"]:
+    """``scale * x @ a @ b``; the first product is over the last ``inputs`` axes of ``x``."""
+    return contract(contract(x, a, inputs), b) * scale
 
 
 class Lora(nn.Module):
-    """The adapter of one linear layer, with output zero at initialisation. ``axes`` are those of the layer's kernel."""
+    """The adapter of one linear layer, with output zero at initialisation. ``axes`` are those of the layer's kernel.
+
+    The first ``inputs`` axes of the kernel are those of its input; ``features`` is the size, or the sizes, of the rest.
+    """
 
     config: LoraConfig
-    features: int
-    axes: tuple[str | None, str | None]
+    features: int | tuple[int, ...]
+    axes: tuple[str | None, ...]
     dtype: Dtype
+    inputs: int = 1
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*n i"], *, deterministic: bool = True) -> Float[Array, "*n o"]:
+    def __call__(self, x: Float[Array, "*i"], *, deterministic: bool = True) -> Float[Array, "*o"]:
         """Computes in ``dtype``. Unless ``deterministic``, dropout (rng ``dropout``) acts on the input, as in PEFT."""
-        rank = self.config.rank
-        a = self.param("a", nn.with_logical_partitioning(down_init, (self.axes[0], "rank")), (x.shape[-1], rank))
-        b = self.param("b", nn.with_logical_partitioning(zeros_init, ("rank", self.axes[1])), (rank, self.features))
+        rank, n = self.config.rank, self.inputs
+        features = self.features if isinstance(self.features, tuple) else (self.features,)
+        a_init = nn.with_logical_partitioning(down_init, (*self.axes[:n], "rank"))
+        b_init = nn.with_logical_partitioning(zeros_init, ("rank", *self.axes[n:]))
+        a = self.param("a", a_init, (*x.shape[x.ndim - n :], rank))
+        b = self.param("b", b_init, (rank, *features))
         x = nn.Dropout(self.config.dropout)(x.astype(self.dtype), deterministic=deterministic)
-        return low_rank(x, a.astype(self.dtype), b.astype(self.dtype), self.config.alpha / rank)
+        return low_rank(x, a.astype(self.dtype), b.astype(self.dtype), self.config.alpha / rank, n)
 
 
 def adapted(layer: Dense, x: Float[Array, "*n i"], config: LoraConfig | None) -> Float[Array, "*n o"]:

@@ -1,7 +1,8 @@
 """Adapters: names of PEFT (language model) and of diffusers (transformers), and where they go.
 
 A layer's adapter lies beside it, as ``<layer>_lora/a`` and ``<layer>_lora/b`` (``nn/lora.py``). Its matrix ``b`` makes
-the layer's output channels and is rearranged as the layer's own kernel is.
+the layer's output channels and is rearranged as the layer's own kernel is. A layer whose input is rearranged says so
+with ``Entry.adapter``.
 """
 
 import dataclasses
@@ -21,11 +22,11 @@ def table(base: Sequence[Entry], config: LoraConfig, prefix: str) -> list[Entry]
         if kind != "kernel" or entry.layers is None or layer.rpartition("/")[2] not in config.targets:
             continue
         name = prefix + entry.name.removesuffix(".weight")
-        first = POINTWISE if entry.transform is POINTWISE else LINEAR
-        plain = dataclasses.replace(entry, aliases=())
+        a, b = entry.adapter or (POINTWISE if entry.transform is POINTWISE else LINEAR, entry.transform)
+        plain = dataclasses.replace(entry, aliases=(), adapter=None)
         entries += [
-            dataclasses.replace(plain, name=f"{name}.lora_A.weight", path=f"{layer}_lora/a", transform=first),
-            dataclasses.replace(plain, name=f"{name}.lora_B.weight", path=f"{layer}_lora/b"),
+            dataclasses.replace(plain, name=f"{name}.lora_A.weight", path=f"{layer}_lora/a", transform=a),
+            dataclasses.replace(plain, name=f"{name}.lora_B.weight", path=f"{layer}_lora/b", transform=b),
         ]
     return entries
 

@@ -41,7 +41,8 @@ class Entry:
     """One published tensor, or ``layers`` of them when ``name`` holds ``{i}``.
 
     ``path`` is the parameter's path joined by ``/``. ``aliases`` are other names under which files may hold the tensor.
-    ``{i}`` counts from ``first``.
+    ``{i}`` counts from ``first``. ``adapter`` are the transforms of the two matrices of an adapter (LoRA) beside this
+    kernel, torch ``[rank, in]`` and ``[out, rank]``, where they do not follow from ``transform`` (``weights/lora.py``).
     """
 
     name: str
@@ -50,6 +51,7 @@ class Entry:
     layers: int | None = None
     aliases: tuple[str, ...] = ()
     first: int = 0
+    adapter: tuple[Transform, Transform] | None = None
 
     def __post_init__(self):
         for name in (self.name, *self.aliases):

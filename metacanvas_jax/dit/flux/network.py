@@ -21,10 +21,11 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from metacanvas_jax.dit.base import DiT
-from metacanvas_jax.dit.double_stream import EPS, Heads, Stream, attend_jointly, pack, unpack
+from metacanvas_jax.dit.double_stream import EPS, PROJECTIONS, Heads, Stream, attend_jointly, pack, unpack
 from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.kernels.prologue import LN2
 from metacanvas_jax.nn.layers import Dense, Dtype, along_last, contract, layer_norm, zeros_init
+from metacanvas_jax.nn.lora import Lora, LoraConfig, adapted, check_targets
 from metacanvas_jax.nn.modulation import TimeEmbed, gated, modulate
 from metacanvas_jax.nn.precision import exact
 from metacanvas_jax.nn.rope import grid_rotation
@@ -40,7 +41,8 @@ class FluxConfig:
     ``pooled`` says where the pooled text vector comes from: ``given`` (``Given.pooled``, CLIP in the reference),
     ``zeros``, or ``learned``: a linear projection of the mean of the context over its unmasked tokens, zero at
     initialisation and thus equal to ``zeros`` there. With ``mask_context`` text states whose mask is False are not
-    attended to; by default the mask is ignored, because the reference attends to its padding.
+    attended to; by default the mask is ignored, because the reference attends to its padding. ``lora`` adds adapters,
+    without dropout, to the layers of the blocks that it targets (of ``PROJECTIONS``).
     """
 
     latent_channels: int = 16
@@ -56,11 +58,13 @@ class FluxConfig:
     theta: float = 10000.0
     pooled: Literal["given", "zeros", "learned"] = "given"
     mask_context: bool = False
+    lora: LoraConfig | None = None
     remat: Remat = "none"
     dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         """Raises ValueError on fields that do not fit together."""
+        check_targets(self.lora, PROJECTIONS, "FluxConfig")
         if sum(self.rope_axes) != self.head_width or any(axis % 2 for axis in self.rope_axes):
             raise ValueError(f"rope_axes {self.rope_axes} must be even and sum to head_width {self.head_width}")
         if min(self.layers_double, self.layers_single) < 1:
@@ -70,6 +74,10 @@ class FluxConfig:
     def width(self) -> int:
         """Width of the residual stream."""
         return self.heads * self.head_width
+
+    def adapts(self, layer: str) -> bool:
+        """Whether LoRA adapts the layers of this name."""
+        return self.lora is not None and layer in self.lora.targets
 
 
 def flux_kontext_dev(**changes: object) -> FluxConfig:
@@ -131,7 +139,7 @@ class DoubleBlock(nn.Module):
     ) -> tuple[tuple[Float[Array, "b l d"], Float[Array, "b n d"]], None]:
         """Maps (text, image) to (text, image)."""
         text, image = entering(streams)
-        text_stream, image_stream = Stream(self.config, name="text"), Stream(self.config, name="image")
+        text_stream, image_stream = (Stream(self.config, self.config.lora, name=name) for name in ("text", "image"))
         length = text.shape[1]
         both = attend_jointly(
             (text_stream, image_stream),
@@ -182,7 +190,10 @@ class JoinedOut(nn.Module):
 
 
 class SingleBlock(nn.Module):
-    """Attention and MLP in parallel over the joint sequence, one shared norm, one shared output layer."""
+    """Attention and MLP in parallel over the joint sequence, one shared norm, one shared output layer.
+
+    Adapters of the first layer of the MLP and of the output layer are folded as these are.
+    """
 
     config: FluxConfig
 
@@ -198,15 +209,22 @@ class SingleBlock(nn.Module):
         """Transforms text and image tokens alike."""
         config = self.config
         x = entering(x)
-        parts = Dense(3 * config.width, ("embed", None), config.dtype, name="modulation")(jax.nn.silu(vector))
+        layer = Dense(3 * config.width, ("embed", None), config.dtype, name="modulation")
+        parts = adapted(layer, jax.nn.silu(vector), config.lora)
         shift, scale, gate = jnp.split(parts, 3, axis=-1)
         y = modulate(layer_norm(x, eps=EPS), shift, scale)
-        q, k, v = Heads(config, name="attention")(y, cos, sin)
+        q, k, v = Heads(config, config.lora, name="attention")(y, cos, sin)
         attended = attention(q, k, v, mask=MaskSpec(keys=mask), scale=LN2, exchange=True)
         attended = rearrange(attended, "b n h e -> b n (h e)")
-        hidden = jax.nn.gelu(MlpUp(config, name="up")(y))
-        hidden = constrain(hidden, ("batch", "seq", None, "mlp"))
+        hidden = MlpUp(config, name="up")(y)
+        if config.adapts("up"):
+            sizes, axes = (config.mlp_ratio, config.width), ("embed", None, "mlp")
+            hidden = hidden + Lora(config.lora, sizes, axes, config.dtype, name="up_lora")(y)
+        hidden = constrain(jax.nn.gelu(hidden), ("batch", "seq", None, "mlp"))
         y = JoinedOut(config, name="out")(attended, hidden)
+        if config.adapts("out"):
+            joined = jnp.concatenate([attended[:, :, None], hidden], axis=2)
+            y = y + Lora(config.lora, config.width, (None, "mlp", "embed"), config.dtype, 2, name="out_lora")(joined)
         return constrain(gated(x, y, gate), ("batch", "seq", "embed")), None
 
 

@@ -1,5 +1,7 @@
 """Weights of FLUX.1 transformers: diffusers ``FluxTransformer2DModel`` (folder ``transformer`` of its pipelines)."""
 
+import dataclasses
+
 from metacanvas_jax.dit.flux.network import FluxConfig
 from metacanvas_jax.weights.table import LINEAR, Entry, folded, half_split, linear, then
 
@@ -50,8 +52,8 @@ def table(config: FluxConfig) -> list[Entry]:
     up, up_bias = then(LINEAR, folded(1, config.mlp_ratio, config.width)), folded(0, config.mlp_ratio, config.width)
     entries += linear(f"{single}.proj_mlp", "single/up", config.layers_single, up, up_bias)
     joined = then(LINEAR, folded(0, 1 + config.mlp_ratio, config.width))
-    entries += linear(f"{single}.proj_out", "single/out", config.layers_single, joined)
-    return entries
+    kernel, bias = linear(f"{single}.proj_out", "single/out", config.layers_single, joined)
+    return [*entries, dataclasses.replace(kernel, adapter=(joined, LINEAR)), bias]
 
 
 def fresh(config: FluxConfig) -> list[str]:

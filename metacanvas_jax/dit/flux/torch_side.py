@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
+from diffusers.loaders import FluxLoraLoaderMixin
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,6 +15,7 @@ class Side(Backbone):
     """``FluxTransformer2DModel``: packed 2x2 latents, then the references, each with an index of its own."""
 
     model = FluxTransformer2DModel
+    adapters = FluxLoraLoaderMixin
 
     @property
     def patch(self) -> tuple[int, int, int]:

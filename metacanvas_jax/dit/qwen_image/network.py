@@ -30,7 +30,7 @@ from metacanvas_jax.dit.double_stream import (
     unpack,
 )
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm, layer_norm
-from metacanvas_jax.nn.lora import LoraConfig
+from metacanvas_jax.nn.lora import LoraConfig, check_targets
 from metacanvas_jax.nn.modulation import TimeEmbed, modulate
 from metacanvas_jax.nn.rope import grid_rotation, inverse_frequencies
 from metacanvas_jax.nn.stack import Remat, entering, stack
@@ -64,10 +64,7 @@ class QwenImageConfig:
         """Raises ValueError on fields that do not fit together."""
         if sum(self.rope_axes) != self.head_width or any(axis % 2 for axis in self.rope_axes):
             raise ValueError(f"rope_axes {self.rope_axes} must be even and sum to head_width {self.head_width}")
-        if self.lora is not None and (unknown := set(self.lora.targets) - set(PROJECTIONS)):
-            raise ValueError(f"QwenImageConfig: unknown LoRA targets {sorted(unknown)}; choose from {PROJECTIONS}.")
-        if self.lora is not None and self.lora.dropout:
-            raise ValueError(f"QwenImageConfig: adapters of a DiT have no dropout, found {self.lora.dropout}.")
+        check_targets(self.lora, PROJECTIONS, "QwenImageConfig")
 
     @property
     def width(self) -> int:

@@ -2,6 +2,7 @@
 
 import torch
 from diffusers import QwenImageTransformer2DModel
+from diffusers.loaders import QwenImageLoraLoaderMixin
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,6 +14,7 @@ class Side(Backbone):
     """``QwenImageTransformer2DModel``: packed 2x2 latents, then the references along the sequence."""
 
     model = QwenImageTransformer2DModel
+    adapters = QwenImageLoraLoaderMixin
 
     @property
     def patch(self) -> tuple[int, int, int]:

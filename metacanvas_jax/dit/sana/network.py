@@ -18,7 +18,7 @@ from metacanvas_jax.diffusion.flow import expand_time
 from metacanvas_jax.dit.base import DiT
 from metacanvas_jax.dit.blocks import NORM_EPS, PROJECTIONS, LinearBlock
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm, layer_norm, lecun_init, zeros_init
-from metacanvas_jax.nn.lora import LoraConfig
+from metacanvas_jax.nn.lora import LoraConfig, check_targets
 from metacanvas_jax.nn.modulation import AdaLNSingle, modulate, table_init
 from metacanvas_jax.nn.stack import Remat, stack
 from metacanvas_jax.parallel.activations import constrain_grid
@@ -72,10 +72,7 @@ class SanaConfig:
             raise ValueError(f"SanaConfig: least_time must lie in (0, 1], not {self.least_time}.")
         if self.interpolation_scale is not None and self.width % 4:
             raise ValueError(f"SanaConfig: positions need a width that is a multiple of 4, not {self.width}.")
-        if self.lora is not None and (unknown := set(self.lora.targets) - set(PROJECTIONS)):
-            raise ValueError(f"SanaConfig: unknown LoRA targets {sorted(unknown)}; choose from {PROJECTIONS}.")
-        if self.lora is not None and self.lora.dropout:
-            raise ValueError(f"SanaConfig: adapters of a DiT have no dropout, found {self.lora.dropout}.")
+        check_targets(self.lora, PROJECTIONS, "SanaConfig")
 
     @property
     def width(self) -> int:

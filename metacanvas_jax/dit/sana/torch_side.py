@@ -2,6 +2,7 @@
 
 import numpy as np
 from diffusers import SanaTransformer2DModel
+from diffusers.loaders import SanaLoraLoaderMixin
 from diffusers.models.transformers.sana_transformer import SanaTransformerBlock
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ class Side(Backbone):
     """``SanaTransformer2DModel``: images only."""
 
     model = SanaTransformer2DModel
+    adapters = SanaLoraLoaderMixin
     sees = False
 
     @property

@@ -26,11 +26,14 @@ from metacanvas_jax.dit.base import DiT
 from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.kernels.prologue import LN2, prepare
 from metacanvas_jax.nn.layers import Dense, Dtype, Gain, LayerNorm, RMSNorm, layer_norm, zeros_init
+from metacanvas_jax.nn.lora import LoraConfig, adapted, check_targets
 from metacanvas_jax.nn.modulation import TimeEmbed, table_init
 from metacanvas_jax.nn.rope import grid_rotation
 from metacanvas_jax.nn.stack import Remat, entering, stack
 from metacanvas_jax.parallel.activations import constrain, constrain_grid
 from metacanvas_jax.types import Given, Grid, States, Tokens
+
+PROJECTIONS = ("q", "k", "v", "out", "up", "down")  # layers that LoRA may adapt: of both attentions, the MLP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +43,8 @@ class WanConfig:
     ``extra_channels`` are channels concatenated to the noisy latents (reference, condition and mask latents of
     ``Given.channels``); their input weights start at zero. ``freq`` is the width of the timestep's sinusoid.
     With ``mask_context`` text states whose mask is False are not attended to. Without it they are set to zero and
-    attended to, as the reference does with its padding.
+    attended to, as the reference does with its padding. ``lora`` adds adapters, without dropout, to the layers of the
+    blocks that it targets (of ``PROJECTIONS``).
     """
 
     latent_channels: int = 48
@@ -56,11 +60,13 @@ class WanConfig:
     eps: float = 1e-6
     theta: float = 10000.0
     mask_context: bool = False
+    lora: LoraConfig | None = None
     remat: Remat = "none"
     dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         """Raises ValueError on fields that do not fit together."""
+        check_targets(self.lora, PROJECTIONS, "WanConfig")
         if self.head_width % 2 or self.freq % 2:
             raise ValueError(f"head_width {self.head_width} and freq {self.freq} must be even")
         if self.patch[0] != 1:
@@ -135,7 +141,7 @@ class Attention(nn.Module):
         own = rotation is not None
 
         def project(name: str, z: Float[Array, "b k d"]) -> Float[Array, "b k d"]:
-            return Dense(config.width, ("embed", "heads"), config.dtype, name=name)(z)
+            return adapted(Dense(config.width, ("embed", "heads"), config.dtype, name=name), z, config.lora)
 
         def split(z: Float[Array, "b k d"], sequence: str = "seq") -> Float[Array, "b k h e"]:
             z = rearrange(z, "b n (h e) -> b n h e", e=config.head_width)
@@ -153,7 +159,7 @@ class Attention(nn.Module):
             k = split(RMSNorm(config.eps, "heads", name="k_norm")(k), "whole_seq")
             out = attention(q, k, split(project("v", source), "whole_seq"), mask=MaskSpec(keys=mask))
         out = rearrange(out, "b n h e -> b n (h e)")
-        return Dense(config.width, ("heads", "embed"), config.dtype, name="out")(out)
+        return adapted(Dense(config.width, ("heads", "embed"), config.dtype, name="out"), out, config.lora)
 
 
 class WanBlock(nn.Module):
@@ -188,9 +194,10 @@ class WanBlock(nn.Module):
         x = constrain(x + Attention(config, name="cross")(y, context, None, mask), ("batch", "seq", "embed"))
 
         y = modulated_norm(x, shift2, scale2, config.eps)
-        y = jax.nn.gelu(Dense(config.mlp, ("embed", "mlp"), config.dtype, name="up")(y))
+        y = jax.nn.gelu(adapted(Dense(config.mlp, ("embed", "mlp"), config.dtype, name="up"), y, config.lora))
         y = constrain(y, ("batch", "seq", "mlp"))
-        x = gated_sum(x, Dense(config.width, ("mlp", "embed"), config.dtype, name="down")(y), gate2)
+        y = adapted(Dense(config.width, ("mlp", "embed"), config.dtype, name="down"), y, config.lora)
+        x = gated_sum(x, y, gate2)
         return constrain(x, ("batch", "seq", "embed")), None
 
 

@@ -28,7 +28,7 @@ RECORD = Network(
     write=published.write,
     table=table,
     subfolder="transformer",
-    free=("dtype", "remat", "mask_context", "extra_channels"),
+    free=("dtype", "remat", "mask_context", "extra_channels", "lora"),
     added=added,
     # `_keep_in_fp32_modules` of the reference; its `norm2` is our `cross_norm`, and its other two have no parameters.
     keep_float32=("time/.*", "table", "blocks/table", "blocks/cross_norm/.*"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.loaders import WanLoraLoaderMixin
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,6 +17,7 @@ class Side(Backbone):
     """``WanTransformer3DModel``: references stand in front in time, noise levels are per token where they differ."""
 
     model = WanTransformer3DModel
+    adapters = WanLoraLoaderMixin
 
     @property
     def patch(self) -> tuple[int, int, int]:
