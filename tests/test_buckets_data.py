@@ -292,3 +292,15 @@ def test_contexts_are_kept_in_a_bucket(bucket, caplog):
     assert len(calls) == 2, "the damaged one was replaced"
     ContextCache(f"{bucket.url}/contexts", "another").read(inputs, encode)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("above", ["", "/@iconify-json", "/@iconify-json/noto"])
+def test_sets_of_drawings_are_found_in_a_bucket_and_here_below_any_of_their_folders(above, bucket, tmp_path):
+    home = tmp_path / "npm" / "@iconify-json" / "noto"
+    home.mkdir(parents=True)
+    (home / "icons.json").write_text(json.dumps({"icons": {"red-heart": {"body": "<path/>"}, "cat": {"body": ""}}}))
+    (home / "info.json").write_text('{"name": "Noto"}')
+    upload(tmp_path / "npm", f"{bucket.url}/npm")
+    near, far = (opened("emoji_styles", f"{place}{above}") for place in (tmp_path / "npm", f"{bucket.url}/npm"))
+    assert [far.name(index) for index in range(len(far))] == ["Noto/red heart", "Noto/cat"]
+    assert [near.name(index) for index in range(len(near))] == ["Noto/red heart", "Noto/cat"]

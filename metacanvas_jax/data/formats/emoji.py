@@ -65,8 +65,8 @@ class Styles(Guarded):
     def __init__(self, path: pathlib.Path, layout: Layout, max_skips: int = 0, in_memory: bool = False) -> None:
         super().__init__(max_skips, in_memory)
         self.path, self.layout = path, layout
-        names = [name.split("/") for name in files.listing(path, deep=True)]
-        sets = [path.joinpath(*name) for name in names if name[-3:-2] == ["@iconify-json"] and name[-1] == "icons.json"]
+        found = [path / name for name in files.listing(path, deep=True)]
+        sets = [file for file in found if file.name == "icons.json" and file.parent.parent.name == "@iconify-json"]
         self._icons = [icon for file in sets for icon in _icons(file)]
         self._edits = _edits(self._icons) if layout.task == "image_editing" else []
 
