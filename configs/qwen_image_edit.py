@@ -1,7 +1,7 @@
 """Image editing: Qwen-Image-Edit-2511 with a canvas. It reads Qwen2.5-VL-7B's states as it was trained to.
 
 Command:   metacanvas train --config configs/qwen_image_edit.py --workdir runs/qwen_image_edit
-Variants:  canvas (the MLLM's states as they are, and its canvas), no_canvas (adapters alone), connector (another MLLM
+Variants:  canvas (the MLLM's states as they are, and its canvas), no_canvas (adapters alone), connector (Qwen3-VL-4B
            through a context connector, and its canvas)
 Data:      OmniEdit and HQEdit at 1024 x 1024 in data/OmniEdit-1024 and data/HQEdit-1024, written by
            `metacanvas prepare` (docs/data.md)
@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dit_weights = config.vae_weights = FOLDER
     config.vae = base.section(WAN21_VAE, kind="wan", dtype="bfloat16")
     lora = LoraConfig(rank=64, alpha=64.0, dropout=0.05) if canvas else None
-    config.mllm = base.qwen("3B" if name == "connector" else "7B", lora)
+    config.mllm = base.qwen3("4B", lora) if name == "connector" else base.qwen("7B", lora)
     config.mllm.image_tokens = EDIT_PLUS.image_tokens
     if name == "connector":
         config.context_connector = base.context_connector()
