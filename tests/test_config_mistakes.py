@@ -10,7 +10,7 @@ from metacanvas_jax.parallel.mesh import MeshConfig, mesh_sizes
 
 MINIATURE = "configs/t2i_scratch.py:miniature"
 TYPED = {
-    "width": ("--config.dit.width=65", "unknown key dit.width; known keys: .*head_width"),
+    "width": ("--config.dit.width=65", r"unknown key dit.width; did you mean dit.head_width\?"),
     "section": ("--config.trian.steps=3", r"unknown key trian; did you mean train\?"),
     "key": ("--config.train.stepz=3", r"unknown key train.stepz; did you mean train.steps\?"),
     "key in a row": (
