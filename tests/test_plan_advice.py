@@ -68,7 +68,7 @@ def test_a_step_that_is_too_large_gets_knobs_in_order_of_gain():
     assert "--config.train.accumulate=4" in lines[0], "of 8 samples on a device: halves do not fit, quarters do"
     gradients = planned.held()["trainable"]  # whose sum over the parts is held, too
     assert gains[0] == pytest.approx(3 * held - gradients, rel=0.01)
-    assert any("--config.train.ema=None" in line for line in lines)
+    assert any("--config.train.frozen_dtype=bfloat16" in line for line in lines)
     check_typed(lines)
 
 

@@ -133,9 +133,6 @@ def _smaller(report: Report, step: Step) -> Iterator[Knob]:
     if train.frozen_dtype == "float32":
         why = "frozen weights in 16 bits; rounds them"
         yield Knob("--config.train.frozen_dtype=bfloat16", report.memory.get("frozen", 0.0) / 2, why)
-    if train.ema is not None:
-        why = "no moving average of the parameters; changes the result"
-        yield Knob("--config.train.ema=None", report.memory.get("ema", 0.0), why)
 
 
 def _remat(step: Step, activations: float) -> Iterator[Knob]:
