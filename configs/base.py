@@ -66,6 +66,7 @@ def get_config() -> ConfigDict:
     config.name = "base"
     config.seed = 0
     config.objective = "paint"
+    config.start = config.dit_weights = config.vae_weights = ""
     config.world = section(SceneWorld())
     config.data = section(schema.DataSection(path=""))
     config.optimizer = section(OptimizerConfig(learning_rate=1e-4, warmup_steps=300, warmup_from=1e-5))

@@ -5,6 +5,7 @@ Variants:  dit_lora     adapters in the DiT; the MLLM is frozen            Table
            no_rope      canvas tokens numbered like text (no M-RoPE)       Table 10
            mllm_lora    adapters of rank 32 in the MLLM as well            B.5
            qwen3_vl_4b  as dit_lora, planned by Qwen3-VL-4B                not in the paper
+           mllm_3b      as dit_lora, planned by Qwen2.5-VL-3B, for one GPU docs/quickstart_gpu.md
 Data:      BLIP3o-60k at 512 x 512
 Hardware:  16 TPU v6e chips (4x4), 20 images per chip
 Time:      about 4.5 h for 20,000 steps from stored latents (estimate: 0.77 s a step, docs/performance.md)
@@ -21,7 +22,7 @@ from configs import base, t2i_scratch, tiny
 from metacanvas_jax.dit.sana.network import PROJECTIONS, sana_1600m
 from metacanvas_jax.nn.lora import LoraConfig
 
-VARIANTS = ("dit_lora", "no_rope", "mllm_lora", "qwen3_vl_4b")
+VARIANTS = ("dit_lora", "no_rope", "mllm_lora", "qwen3_vl_4b", "mllm_3b")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -32,7 +33,8 @@ def get_config(variant: str = "") -> ConfigDict:
     adapters = LoraConfig(rank=32, alpha=32.0, targets=PROJECTIONS)
     config.dit = base.section(sana_1600m(lora=adapters, **base.LARGE), kind="sana")
     config.dit_weights = f"{base.WEIGHTS}/Sana_1600M_512px_diffusers/transformer"
-    config.mllm = base.qwen("7B", LoraConfig(rank=32, alpha=32.0) if name == "mllm_lora" else None)
+    size = "3B" if name == "mllm_3b" else "7B"
+    config.mllm = base.qwen(size, LoraConfig(rank=32, alpha=32.0) if name == "mllm_lora" else None)
     if name == "qwen3_vl_4b":
         config.mllm = base.qwen3("4B")
     config.canvas.rope = name != "no_rope"

@@ -11,7 +11,9 @@ PACKAGE = ROOT / "metacanvas_jax"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += sorted((ROOT / "configs").rglob("*.py")) + sorted(p for p in (ROOT / "tpu_scripts").iterdir() if p.is_file())
 FOLDERS = (ROOT, PACKAGE, *(ROOT / name for name in ("configs", "configs/sweeps", "tests", "tpu_scripts")))
-KNOWN = {"sweep.md", "configs/NAME.py"} | {path.name for path in PACKAGE.rglob("*.py")}  # a written file, a placeholder
+KNOWN = {"sweep.md", "mine.py", "configs/NAME.py"} | {
+    path.name for path in PACKAGE.rglob("*.py")
+}  # written, placeholders
 FILE = re.compile(r"(?<![\w/.$*])((?:\.\./)?\w[\w-]*(?:/[\w-]+)*\.(?:py|md|sh))(?![\w/*-])")
 IMPORT = re.compile(r"from (metacanvas_jax[\w.]*) import ([\w, ]+)")
 DOTTED = re.compile(r"\bmetacanvas_jax(?:\.\w+)+\b(?!\.py|/)")

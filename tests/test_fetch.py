@@ -208,7 +208,15 @@ def test_only_this_command_asks_the_hub(served, tmp_path, monkeypatch):
 
 
 def test_every_folder_of_a_shipped_config_has_a_repository_or_is_named():
-    known = {"t2i_scratch", "t2i_lora", "connector_ablation", "image_editing", "video_stage1", "video_stage3"}
+    known = {
+        "qwen_image_edit",
+        "t2i_scratch",
+        "t2i_lora",
+        "connector_ablation",
+        "image_editing",
+        "video_stage1",
+        "video_stage3",
+    }
     for name in sorted(known):
         setup = read.experiment(load_config(f"configs/{name}.py", []))
         wanted, unknown = fetch.of_config(setup)
