@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metacanvas_jax import files
@@ -11,6 +13,7 @@ from metacanvas_jax.errors import UserError
 
 if TYPE_CHECKING:
     from metacanvas_jax.evaluate.contract import Asked
+    from metacanvas_jax.evaluate.tree import Entry
 
 EXAMPLE = """metacanvas evaluate --run runs/demo --guidance 1.5
          metacanvas evaluate --run runs/t2i --benchmark geneval --out results/geneval
@@ -33,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, help="results that each device draws at once (default: the config's)")
     parser.add_argument("--no-canvas", action="store_true", help="leave the canvas out")
     parser.add_argument("--base", action="store_true", help="the backbone as published, without MetaCanvas")
+    parser.add_argument(
+        "--judge",
+        metavar="FOLDER|URL",
+        help="then score edits and references by an MLLM: a folder such as Qwen2.5-VL-7B-Instruct, or the URL of an "
+        "OpenAI-compatible server",
+    )
+    parser.add_argument("--judge-model", help="of a server: the name of its model (default: the only one that it has)")
     options.add_verify(parser)
     options.add_mesh(parser)
 
@@ -88,6 +98,7 @@ def _benchmark(arguments: argparse.Namespace, asked: "Asked", writes: bool) -> N
     setup = published(setup) if arguments.base else setup
     asked = dataclasses.replace(asked, out=files.folder(arguments.out))
     entries = runner.prepare(arguments.benchmark, setup, asked)
+    judges = _judges(arguments, entries, writes)
     painter = Painter(setup)
     shapes = list(dict.fromkeys(entry.bucket for entry in entries))
     needs = painter.needs(shapes, guidance=asked.guidance, canvas=asked.canvas)
@@ -98,22 +109,27 @@ def _benchmark(arguments: argparse.Namespace, asked: "Asked", writes: bool) -> N
     drawn = runner.draw(arguments.benchmark, painter, trained.params, asked)
     if writes:
         print(drawn.table())
+    del trained  # its memory is the judge's
+    if judges is not None:
+        judges(asked.out)
 
 
 def _scores(arguments: argparse.Namespace, asked: "Asked", writes: bool) -> None:
     """Scores a run, and writes the scores as JSON."""
-    from metacanvas_jax.evaluate import evaluators, grid
+    from metacanvas_jax.evaluate import evaluators, grid, prompts
     from metacanvas_jax.paint import placing, runs
     from metacanvas_jax.paint.painter import Painter
     from metacanvas_jax.report import pictures
 
     setup = runs.setup_of(arguments.run)
     name = arguments.evaluator or evaluators.names_of(setup)[0]
-    draws = name == "prompts"  # into a folder, which is its result
+    draws, judges = name == "prompts", None  # prompts are drawn into a folder, which is the result
+    if arguments.judge is not None and not draws:
+        raise UserError("--judge scores a --benchmark or what --evaluator prompts draws")
     out = files.folder(arguments.out or files.join(arguments.run, "prompts" if draws else "scores.json"))
     if draws:
         asked = dataclasses.replace(asked, out=out)
-        evaluators.check(setup, (name,), asked)
+        judges = _judges(arguments, prompts.entries(setup, prompts.lines_of(asked)), writes)
     else:
         files.check_writable(out)
     painter = Painter(setup)
@@ -133,6 +149,41 @@ def _scores(arguments: argparse.Namespace, asked: "Asked", writes: bool) -> None
             place = out.parent / f"{out.stem}_{task}.png"
             files.write(place, pictures.png(sheet))
             print(place)
+    del trained  # its memory is the judge's
+    if judges is not None:
+        judges(out)
+
+
+def _judges(arguments: argparse.Namespace, entries: "Sequence[Entry]", writes: bool) -> Callable[[Path], None] | None:
+    """What judges a tree of these entries and prints the scores; None without ``--judge``.
+
+    Raises UserError, before anything is drawn, for a task without a judge, a folder that holds none, and a server that
+    does not answer.
+    """
+    from metacanvas_jax.evaluate.benchmarks import runner
+    from metacanvas_jax.evaluate.judging import vie
+    from metacanvas_jax.evaluate.judging.local import LocalJudge, config_of
+    from metacanvas_jax.evaluate.judging.server import ServerJudge
+
+    if arguments.judge is None:
+        return None
+    vie.check(entries)
+    remote = arguments.judge.startswith(("http://", "https://"))
+    if not remote and arguments.judge_model is not None:
+        raise UserError("--judge-model names a model of a server; this --judge is a folder")
+    if not remote:
+        config_of(arguments.judge)
+    server = ServerJudge(arguments.judge, arguments.judge_model) if remote and writes else None
+
+    def judged(out: Path) -> None:
+        if remote and server is None:
+            return  # the first process asks the server
+        path = runner.scores_of(out) / "vie.json"
+        found = vie.judge_tree(server or LocalJudge(arguments.judge), entries, out, path)
+        if writes:
+            print(f"{found.table()}\n{path}")
+
+    return judged
 
 
 def check(arguments: argparse.Namespace) -> None:
