@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +16,18 @@ from metacanvas_jax.config.load import ROOT, load_config, read_config, shared, w
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.data import own
+from metacanvas_jax.data.examples import PaintExamples
 from metacanvas_jax.data.inputs import opened
 from metacanvas_jax.data.sources import prepare
 from metacanvas_jax.data.tokenizer import fitted_tokenizer
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.evaluate import grid
+from metacanvas_jax.evaluate.contract import Asked
+from metacanvas_jax.evaluate.flow_loss import FlowLoss
+from metacanvas_jax.evaluate.held_out import held_out
 from metacanvas_jax.launch import own_data
+from metacanvas_jax.train.metrics import read_scores
 
 MINIATURE = "configs/t2i_scratch.py:miniature"
 
@@ -177,6 +184,39 @@ def test_what_a_miniature_makes_lies_in_its_run_unless_it_is_named(tmp_path):
     assert large.mllm.tokenizer == large.mllm.weights == "weights/Qwen2.5-VL-7B-Instruct"
     world, setup, _ = used(tmp_path, folder, config="configs/miniature.py:canvas")
     assert setup.eval.evaluators == ("flow_loss",) and world.mllm.tokenizer.endswith("miniature/mllm/tokenizer")
+
+
+def test_held_out_samples_are_drawn_beside_their_targets_with_and_without_canvas(tmp_path):
+    _, setup, _ = used(tmp_path, loose(tmp_path / "mine", 40))
+    held = {int(record.name) for record in held_out(setup, setup.shapes[0])}
+    assert 1 <= len(held) <= 8
+
+    def paint(params, samples, bucket, *, seed, guidance, canvas):
+        assert (seed, guidance) == (setup.eval.seed, 3.0)
+        return SimpleNamespace(pixels=np.full((len(samples), 1, *bucket.size, 3), 222 if canvas else 111, np.uint8))
+
+    inputs = SimpleNamespace(examples=lambda bucket: PaintExamples(None, bucket))
+    painter = SimpleNamespace(setup=setup, inputs=inputs, paint=paint)
+
+    def areas(asked):
+        (sheet,) = grid.sheets(painter, {}, asked).values()
+        return {value: int((sheet == value).all(axis=-1).sum()) / 180**2 for value in (*held, 222, 111)}
+
+    assert areas(Asked(guidance=3.0)) == {**dict.fromkeys(held, 1.0), 222: len(held), 111: len(held)}
+    alone = areas(Asked(guidance=3.0, canvas=False, limit=1))
+    assert alone[111] == 1.0 and alone[222] == 0.0 and sum(alone[value] for value in held) == 1.0
+
+
+def test_a_validation_loss_is_read_as_scores_of_the_run(tmp_path):
+    losses = {"text_to_image": {0.1: 1.0, 0.9: 2.0}, "image_editing": {0.1: 3.0, 0.9: 4.0}}
+    FlowLoss(losses, None, {"text_to_image": 2, "image_editing": 2}).save(tmp_path / "scores.json")
+    means = {"text_to_image": 1.5, "image_editing": 3.5}
+    assert read_scores(tmp_path) == {"validation loss": {"overall": 2.5, "categories": means}}
+    FlowLoss(losses, losses, {}).save(tmp_path / "scores.json")
+    assert list(read_scores(tmp_path)) == ["validation loss", "validation loss, no canvas"]
+    (tmp_path / "scores.json").write_text('{"canvas": {"text_to_image": {"0.1": "low"}}, "bare": null, "samples": {}}')
+    with pytest.raises(UserError, match="canvas holds no losses"):
+        read_scores(tmp_path)
 
 
 def test_edits_need_what_is_edited(tmp_path):
