@@ -50,10 +50,10 @@ def test_the_default_place_of_a_drawing_is_beside_its_run():
 
     from metacanvas_jax.cli import drawing
 
-    asked = argparse.Namespace(run="gs://b/run", out=None, prompt="a red cat!")
-    assert str(drawing.place(asked, video=False)) == "gs://b/run/samples/a_red_cat.png"
+    asked = argparse.Namespace(run="gs://b/run", out=None)
+    assert str(drawing.place(asked, "a red cat!", video=False)) == "gs://b/run/samples/a_red_cat.png"
     asked.run = None
-    assert str(drawing.place(asked, video=False)) == "samples/a_red_cat.png"
+    assert str(drawing.place(asked, "a red cat!", video=False)) == "samples/a_red_cat.png"
 
 
 def test_a_report_of_a_run_in_a_bucket_lies_beside_it(stored, bucket):

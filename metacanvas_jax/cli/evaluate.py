@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--judge",
         metavar="FOLDER|URL",
-        help="then score edits and references by an MLLM: a folder such as Qwen2.5-VL-7B-Instruct, or the URL of an "
+        help="then score edits and references by an MLLM: its folder, as transformers writes it, or the URL of an "
         "OpenAI-compatible server",
     )
     parser.add_argument("--judge-model", help="of a server: the name of its model (default: the only one that it has)")

@@ -27,7 +27,6 @@ from metacanvas_jax.trees import flat, nested, stays_float32
 from metacanvas_jax.types import Params
 from metacanvas_jax.weights.sources import Source
 
-KIND = "qwen2_5_vl"
 TOKENS = 576  # of a picture, and of two frames of a video
 FRAMES = 16  # of a video, at most
 LENGTHS = tuple(256 * count for count in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64))
@@ -35,16 +34,16 @@ MOST = 256  # tokens of an answer
 
 
 def config_of(folder: str | Path) -> Any:
-    """The sizes of a judge. Raises UserError for a folder that is missing or of another network."""
-    return registry.family("mllm")[KIND].config_in(folder)
+    """The sizes of a judge. Raises UserError for a folder that is missing or holds no MLLM that is built here."""
+    return registry.published_config(folder, "mllm")
 
 
 class LocalJudge:
-    """The MLLM of a folder of transformers with its tokenizer, such as Qwen2.5-VL-7B-Instruct.
+    """The MLLM of a folder of transformers with its tokenizer.
 
     ``each`` questions are answered at once for every part of a batch, ``dtype`` is that of parameters and computation
     (None: bfloat16, on a CPU float32). ``most`` is the number of tokens of the longest answer, and ``tokens`` those of
-    a picture. All processes ask it together. Raises UserError for a folder that is missing or of another network.
+    a picture. All processes ask it together. Raises UserError for a folder that is missing or holds no such MLLM.
     """
 
     def __init__(self, folder: str, *, each: int = 4, dtype: str | None = None, most: int = MOST, tokens: int = TOKENS):
@@ -54,7 +53,8 @@ class LocalJudge:
         parts = {"language": dataclasses.replace(config.language, dtype=dtype)}
         parts["vision"] = dataclasses.replace(config.vision, dtype=dtype)
         config = dataclasses.replace(config, **parts)
-        sizes = MediaConfig(patch=config.vision.patch, merge=config.vision.merge, tokens=tokens)
+        cut = {"patch": config.vision.patch, "merge": config.vision.merge, "tokens": tokens}
+        sizes = dataclasses.replace(MediaConfig(**registry.of(config).media), **cut)
         self.name, self.each = str(folder), each
         self.prompter = Prompter(load_tokenizer(folder), PromptConfig(LENGTHS, assistant=True, media=sizes))
         self.params = _load(place, config, dtype)
