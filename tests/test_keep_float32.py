@@ -35,6 +35,7 @@ def wan(tmp_path_factory):
     support.save_qwen(folder)
     config = support.config(folder, "wan")
     config.dit_weights = str(support.save_transformer("wan", folder / "base"))
+    config.dit.lora = None  # an adapter that is frozen needs weights
     config.train.frozen_dtype = "bfloat16"
     config.train.rules = ((r"canvas.*|context.*|dit/extra_in/.*|mllm/.*_lora/.*", "train"), (".*", "freeze"))
     return config, folder
