@@ -105,8 +105,9 @@ def test_two_trainings_of_one_folder_are_refused_before_anything_is_written(tmp_
     from metacanvas_jax.config.load import load_config
     from metacanvas_jax.launch import training
 
-    for name in ("make_job", "check_workdir", "hooks_of"):
+    for name in ("make_missing", "make_job", "check_workdir", "hooks_of"):
         monkeypatch.setattr(training, name, lambda *_, **__: {})
+    monkeypatch.setattr(training.evaluators, "check", lambda *_, **__: None)  # which reads folders of the config
     monkeypatch.setattr(training, "fit", lambda *_, **__: pytest.fail("the second training has begun"))
     process = holder(tmp_path)
     try:
