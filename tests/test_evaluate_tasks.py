@@ -130,7 +130,7 @@ def test_every_shipped_miniature_is_evaluated_at_its_end_with_few_results(file):
 
 
 def test_a_training_that_cannot_be_evaluated_does_not_begin(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "prepare", lambda setup: None)
+    monkeypatch.setattr(training, "make_missing", lambda setup: None)
     monkeypatch.setattr(training, "make_job", lambda *_, **__: None)
     monkeypatch.setattr(training, "check_workdir", lambda *_: pytest.fail("the training begins"))
     config = load_config("configs/t2i_scratch.py:text.emoji", [])

@@ -320,4 +320,4 @@ print([len(sides.every(family)) for family in ("dit", "vae", "text", "mllm")])
 """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert found.stdout == "[3, 4, 1, 1]\n", found.stderr
+    assert found.stdout == "[4, 4, 1, 2]\n", found.stderr

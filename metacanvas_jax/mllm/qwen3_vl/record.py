@@ -3,7 +3,7 @@
 from metacanvas_jax.mllm.qwen3_vl import published
 from metacanvas_jax.mllm.qwen3_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen3_vl.network import MllmConfig, Qwen3VL
-from metacanvas_jax.mllm.qwen3_vl.table import decoder_table, table
+from metacanvas_jax.mllm.qwen3_vl.table import adapted_table, table
 from metacanvas_jax.mllm.qwen3_vl.vision import VisionConfig
 from metacanvas_jax.mllm.vision_language import compared_sizes, example
 from metacanvas_jax.weights.record import Network
@@ -44,7 +44,7 @@ RECORD = Network(
     read=published.read,
     write=published.write,
     table=table,
-    adapted=lambda config: decoder_table(config.language),
+    adapted=lambda config: adapted_table(config.language),
     ignore=lambda config: () if config.vision is not None else ("visual.*", "model.visual.*"),
     subfolder="text_encoder",
     free=("dtype", "remat", "unroll", "lora"),

@@ -14,6 +14,12 @@ def decoder_table(config: LanguageConfig) -> list[Entry]:
     return language_table(config, LANGUAGE)
 
 
+def adapted_table(config: LanguageConfig) -> list[Entry]:
+    """Entries of the decoder with the names of its modules in memory as their first aliases (``weights/lora.py``)."""
+    in_memory, other = LANGUAGE
+    return language_table(config, (other, in_memory))
+
+
 def vision_table(config: VisionConfig) -> list[Entry]:
     """Entries of the vision tower."""
 
