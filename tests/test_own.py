@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -295,3 +296,11 @@ def test_pictures_are_looked_at_evenly_and_bad_ones_are_no_obstacle(tmp_path):
     seen = own.looked(SourceSection("files", str(folder)))
     assert len(seen.sizes) == own.LOOKED - 1 and seen.sizes[-1] == (30, 20)
     assert dataclasses.replace(seen, sizes=seen.sizes[-1:]).lost((30, 20)) == 0.0
+
+
+def test_a_saved_config_names_places_from_the_root_and_leaves_words_alone(tmp_path):
+    config = load_config("configs/miniature.py:canvas", ["--config.start=runs/before"])
+    write_config(config, tmp_path)
+    saved = read_config(tmp_path)
+    assert saved.start == str(Path.cwd() / "runs/before") and saved.data.path == str(Path.cwd() / "runs/miniature/data")
+    assert saved.canvas.start == config.canvas.start == " A B C D E F G H I J K L M N O P"

@@ -111,13 +111,14 @@ def shared(config: ConfigDict) -> dict[str, Any]:
     return _placed(json.loads(config.to_json_best_effort()), from_here)
 
 
-def _placed(tree: Any, change: Callable[[str], str], key: str = "") -> Any:
-    """A config, or a part of one, whose places of files are changed."""
+def _placed(tree: Any, change: Callable[[str], str], *keys: str) -> Any:
+    """A config, or the part of one below ``keys``, whose places of files are changed."""
     if isinstance(tree, Mapping):
-        return {name: _placed(value, change, name) for name, value in tree.items()}
+        return {name: _placed(value, change, *keys, name) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_placed(value, change) for value in tree]
-    return change(tree) if key in PLACES and isinstance(tree, str) and tree else tree
+        return [_placed(value, change, *keys, "") for value in tree]
+    place = bool(keys) and keys[-1] in PLACES and keys != ("canvas", "start")  # the latter are words
+    return change(tree) if place and isinstance(tree, str) and tree else tree
 
 
 def _decides(tree: Any) -> Any:
