@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,23 +27,41 @@ class RunLog(logging.Handler):
         super().__init__(logging.INFO)
         self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         self._path, self._local = path, files.is_local(path)
+        self._pending: list[str] = []
+        self._writing = threading.Lock()
         with contextlib.suppress(OSError, UserError, Unreachable):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._text = io.StringIO()
             if not self._local and path.exists():
                 self._text.write(files.read_text(path, LOG_BYTES))
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Takes no lock: while a line goes to a bucket, the thread that sends it may log, and would wait for ever."""
+        kept = bool(self.filter(record))
+        if kept:
+            self.emit(record)
+        return kept
+
     def emit(self, record: logging.LogRecord) -> None:
-        """One line, or several of a traceback."""
+        """One line, or several of a traceback. What is said while another line is written goes with the next one."""
         if record.levelno < logging.WARNING and record.name != RUN.name:
             return
-        line = self.format(record) + "\n"
+        self._pending.append(self.format(record) + "\n")
+        if not self._writing.acquire(blocking=False):
+            return
+        try:
+            lines, self._pending = "".join(self._pending), []
+            self._write(lines)
+        finally:
+            self._writing.release()
+
+    def _write(self, lines: str) -> None:
         with contextlib.suppress(OSError, UserError, Unreachable):
             if self._local:
                 with self._path.open("a") as file:
-                    file.write(line)
+                    file.write(lines)
                 return
-            self._text.write(line)
+            self._text.write(lines)
             files.write(self._path, self._text.getvalue())
 
 
