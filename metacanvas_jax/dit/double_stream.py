@@ -55,16 +55,6 @@ class Sizes(Protocol):
         ...
 
 
-def pack(latents: Float[Array, "b 1 h w c"]) -> Float[Array, "b h2 w2 c4"]:
-    """Folds 2x2 latents into channels, index ``c * 4 + row * 2 + column``."""
-    return rearrange(latents, "b 1 (h p) (w q) c -> b h w (c p q)", p=2, q=2)
-
-
-def unpack(tokens: Float[Array, "b h2 w2 c4"]) -> Float[Array, "b 1 h w c"]:
-    """Undoes ``pack``."""
-    return rearrange(tokens, "b h w (c p q) -> b 1 (h p) (w q) c", p=2, q=2)
-
-
 class Heads(nn.Module):
     """Queries, keys and values of one stream, with a norm per head on queries and keys."""
 

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metacanvas_jax.errors import UserError
 
 TRAIN_STEPS = 1000
 DYNAMIC = {"base_shift": 0.5, "max_shift": 1.15, "base_tokens": 256, "max_tokens": 4096, "terminal": None}
@@ -86,6 +89,43 @@ class Backbone:
         if plan.canvas is None:
             return grid
         return self.connector.canvas_connector.add(grid, time, plan.canvas)
+
+
+class Packed(Backbone):
+    """A transformer of images whose tokens are 2x2 latents: those of the target, then those of every reference."""
+
+    name: str  # in messages
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """See ``Backbone``."""
+        return (1, 2, 2)
+
+    def packed(self, latents: Tensor, given: Given) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Folded latents of all images along the sequence, and the (rows, columns) of tokens of each.
+
+        Raises UserError for a first frame, which an image does not have.
+        """
+        if given.first is not None:
+            raise UserError(f"{self.name} makes images: it has no first frame")
+        images = [latents, *(() if given.source is None else (given.source,)), *given.references]
+        images = [image[:, :, 0] for image in images]
+        tokens = torch.cat([F.pixel_unshuffle(image, 2).flatten(2).transpose(1, 2) for image in images], dim=1)
+        return tokens.to(latents.dtype), [(image.shape[2] // 2, image.shape[3] // 2) for image in images]
+
+    def fusing(self, size: tuple[int, int], time: Tensor, plan: Plan) -> Callable[[Tensor], Tensor]:
+        """What adds the canvas to the target's tokens, the first of a sequence; ``size`` is its (rows, columns)."""
+        count = math.prod(size)
+
+        def fuse(tokens: Tensor) -> Tensor:
+            grid = self.planned(tokens[:, :count].unflatten(1, (1, *size)), time, plan)
+            return torch.cat([grid.flatten(1, 3), tokens[:, count:]], dim=1)
+
+        return fuse
+
+    def unpacked(self, out: Tensor, size: tuple[int, int]) -> Tensor:
+        """The velocity ``[b c 1 h w]`` of the target."""
+        return F.pixel_shuffle(out[:, : math.prod(size)].transpose(1, 2).unflatten(2, size), 2)[:, :, None]
 
 
 def shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:

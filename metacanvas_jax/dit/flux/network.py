@@ -20,8 +20,8 @@ from einops import rearrange
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from metacanvas_jax.dit.base import DiT
-from metacanvas_jax.dit.double_stream import EPS, PROJECTIONS, Heads, Stream, attend_jointly, pack, unpack
+from metacanvas_jax.dit.double_stream import EPS, PROJECTIONS, Heads, Stream, attend_jointly
+from metacanvas_jax.dit.packed import PackedDiT
 from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.kernels.prologue import LN2
 from metacanvas_jax.nn.layers import Dense, Dtype, along_last, contract, layer_norm, zeros_init
@@ -30,8 +30,8 @@ from metacanvas_jax.nn.modulation import TimeEmbed, gated, modulate
 from metacanvas_jax.nn.precision import exact
 from metacanvas_jax.nn.rope import grid_rotation
 from metacanvas_jax.nn.stack import Remat, entering, stack
-from metacanvas_jax.parallel.activations import constrain, constrain_grid
-from metacanvas_jax.types import Given, Grid, States, Tokens
+from metacanvas_jax.parallel.activations import constrain
+from metacanvas_jax.types import Given, States, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,12 +236,10 @@ class Carried:
     references: tuple[tuple[int, int], ...] = struct.field(pytree_node=False)  # (rows, columns)
 
 
-class Flux(DiT):
+class Flux(PackedDiT):
     """The velocity network. Images only: ``t`` is 1."""
 
     config: FluxConfig
-
-    references = True
 
     def setup(self) -> None:
         """Names the layers."""
@@ -260,11 +258,6 @@ class Flux(DiT):
         self.modulation = Dense(2 * width, ("embed", None), dtype)
         self.out = Dense(4 * config.latent_channels, ("embed", None), dtype)
 
-    @property
-    def patch(self) -> Grid:
-        """Latents per patch token."""
-        return (1, 2, 2)
-
     def embed(
         self,
         latents: Float[Array, "b t h w c"],
@@ -273,17 +266,9 @@ class Flux(DiT):
         given: Given,
     ) -> Tokens:
         """Packs and projects the noisy latents and the reference images, which may have any even size."""
-        self.check_inputs(latents, time, text)
         self.refuse(given, "channels")
-        for i, z in enumerate(given.reference):
-            self.check_latents(f"reference {i}", z)
-        grid = self.patch_in(pack(latents))[:, None]
-        images = [self.patch_in(pack(z)) for z in given.reference]
-        reference = None
-        if images:
-            reference = jnp.concatenate([rearrange(x, "b h w d -> b (h w) d") for x in images], axis=1)
-        private = Carried(self._vector(time, text, given), tuple(x.shape[1:3] for x in images))
-        grid = constrain_grid(grid, "embed")
+        grid, reference, sizes = self.packed(latents, time, text, given)
+        private = Carried(self._vector(time, text, given), sizes)
         return Tokens(grid=grid, time=time, reference=reference, private=private)
 
     def run(self, tokens: Tokens, text: States) -> Tokens:
@@ -303,12 +288,6 @@ class Flux(DiT):
         grid = rearrange(image[:, : rows * columns], "b (h w) d -> b 1 h w d", h=rows)
         reference = None if tokens.reference is None else image[:, rows * columns :]
         return tokens.replace(grid=grid, reference=reference)
-
-    def unembed(self, tokens: Tokens) -> Float[Array, "b t h w c"]:
-        """Final norm and projection of the target tokens; float32. The published order here is scale, then shift."""
-        scale, shift = jnp.split(self.modulation(jax.nn.silu(tokens.private.vector)), 2, axis=-1)
-        x = modulate(layer_norm(tokens.grid[:, 0], eps=EPS), shift, scale)
-        return unpack(self.out(x)).astype(jnp.float32)
 
     def _vector(self, time: Float[Array, " b"], text: States, given: Given) -> Float[Array, "b d"]:
         config = self.config

@@ -5,42 +5,26 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.loaders import FluxLoraLoaderMixin
 from torch import Tensor
-from torch.nn import functional as F
 
-from metacanvas_jax.dit.torch_side import Backbone, Given, Plan, changed_output, dynamic
+from metacanvas_jax.dit.torch_side import Given, Packed, Plan, changed_output, dynamic
 from metacanvas_jax.errors import UserError
 
 
-class Side(Backbone):
+class Side(Packed):
     """``FluxTransformer2DModel``: packed 2x2 latents, then the references, each with an index of its own."""
 
     model = FluxTransformer2DModel
     adapters = FluxLoraLoaderMixin
-
-    @property
-    def patch(self) -> tuple[int, int, int]:
-        """See ``Backbone``."""
-        return (1, 2, 2)
+    name = "FLUX"
 
     def run(self, latents: Tensor, time: Tensor, plan: Plan, given: Given) -> Tensor:
         """See ``Backbone``."""
-        if given.first is not None:
-            raise UserError("FLUX makes images: it has no first frame")
-        images = [latents, *(() if given.source is None else (given.source,)), *given.references]
-        images = [image[:, :, 0] for image in images]
-        rows, columns = images[0].shape[2] // 2, images[0].shape[3] // 2
-        count = rows * columns
-
-        def fuse(tokens: Tensor) -> Tensor:
-            grid = self.planned(tokens[:, :count].unflatten(1, (1, rows, columns)), time, plan)
-            return torch.cat([grid.flatten(1, 3), tokens[:, count:]], dim=1)
-
-        packed = torch.cat([F.pixel_unshuffle(image, 2).flatten(2).transpose(1, 2) for image in images], dim=1)
-        ids = [self._ids(i, image.shape[2] // 2, image.shape[3] // 2) for i, image in enumerate(images)]
+        packed, sizes = self.packed(latents, given)
+        ids = [self._ids(i, *size) for i, size in enumerate(sizes)]
         guidance = self.settings["guidance"]
-        with changed_output(self.net.x_embedder, fuse):
+        with changed_output(self.net.x_embedder, self.fusing(sizes[0], time, plan)):
             out = self.net(
-                packed.to(latents.dtype),
+                packed,
                 encoder_hidden_states=plan.states,
                 pooled_projections=self._pooled(plan),
                 timestep=time,
@@ -49,8 +33,7 @@ class Side(Backbone):
                 txt_ids=torch.zeros(plan.states.shape[1], 3, device=latents.device),
                 joint_attention_kwargs=self._mask(plan, packed.shape[1]),
             ).sample
-        velocity = out[:, :count].transpose(1, 2).unflatten(2, (rows, columns))
-        return F.pixel_shuffle(velocity, 2)[:, :, None]
+        return self.unpacked(out, sizes[0])
 
     @staticmethod
     def _ids(index: int, rows: int, columns: int) -> Tensor:

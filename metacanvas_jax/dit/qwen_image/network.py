@@ -11,14 +11,12 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from metacanvas_jax.dit.base import DiT
 from metacanvas_jax.dit.double_stream import (
     EPS,
     PROJECTIONS,
@@ -26,16 +24,14 @@ from metacanvas_jax.dit.double_stream import (
     Rotation,
     Stream,
     attend_jointly,
-    pack,
-    unpack,
 )
-from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm, layer_norm
+from metacanvas_jax.dit.packed import PackedDiT
+from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm
 from metacanvas_jax.nn.lora import LoraConfig, check_targets
-from metacanvas_jax.nn.modulation import TimeEmbed, modulate
+from metacanvas_jax.nn.modulation import TimeEmbed
 from metacanvas_jax.nn.rope import grid_rotation, inverse_frequencies
 from metacanvas_jax.nn.stack import Remat, entering, stack
-from metacanvas_jax.parallel.activations import constrain_grid
-from metacanvas_jax.types import Given, Grid, States, Tokens
+from metacanvas_jax.types import Given, States, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,12 +144,10 @@ class Carried:
     references: tuple[tuple[int, int], ...] = struct.field(pytree_node=False)  # (rows, columns)
 
 
-class QwenImage(DiT):
+class QwenImage(PackedDiT):
     """The velocity network. Images only: ``t`` is 1."""
 
     config: QwenImageConfig
-
-    references = True
 
     def setup(self) -> None:
         """Names the layers."""
@@ -167,11 +161,6 @@ class QwenImage(DiT):
         self.modulation = Dense(2 * width, ("embed", None), dtype)
         self.out = Dense(4 * config.latent_channels, ("embed", None), dtype)
 
-    @property
-    def patch(self) -> Grid:
-        """Latents per patch token."""
-        return (1, 2, 2)
-
     def embed(
         self,
         latents: Float[Array, "b t h w c"],
@@ -180,17 +169,10 @@ class QwenImage(DiT):
         given: Given,
     ) -> Tokens:
         """Packs and projects the noisy latents and the reference images, which may have any even size."""
-        self.check_inputs(latents, time, text)
         self.refuse(given, "channels", "pooled", "guidance")
-        for i, z in enumerate(given.reference):
-            self.check_latents(f"reference {i}", z)
-        grid = constrain_grid(self.patch_in(pack(latents))[:, None], "embed")
-        images = [self.patch_in(pack(z)) for z in given.reference]
-        reference = still = None
-        if images:
-            reference = jnp.concatenate([rearrange(x, "b h w d -> b (h w) d") for x in images], axis=1)
-            still = self._vector(jnp.zeros_like(time)) if self.config.zero_cond_t else None
-        private = Carried(self._vector(time), still, tuple(x.shape[1:3] for x in images))
+        grid, reference, sizes = self.packed(latents, time, text, given)
+        still = self._vector(jnp.zeros_like(time)) if self.config.zero_cond_t and sizes else None
+        private = Carried(self._vector(time), still, sizes)
         return Tokens(grid=grid, time=time, reference=reference, private=private)
 
     def run(self, tokens: Tokens, text: States) -> Tokens:
@@ -210,12 +192,6 @@ class QwenImage(DiT):
         (_, image), _ = self.blocks((context, image), vector, still, is_reference, rotations, mask)
         grid = rearrange(image[:, :count], "b (h w) d -> b 1 h w d", h=rows)
         return tokens.replace(grid=grid, reference=None if tokens.reference is None else image[:, count:])
-
-    def unembed(self, tokens: Tokens) -> Float[Array, "b t h w c"]:
-        """Final norm and projection of the target tokens; float32. The published order here is scale, then shift."""
-        scale, shift = jnp.split(self.modulation(jax.nn.silu(tokens.private.vector)), 2, axis=-1)
-        x = modulate(layer_norm(tokens.grid[:, 0], eps=EPS), shift, scale)
-        return unpack(self.out(x)).astype(jnp.float32)
 
     def _vector(self, time: Float[Array, " b"]) -> Float[Array, "b d"]:
         return self.time(1000.0 * time.astype(jnp.float32))
