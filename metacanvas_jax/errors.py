@@ -1,5 +1,8 @@
 """Errors a user can act on."""
 
+import os
+import re
+
 
 class UserError(ValueError):
     """Bad input from outside (config, file, prompt): one line that names it and says what was expected.
@@ -8,9 +11,15 @@ class UserError(ValueError):
     """
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a line of a log."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+def first_line(error: BaseException, limit: int = 160) -> str:
+    """What an error of a library says, as a part of one line: its first line, cut after ``limit`` characters.
+
+    Where tensorstore names the error of the operating system after a long path, only that error's text is kept.
+    """
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if code := re.search(r"\[os_error_code='(\d+)'\]", line):
+        return os.strerror(int(code[1]))
+    return line[:limit]
 
 
 class Preempted(Exception):

@@ -16,7 +16,6 @@ CLIENTS = {
     "STORAGE_EMULATOR_HOST": "http://{}",  # gcsfs
     "TENSORSTORE_GCS_HTTP_URL": "http://{}",  # tensorstore, with which Orbax writes
     "CLOUD_STORAGE_EMULATOR_ENDPOINT": "http://{}",  # the C++ client in array_record
-    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # else gcsfs asks Google of which kind a bucket is
     "NO_GCE_CHECK": "true",
 }
 

@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "1"  # this and the next: see plan/environment.py
 os.environ["JAX_HLO_SOURCE_FILE_CANONICALIZATION_REGEX"] = ".*/(?=metacanvas_jax/)"
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # read at import; else gcsfs asks Google about each bucket
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # several of the processes that run tests compile for a TPU
 # Most of the time of these tests is compilation, and many compile the same programs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/metacanvas_jax/tests"))

@@ -88,7 +88,9 @@ def test_checkpoint_on_a_full_disk_is_one_line_and_leaves_the_older_ones(tmp_pat
     full = {"full_disk": 5, "after": str(run / "checkpoints" / "3"), "log_every": 0}
     code, output = processes.run(run, **full, steps=4000, kill=3999, delay=0)
     assert code == 2, f"it went on to the end: {output}"
-    assert re.search(rf"checkpoint cannot be written to {run}/checkpoints: [^\\\n]*too large$", output, re.M), output
+    assert re.search(rf"checkpoint cannot be written to {run}/checkpoints: [^\\\n]*File too large$", output, re.M), (
+        output
+    )
     with Store(run / "checkpoints", writable=False) as store:
         assert store.steps() == [3]
     faults("full disk")

@@ -286,8 +286,10 @@ def test_parts_meant_to_be_whole_are_copied_but_for_their_adapters():
 
 
 def test_bad_meshes_and_batches_are_named():
-    with pytest.raises(UserError, match="data 2 x fsdp 3 x context 1 x tensor 1 = 6 does not fit 8 devices"):
+    with pytest.raises(UserError, match="mesh fsdp 3 does not divide 8 devices"):
         make_mesh(MeshConfig(data=-1, fsdp=3))
+    with pytest.raises(UserError, match="data 2 x fsdp 3 x context 1 x tensor 1 = 6 does not fit 8 devices"):
+        make_mesh(MeshConfig(data=2, fsdp=3))
     with pytest.raises(UserError, match="at most one is -1"):
         MeshConfig(data=-1, fsdp=-1)
     with pytest.raises(UserError, match="a batch of 12 samples does not divide"):

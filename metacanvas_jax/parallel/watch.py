@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from metacanvas_jax.errors import RESTART, Preempted, Unreachable, UserError, exit_code
+from metacanvas_jax.errors import RESTART, Preempted, Unreachable, UserError, exit_code, first_line
 
 _KEYS = "metacanvas/watch"
 _BEAT_S = 2.0
@@ -61,7 +61,7 @@ class Watch:
                 beats = self._exchange()
             except jax.errors.JaxRuntimeError as error:
                 if not self._closed.is_set():
-                    _end(self._client, f"process 0 cannot be reached any more ({_first_line(error)})", RESTART)
+                    _end(self._client, f"process 0 cannot be reached any more ({first_line(error)})", RESTART)
                 return
             if stalled := self._stalled(beats):
                 print(f"watch: {stalled}", file=sys.stderr, flush=True)
@@ -138,7 +138,7 @@ def end_all(client: Any, error: BaseException) -> NoReturn:
         time.sleep(_LOST_S + 3 * _BEAT_S)  # the watch may end the process meanwhile
         traceback.print_exception(error)
     code = exit_code(error)
-    text = _first_line(error) if str(error) else type(error).__name__
+    text = first_line(error, 500)
     name = f"process {jax.process_index()} ({socket.gethostname()})"
     verdict = {"message": f"{name}: {text}", "code": code}
     try:
@@ -178,7 +178,3 @@ def _end(client: Any, message: str, code: int) -> NoReturn:
 def _name(process: int, beat: dict[str, Any] | None) -> str:
     where = f" ({beat['host']})" if beat else ""
     return f"process {process}{where}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import UserError, first_line
 from metacanvas_jax.parallel.ahead import uncached
 from metacanvas_jax.parallel.flags import flags_for, installed_libtpu
 from metacanvas_jax.plan.programs import Program
@@ -76,7 +76,7 @@ def compile_program(program: Program, where: Slice, *, options: dict[str, str] |
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             if "No such compile option" in str(error):
-                raise UserError(f"libtpu {installed_libtpu()}: {_first_line(error)}; see parallel/flags.py") from error
+                raise UserError(f"libtpu {installed_libtpu()}: {first_line(error)}; see parallel/flags.py") from error
             raise
         record: dict[str, Any] = {"error": str(error)}
     else:
@@ -149,7 +149,3 @@ def _write(path: Path, record: dict[str, Any]) -> None:
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     draft.write_bytes(gzip.compress(json.dumps(record).encode(), compresslevel=3))
     draft.replace(path)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -8,7 +8,7 @@ import importlib.util
 
 from jax.experimental import topologies
 
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import UserError, first_line
 from metacanvas_jax.hardware import EXAMPLES, Chip, slice_name
 
 
@@ -46,11 +46,7 @@ def find_slice(name: str) -> Slice:
         described = topologies.get_topology_desc(platform="tpu", topology_name=f"{generation}:{size}", **options)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"--topology {name!r}: {generation} has no slice of {size} chips ({_first_line(error)}); "
+            f"--topology {name!r}: {generation} has no slice of {size} chips ({first_line(error)}); "
             f"sides are multiples of a host's 2x2x1, as in {EXAMPLES}"
         ) from error
     return Slice(name, parts.chip, slices, tuple(described.devices))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -166,7 +166,7 @@ class Finder:
         try:
             return cls.from_pretrained(folder, local_files_only=True, **{name: self.dtype})
         except (OSError, RuntimeError, ValueError, KeyError) as error:
-            raise UserError(f"{folder} cannot be read as a {cls.__name__}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{folder} cannot be read as a {cls.__name__}: {first_line(error)}") from error
 
     def _as_frozen(self, model: Any, part: str = "") -> Any:
         """The model with its weights rounded to the dtype in which the run kept what it froze."""

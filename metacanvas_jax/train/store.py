@@ -23,7 +23,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as managers
 
 from metacanvas_jax import seals
-from metacanvas_jax.errors import Unreachable, UserError
+from metacanvas_jax.errors import Unreachable, UserError, first_line
 from metacanvas_jax.parallel.distributed import gather
 from metacanvas_jax.retries import passes
 from metacanvas_jax.train.agreement import Meta, check_same
@@ -299,7 +299,7 @@ class Store:
         except (UserError, Unreachable):
             raise
         except Exception as error:  # OSError from Python, ValueError and others from tensorstore
-            raise _kind(error)(f"checkpoint cannot be written to {self.folder}: {_first_line(error)}") from error
+            raise _kind(error)(f"checkpoint cannot be written to {self.folder}: {first_line(error, 300)}") from error
 
     @contextmanager
     def _reading(self, step: int) -> Iterator[None]:
@@ -308,7 +308,9 @@ class Store:
         except (UserError, Unreachable):
             raise
         except Exception as error:  # Orbax raises many types, and for a damaged array Exception itself
-            raise _kind(error)(f"checkpoint {self.folder / str(step)} cannot be read: {_first_line(error)}") from error
+            raise _kind(error)(
+                f"checkpoint {self.folder / str(step)} cannot be read: {first_line(error, 300)}"
+            ) from error
 
 
 def _groups(leaves: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -364,10 +366,6 @@ def _position(positions: list[Any], where: str) -> Any:
         f"checkpoint {where}: its {len(positions)} processes were at different places in the data, which "
         f"{jax.process_count()} cannot take up; start {len(positions)} processes, or a new run from its parameters"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _installed(name: str) -> bool:

@@ -18,7 +18,7 @@ from metacanvas_jax.data.decoding import MediaError
 from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.layout import Layout
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import UserError, first_line
 from metacanvas_jax.retries import retried
 
 _GROUPS = 2  # row groups kept; OmniEdit has 100 rows of about 1 MB in each
@@ -41,7 +41,7 @@ class Parquet(Guarded):
             try:
                 metadata = retried(lambda path=path: _metadata(path), path)
             except (OSError, pyarrow.ArrowException) as error:
-                raise UserError(f"{path}: no readable parquet file ({str(error).splitlines()[0]})") from error
+                raise UserError(f"{path}: no readable parquet file ({first_line(error)})") from error
             for group in range(metadata.num_row_groups):
                 self._groups.append((number, group))
                 ends.append(metadata.row_group(group).num_rows)
