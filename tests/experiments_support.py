@@ -14,12 +14,12 @@ from metacanvas_jax.config.load import load_config
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.schema import Experiment, OptimizerConfig
 from metacanvas_jax.data.shapes import batch_shapes
-from metacanvas_jax.tasks import Bucket
+from metacanvas_jax.tasks import TASKS, Bucket
 from metacanvas_jax.train.job import Job, make_job
-from metacanvas_jax.train.optimizer import make_optimizer
+from metacanvas_jax.train.optimizer import learning_rate, make_optimizer
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.train.step import make_step
-from metacanvas_jax.trees import partition
+from metacanvas_jax.trees import flat, partition
 
 FILES = (
     "t2i_scratch",
@@ -87,6 +87,18 @@ def take_step(setup: Experiment, bucket: Bucket):
 
 
 ANY = OptimizerConfig(1.0)
+
+
+def takes_a_step(setup, bucket):
+    """Every parameter that trains has a gradient, and the largest move of the first step of AdamW is its rate."""
+    loss, grads, before, after = take_step(setup, bucket)
+    assert np.isfinite(loss) and loss > 0
+    still = {path for path, grad in flat(grads).items() if not np.abs(grad).max() > 0}
+    if TASKS[bucket.task].vae == "nothing":  # nothing is given, so the input channels for it are zeros
+        still -= {path for path in still if path.startswith("dit/extra_in/")}
+    assert not still and all(np.isfinite(grad).all() for grad in flat(grads).values())
+    moved = max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+    np.testing.assert_allclose(moved, float(learning_rate(setup.optimizer, 0)), rtol=0.01)
 
 
 def random_parameters(job: Job):
