@@ -44,14 +44,16 @@ def test_pictures_that_a_command_shows_are_read_from_a_bucket(golden, bucket):
     np.testing.assert_array_equal(requests.read_image(f"{bucket.url}/cat.png"), pixels(golden / "sana" / "drawn.png"))
 
 
-def test_the_default_place_of_a_drawing_is_beside_its_run():
-    pytest.importorskip("gcsfs")
+def test_the_default_place_of_a_drawing_is_beside_its_run_and_new(bucket):
     import argparse
 
     from metacanvas_jax.cli import drawing
 
-    asked = argparse.Namespace(run="gs://b/run", out=None)
-    assert str(drawing.place(asked, "a red cat!", video=False)) == "gs://b/run/samples/a_red_cat.png"
+    asked = argparse.Namespace(run=f"{bucket.url}/run", out=None)
+    for name in ("a_red_cat.png", "a_red_cat-2.png", "a_red_cat-3.png"):
+        place = drawing.place(asked, "a red cat!", video=False)
+        assert str(place) == f"{bucket.url}/run/samples/{name}"
+        files.write(place, b"a picture")
     asked.run = None
     assert str(drawing.place(asked, "a red cat!", video=False)) == "samples/a_red_cat.png"
 

@@ -11,7 +11,9 @@ import pytest
 
 from metacanvas_jax import files
 from metacanvas_jax.cli import drawing
+from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.exchange import model_card
 from metacanvas_jax.launch.training import warned
 from metacanvas_jax.paint.painter import NonFinitePixels, noise_key, to_bytes
 
@@ -60,6 +62,14 @@ def test_a_name_after_any_prompt_can_be_written(prompt, tmp_path):
     path = drawing.place(asked(run=tmp_path), prompt, video=False)
     files.write(path, b"x")
     assert path.read_bytes() == b"x"
+    assert drawing.place(asked(run=tmp_path), prompt, video=False).stem == f"{path.stem}-2"
+
+
+def test_a_picture_that_was_named_is_replaced_with_a_word(tmp_path, capsys):
+    for said in ("", f"{tmp_path}/a.png is replaced\n"):
+        assert drawing.place(asked(out=tmp_path / "a.png"), "a cat", video=False) == tmp_path / "a.png"
+        assert capsys.readouterr().err == said
+        (tmp_path / "a.png").write_bytes(b"x")
 
 
 def test_a_place_that_cannot_be_written_is_said_before_anything_is_made(tmp_path):
@@ -83,3 +93,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left on device"):
         files.write(tmp_path / "x.png", b"x")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_card_names_data_and_not_the_folders_of_a_machine():
+    kinds = {"files": "/home/someone/cats", "webdataset": "/mnt/disk/laion/*.tar", "csv": "gs://bucket/private/a.csv"}
+    sources = [SourceSection(kind, path, "text_to_image") for kind, path in kinds.items()]
+    said = model_card._data(SimpleNamespace(sources=sources))
+    assert said == "; ".join(f"text_to_image: {x}" for x in ("files `cats`", "webdataset `laion/*.tar`", "csv `a.csv`"))
+    assert next(iter(model_card._data_licences(SimpleNamespace(sources=sources))))[0] == "data of `cats`"

@@ -1,6 +1,7 @@
 """Latents computed ahead: a step from them is the step that encodes, and none of another making are taken."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from metacanvas_jax.config import networks
 from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.data import inputs, latents, sources
+from metacanvas_jax.data.batch import given_latents
+from metacanvas_jax.data.examples import frames_of_source
 from metacanvas_jax.data.formats.shards import WriteConfig
 from metacanvas_jax.data.inputs import Inputs
-from metacanvas_jax.data.samples import LATENTS
+from metacanvas_jax.data.samples import LATENTS, SOURCE_FRAMES
 from metacanvas_jax.data.shapes import batch_shapes
 from metacanvas_jax.data.sources import open_source
 from metacanvas_jax.data.tokenizer import save_tokenizer, train_tokenizer
@@ -153,9 +156,9 @@ def cut(setup, tmp_path_factory):
     """The video tasks of the setup from folders without the frames that latents replace."""
     folder, sections = tmp_path_factory.mktemp("cut"), []
     compute, computed = precompute.make_latents(setup, batch=4)
-    quiet = WriteConfig(progress=False, first_frame=True)
     for bucket in (b for b in setup.buckets if b.task in VIDEOS):
         drawn, clip = SourceSection("animations", task=bucket.task, count=COUNT), Clip(bucket.size, 5, bucket.fps)
+        quiet = WriteConfig(progress=False, first_frame=True, source_frames=frames_of_source(clip, 2.0))
         options = {"compute": compute, "computed": computed}
         sources.prepare(drawn, folder / bucket.task, clip, quiet, setup.world, **options)
         sections.append(SourceSection("records", str(folder / bucket.task), bucket.task, latents=True))
@@ -170,8 +173,11 @@ def test_prepare_latents_without_the_frames_that_they_replace_is_the_same_batch(
     frames = []
     for which in (setup, cut):
         records = open_source(next(s for s in which.sources if s.task == task))
-        frames.append([len(records._parse(records._source[i])["target"]) for i in range(COUNT)])
-    assert frames == [[5] * COUNT, [1] * COUNT]
+        rows = [records._parse(records._source[i]) for i in range(COUNT)]
+        frames.append([(len(row["target"]), len(row["source"])) for row in rows])
+    assert frames == (
+        [[(5, 5)] * COUNT, [(1, 4)] * COUNT] if task == "video_editing" else [[(5, 0)] * COUNT, [(1, 0)] * COUNT]
+    )
     with pytest.raises(UserError, match="the first frame of each target only: give this source latents=True, or"):
         inputs.batches(only(encoding(cut), task))
     (bucket,) = only(cut, task).shapes
@@ -179,6 +185,35 @@ def test_prepare_latents_without_the_frames_that_they_replace_is_the_same_batch(
     assert [sample.prompt for sample in shown] == [sample.prompt for sample in full]
     for a, b in zip(shown, full, strict=True):
         np.testing.assert_array_equal(a.target, np.repeat(b.target[:1], 5, axis=0))
+
+
+def test_prepare_latents_without_unread_frames_of_sources_draws_the_same_edit(setup, cut):
+    edit, encoder = only(cut, "video_editing"), networks.autoencoder(setup)
+    (bucket,) = edit.shapes
+    given = []
+    for which in (setup, cut):
+        inputs_of = Inputs(only(which, "video_editing"))
+        batch = inputs_of.examples(bucket, target=False).batch(samples_of(inputs_of, bucket))
+        read = jax.jit(functools.partial(given_latents, encoder, frozen_of(setup)["vae"]))
+        given.append((batch.pop("media"), read(batch["task"], batch).source))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *given)
+    assert "source" not in batch and np.abs(given[0][1]).max() > 0.1
+
+
+def test_prepare_latents_of_which_the_mllm_reads_other_frames_are_refused(cut):
+    edit, message = (
+        only(cut, "video_editing"),
+        "only frames 0, 1, 2, 4 are stored, and this run's MLLM reads 0, 1, 2, 3;",
+    )
+    sample = open_source(next(s for s in edit.sources if s.task == "video_editing"))[0]
+    examples = Inputs(edit).examples(edit.shapes[0], target=False)
+    assert examples.media(sample)
+    with pytest.raises(UserError, match=message):
+        examples.media(dataclasses.replace(sample, arrays=sample.arrays | {SOURCE_FRAMES: np.asarray([0, 1, 2, 4])}))
+    path, text = altered(cut, "video_editing", lambda recipe: recipe.update(source_frames=[0, 1, 2, 4]))
+    with pytest.raises(UserError, match=f"{Path(path).parent}: of the source {message}"):
+        inputs.batches(edit)
+    Path(path).write_text(text)
 
 
 def test_prepare_latents_takes_a_folder_that_holds_every_frame_as_it_is(setup):

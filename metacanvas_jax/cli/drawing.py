@@ -1,7 +1,9 @@
 """What `metacanvas sample` and `metacanvas edit` share: options, and the way from a request to a file."""
 
 import argparse
+import itertools
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,15 +150,22 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def place(arguments: argparse.Namespace, prompt: str, video: bool) -> Path:
-    """The file to write. Raises UserError for a name of another kind of file."""
+    """The file to write: one that is new, or the one that was asked for, with a word where it is replaced.
+
+    Raises UserError for a name of another kind of file.
+    """
     suffix = ".mp4" if video else ".png"
     if video:
         options.require("av", "media")
     if arguments.out is None:
         words = "_".join("".join(c if c.isalnum() else " " for c in prompt).split())[:80]
         words = words.encode()[:NAME_BYTES].decode(errors="ignore") or "empty"
-        return files.folder(arguments.run or "") / "samples" / (words + suffix)
+        folder = files.folder(arguments.run or "") / "samples"
+        names = itertools.chain([words], (f"{words}-{number}" for number in itertools.count(2)))
+        return next(place for name in names if not (place := folder / (name + suffix)).exists())
     out = files.folder(arguments.out)
     if out.suffix.lower() != suffix:
         raise UserError(f"--out is {arguments.out}, expected a {suffix} file")
+    if out.is_file():
+        print(f"{out} is replaced", file=sys.stderr)
     return out

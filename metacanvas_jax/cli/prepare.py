@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="dtype in which the autoencoder computes them; config: as a training does, faster and less exact",
     )
     source.add_argument(
-        "--every-frame", action="store_true", help="with --latents: store the pixels of whole target videos as well"
+        "--every-frame", action="store_true", help="with --latents: store the pixels of whole videos as well"
     )
     source.add_argument("--process", metavar="I/N", help="this is process I (from 0) of N, on one file system")
     parser.add_argument("--contexts", action="store_true", help="store what the config's MLLM makes of every prompt")
@@ -98,6 +98,7 @@ def _write_contexts(arguments: argparse.Namespace, setup: Any) -> None:
 def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
     from metacanvas_jax import precompute
     from metacanvas_jax.config.sources import Kind, SourceSection
+    from metacanvas_jax.data.examples import frames_of_source
     from metacanvas_jax.data.formats import shards
     from metacanvas_jax.data.sources import prepare
     from metacanvas_jax.data.transforms import Clip
@@ -126,8 +127,9 @@ def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
         raise UserError(str(error)) from error
     index, count = _process(arguments.process)
     first_frame = arguments.latents and not arguments.every_frame
+    read = frames_of_source(clip, setup.mllm.video_fps) if first_frame and arguments.frames else ()
     config = shards.WriteConfig(
-        arguments.per_shard, arguments.jpeg, arguments.batch, index, count, first_frame=first_frame
+        arguments.per_shard, arguments.jpeg, arguments.batch, index, count, first_frame=first_frame, source_frames=read
     )
     world = SceneWorld() if setup is None else setup.world
     compute, identity = None, {}

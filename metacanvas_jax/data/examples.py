@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from metacanvas_jax.data.samples import LATENTS, Sample
+from metacanvas_jax.data.samples import LATENTS, SOURCE_FRAMES, Sample
+from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.media import (
     MediaConfig,
@@ -132,7 +133,9 @@ class PaintExamples:
         example = {}
         if self.target or self.task.vae == "first frame":
             example["pixels"] = sample.target if self.target else sample.target[:1]
-        if self.task.vae == "source":
+        if self.task.vae == "source" and SOURCE_FRAMES in sample.arrays:
+            example[LATENTS["source"]] = sample.arrays[LATENTS["source"]]
+        elif self.task.vae == "source":
             example["source"] = sample.source
         if self.task.vae == "references":
             example["references"] = np.stack(sample.references)
@@ -160,11 +163,14 @@ class PaintExamples:
     def fitted(self, sample: Sample) -> Sample:
         """The sample with as many references as the bucket has: they are repeated, or the last ones left out.
 
-        Raises UserError for a part that is missing or has another shape than the bucket.
+        Raises UserError for a part that is missing or has another shape than the bucket. A drawing takes targets of any
+        length.
         """
-        parts = {"target": (sample.target, self.bucket.frames if self.latents is None else 1)}
+        whole = self.bucket.frames if self.latents is None else 1
+        parts = {"target": (sample.target, whole if self.target else len(sample.target))}
         if self.task.vae == "source":
-            parts["source"] = (sample.source, self.bucket.frames)
+            kept = sample.arrays.get(SOURCE_FRAMES)
+            parts["source"] = (sample.source, self.bucket.frames if kept is None else len(kept))
         if self.task.vae == "references":
             if not sample.references:
                 raise UserError(f"{sample.name or sample.prompt!r} has no references, which {self.bucket.task} needs")
@@ -192,10 +198,15 @@ class PaintExamples:
             return [read_image(image, config) for image in sample.references]
         frames = sample.source if medium == "source" else sample.target
         assert frames is not None
-        if medium == "first frame" or len(frames) == 1:
+        if medium == "first frame" or self.bucket.frames == 1:
             return [read_image(frames[0], config)]
-        chosen, fps = sample_frames(len(frames), self.bucket.fps, target=self.video_fps)
-        return [read_video(list(frames[chosen]), fps, config)]
+        chosen, fps = sample_frames(self.bucket.frames, self.bucket.fps, target=self.video_fps)
+        kept = sample.arrays.get(SOURCE_FRAMES) if medium == "source" else None
+        if kept is None:
+            frames = frames[chosen]
+        elif not np.array_equal(kept, chosen):
+            raise UserError(f"{sample.name or sample.prompt!r}: {other_frames(kept, chosen)}")
+        return [read_video(list(frames), fps, config)]
 
     def _write(self, prompt: str, media: Sequence[Patches] = ()) -> Example:
         if self.prompter is None:
@@ -221,6 +232,20 @@ class PaintExamples:
         if self.layout:
             batch["media"] = (Media(batch.pop("patches"), batch.pop("slots"), self.layout[0][0]),)
         return batch | {"task": TaskName(self.bucket.task)}
+
+
+def other_frames(kept: Sequence[int] | np.ndarray, read: Sequence[int] | np.ndarray) -> str:
+    """What is wrong with a source of which other frames are stored than a run's MLLM reads."""
+    there, here = (", ".join(map(str, frames)) for frames in (kept, read))
+    return (
+        f"of the source only frames {there} are stored, and this run's MLLM reads {here}; prepare it with this config"
+    )
+
+
+def frames_of_source(clip: Clip, video_fps: float) -> list[int]:
+    """The frames of a video edit's source that the MLLM reads; all of them where the clip has no stated rate."""
+    frames = clip.frames or 1
+    return sample_frames(frames, clip.fps, target=video_fps)[0].tolist() if clip.fps else list(range(frames))
 
 
 def media_layout(bucket: Bucket, config: MediaConfig, video_fps: float) -> Layout:

@@ -13,6 +13,7 @@ from metacanvas_jax import files
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.config.weights import weight_folders
+from metacanvas_jax.data.examples import frames_of_source, other_frames
 from metacanvas_jax.data.formats.manifest import RECIPE, read_recipe
 from metacanvas_jax.data.formats.records import first_frames_only
 from metacanvas_jax.data.transforms import Clip
@@ -70,6 +71,9 @@ def check(experiment: Experiment, section: SourceSection, clip: Clip) -> None:
                 f"{section.path}: its latents were made with {key} {_short(found.get(key))}, "
                 f"this run has {_short(here)}; prepare it with this config"
             )
+    kept, read = recipe.get("source_frames"), frames_of_source(clip, experiment.mllm.video_fps)
+    if kept is not None and experiment.uses_mllm and kept != read:
+        raise UserError(f"{section.path}: {other_frames(kept, read)}")
     there = recipe.get("clip", {})
     if _clip(there.get("size"), there.get("frames"), there.get("fps")) != _clip(clip.size, clip.frames, clip.fps):
         raise UserError(f"{section.path}: its latents are those of {_said(there)}, the bucket has {_said(vars(clip))}")

@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from metacanvas_jax.config.sources import LIMITS, Limits
 from metacanvas_jax.data.decoding import MediaError, decode_animation, decode_image
-from metacanvas_jax.data.samples import Sample
+from metacanvas_jax.data.samples import SOURCE_FRAMES, Sample
 from metacanvas_jax.data.transforms import (
     AS_FOUND,
     LEAST_FPS,
@@ -94,17 +94,20 @@ class Layout:
         source = self._get(row, "source", True) if task in SOURCED else None
         references = self._get(row, "references", True) if task == "reference_to_video" else None
         empty = source is None or (isinstance(source, list | tuple | np.ndarray) and len(source) == 0)
+        arrays = _arrays(self._get(row, "arrays"))
+        kept = arrays.get(SOURCE_FRAMES)
+        rule = self if kept is None else dataclasses.replace(self, clip=Clip(self.clip.size, len(kept)))
         sample = Sample(
             prompt=_text(self._get(row, "prompt", task != "reconstruction"), "prompt"),
             target=target,
             task=task,
-            source=None if empty else self._frames(source, rate, task)[0],
+            source=None if empty else rule._frames(source, rate, task)[0],
             references=tuple(self._picture(item) for item in _references(references)),
             fps=fps,
             name=_text(self._get(row, "name"), "name"),
             metadata=_text(self._get(row, "metadata"), "metadata"),
             scene=_text(self._get(row, "scene"), "scene"),
-            arrays=_arrays(self._get(row, "arrays")),
+            arrays=arrays,
         )
         check(sample, whole=not self.first_frame)
         return sample

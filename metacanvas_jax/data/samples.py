@@ -9,6 +9,9 @@ from jaxtyping import UInt8
 LATENTS = {"pixels": "latents", "source": "source_latents", "references": "reference_latents"}
 """What the autoencoder reads of a batch, and what it is called in ``arrays`` and in batches once it is encoded."""
 
+SOURCE_FRAMES = "source_frames"
+"""In ``arrays``: the frames [n] of its clip that a source has, where its latents replace the others."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:

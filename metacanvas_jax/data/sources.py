@@ -124,10 +124,11 @@ def prepare(
     else:
         recipe["path"] = files.absolute(section.path)
     if config.first_frame and section.task in VIDEO:
-        there = files.folder(folder)
-        if (there / RECIPE).is_file() and read_recipe(there) == json.loads(json.dumps(recipe)):
-            return there  # it holds every frame, as older folders do, and serves as well
-        recipe["frames"] = "first"
+        there, needed = files.folder(folder), recipe | {"frames": "first"}
+        if (there / RECIPE).is_file() and read_recipe(there) in json.loads(json.dumps([recipe, needed])):
+            return there  # it holds every frame, as older folders do, at least of the sources, and serves as well
+        kept = {"source_frames": list(config.source_frames)} if section.task == "video_editing" else {}
+        recipe = needed | (kept if config.source_frames else {})
     return write(folder, recipe, source, config, compute=compute)
 
 

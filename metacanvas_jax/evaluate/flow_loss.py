@@ -80,7 +80,7 @@ def evaluate(painter: Painter, params: Params, asked: Asked) -> FlowLoss:
     found: dict[bool, dict[str, Losses]] = {canvas: {} for canvas in both}
     samples = {}
     for task, bucket in reversed(buckets.items()):
-        records = held_out(setup, bucket)
+        records = held_out(setup, bucket, as_trained=True)
         samples[task] = min(count, len(records))
         losses = _of_bucket(painter, params, bucket, records, samples[task], both, asked)
         for canvas in both:
@@ -93,7 +93,7 @@ def _of_bucket(
 ) -> dict[bool, Losses]:
     """The mean losses of a bucket's first ``count`` records, with and without canvas as ``both`` says."""
     setup, spread = painter.setup, Spread.of(params)
-    examples = painter.inputs.examples(bucket)
+    examples = painter.inputs.examples(bucket, stored=records.stored)
     prepare, level_loss = _programs(setup, bucket)
     size = spread.batch(min(count, max(1, bucket.batch // setup.train.accumulate)))
     key = noise_key(setup.eval.seed if asked.seed is None else asked.seed)

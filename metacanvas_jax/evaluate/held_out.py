@@ -5,6 +5,7 @@ import itertools
 
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.sources import DRAWN, SourceSection
+from metacanvas_jax.data import latents
 from metacanvas_jax.data.inputs import sources_of
 from metacanvas_jax.data.mixture import RandomAccess
 from metacanvas_jax.data.samples import Sample
@@ -16,9 +17,13 @@ MOST = 1 << 16
 
 
 class HeldOut:
-    """Samples of some sources by turns, up to ``MOST``. The first ones are always the same."""
+    """Samples of some sources by turns, up to ``MOST``. The first ones are always the same.
 
-    def __init__(self, records: list[RandomAccess]):
+    With ``stored`` they bring their latents.
+    """
+
+    def __init__(self, records: list[RandomAccess], stored: bool = False):
+        self.stored = stored
         longest = max(len(source) for source in records)
         places = ((source, i) for i in range(longest) for source in records if i < len(source))
         self._places = list(itertools.islice(places, MOST))
@@ -41,14 +46,18 @@ def check(setup: Experiment) -> None:
             )
 
 
-def held_out(setup: Experiment, bucket: Bucket) -> HeldOut:
+def held_out(setup: Experiment, bucket: Bucket, *, as_trained: bool = False) -> HeldOut:
     """The samples of a bucket's task that the training does not read, in the bucket's shape.
+
+    With ``as_trained`` they bring their latents where those of the training do. Else their videos are for looking at.
 
     Raises UserError where there are none, or their source is not there.
     """
     check(dataclasses.replace(setup, buckets=(bucket,)))
     if _validated(setup, bucket):
-        return HeldOut([source.records for source in sources_of(setup, bucket, validation=True)])
+        stored = as_trained and latents.stored(setup, bucket)
+        kept = sources_of(setup, bucket, stored=stored, validation=True)
+        return HeldOut([source.records for source in kept], stored)
     other = dataclasses.replace(setup, sources=_others(setup, bucket))
     return HeldOut([source.records for source in sources_of(other, bucket)])
 

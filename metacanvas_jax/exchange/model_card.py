@@ -6,7 +6,7 @@ from typing import Any
 
 from metacanvas_jax import registry
 from metacanvas_jax.config.schema import Experiment
-from metacanvas_jax.config.sources import DRAWN, EMOJI
+from metacanvas_jax.config.sources import DRAWN, EMOJI, SourceSection
 from metacanvas_jax.config.weights import weight_folders
 from metacanvas_jax.weights.sources import Source
 
@@ -94,19 +94,27 @@ def _data_licences(setup: Experiment) -> list[tuple[str, str]]:
         return [DRAWINGS]
     known = {**dict.fromkeys(DRAWN, DRAWINGS), **dict.fromkeys(EMOJI, PACKAGES)}
     unknown = "its licence is not recorded; whoever publishes this model adds it here"
-    found = [known.get(source.kind, (f"data of `{source.path}`", unknown)) for source in setup.sources]
+    found = [known.get(source.kind, (f"data of `{_public(source.path)}`", unknown)) for source in setup.sources]
     return list(dict.fromkeys(found))
 
 
 def _data(setup: Experiment) -> str:
     if not setup.sources:
-        return f"{setup.data.count:,} OpenMoji scenes in `{setup.data.path}`"
-    places = {True: "drawn from its seed", False: ""}
-    return "; ".join(
-        f"{source.task}: {source.kind} {f'`{source.path}`' if source.path else places[source.kind in DRAWN]}".rstrip()
-        + (f", {source.count:,} samples" if source.kind in DRAWN else "")
-        for source in setup.sources
-    )
+        return f"{setup.data.count:,} OpenMoji scenes in `{_public(setup.data.path)}`"
+    return "; ".join(f"{source.task}: {source.kind} {_where(source)}".rstrip() for source in setup.sources)
+
+
+def _where(source: SourceSection) -> str:
+    """Where samples come from: the name of a folder or file, or the seed of drawings."""
+    drawn = source.kind in DRAWN
+    place = f"`{_public(source.path)}`" if source.path else "drawn from its seed" if drawn else ""
+    return place + (f", {source.count:,} samples" if drawn else "")
+
+
+def _public(path: str) -> str:
+    """The end of a path, which names the data; folders above it say more of a machine and its user than of the data."""
+    *_, folder, name = ("", *Path(path).parts)
+    return f"{folder}/{name}" if set(name) & set("*?[{") and folder else name
 
 
 def _contents(index: Mapping[str, Any]) -> list[tuple[str, str]]:

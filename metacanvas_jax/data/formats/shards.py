@@ -28,7 +28,7 @@ from metacanvas_jax.data.decoding import encode_png
 from metacanvas_jax.data.formats.array_records import Stored, features, serializer
 from metacanvas_jax.data.formats.manifest import MANIFEST, NAME, RECIPE, read_recipe, sampled
 from metacanvas_jax.data.guard import Guarded
-from metacanvas_jax.data.samples import Sample
+from metacanvas_jax.data.samples import SOURCE_FRAMES, Sample
 from metacanvas_jax.errors import UserError, first_line
 from metacanvas_jax.locks import locked
 from metacanvas_jax.weights import identity
@@ -48,7 +48,8 @@ class WriteConfig:
     ``per_shard`` samples, bad ones included, go into each. ``jpeg`` is a quality from 1 to 100 (None: PNG, without
     loss). Process ``process_index`` of ``process_count`` writes every so-manieth shard. ``batch`` samples at a time are
     given to what is computed ahead. With ``first_frame`` no more than that of a target is stored: its latents replace
-    the others. Raises UserError for impossible numbers.
+    the others. Of a video edit's source only ``source_frames`` are then stored (empty: all). Raises UserError for
+    impossible numbers.
     """
 
     per_shard: int = 1024
@@ -58,6 +59,7 @@ class WriteConfig:
     process_count: int = 1
     progress: bool = True
     first_frame: bool = False
+    source_frames: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if self.per_shard < 1 or self.batch < 1:
@@ -215,9 +217,7 @@ def _write_records(
         for samples in _chunks(source, part, skipped, config.batch if compute else 1, advance):
             arrays = compute(samples) if compute else [{}] * len(samples)
             for sample, extra in zip(samples, arrays, strict=True):
-                if config.first_frame:
-                    sample = dataclasses.replace(sample, target=sample.target[:1])
-                data = record(stored(sample, config.jpeg, extra))
+                data = record(stored(*_needed(sample, extra, config)))
                 with _writing(draft):
                     writer.write(data)
                 written += 1
@@ -229,6 +229,19 @@ def _write_records(
         draft.unlink(missing_ok=True)
         raise
     return written, skipped
+
+
+def _needed(
+    sample: Sample, arrays: Mapping[str, np.ndarray], config: WriteConfig
+) -> tuple[Sample, int | None, Mapping[str, np.ndarray]]:
+    """The arguments of ``stored``: the sample without the frames that its latents replace."""
+    if config.first_frame:
+        sample = dataclasses.replace(sample, target=sample.target[:1])
+    if config.first_frame and config.source_frames and sample.task == "video_editing":
+        kept = np.asarray(config.source_frames, np.int32)
+        sample = dataclasses.replace(sample, source=sample.source[kept])
+        arrays = {**arrays, SOURCE_FRAMES: kept}
+    return sample, config.jpeg, arrays
 
 
 @contextlib.contextmanager
