@@ -5,9 +5,10 @@
     python benchmarks/gpu_full.py --table OUT                         # what was measured so far
     python benchmarks/gpu_full.py --run t2i_scratch.step --out OUT --place PLACE --tiny     # on a CPU, in seconds
 
-``benchmarks/gpu_session.sh`` runs all of them. A stage writes ``OUT/CASE.STAGE.json``. PLACE gets the published
-folders, with random weights (``CASE.folders`` writes them), checkpoints and compiled programs; nothing is downloaded.
-Stages of a case:
+``benchmarks/gpu_session.sh`` runs all of them, each in a process of its own: peak memory and time to the first step are
+those of a process. Several stages after ``--run`` share one, which is enough to try them. A stage writes
+``OUT/CASE.STAGE.json``. PLACE gets the published folders, with random weights (``CASE.folders`` writes them),
+checkpoints and compiled programs; nothing is downloaded. Stages of a case:
 
     folders               writes published folders and an export; the other stages write what they miss of them
     step, torch_step      the step of `metacanvas plan` on latents: import, time to the first step, 20 steps, memory
@@ -54,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--list", action="store_true", help="print the stages in their order")
-    what.add_argument("--run", choices=ORDER, metavar="CASE.STAGE", help="run one stage in this process")
+    what.add_argument("--run", choices=ORDER, nargs="+", metavar="CASE.STAGE", help="run stages in this process")
     what.add_argument("--table", type=Path, metavar="OUT", help="print what the files of OUT say")
     parser.add_argument("--out", type=Path, default=Path("gpu_results"), help="folder of the results (gpu_results)")
     parser.add_argument("--place", type=Path, default=Path("gpu_work"), help="folder of weights and runs (gpu_work)")
@@ -65,7 +66,7 @@ def main() -> None:
     elif options.table is not None:
         print(table(options.table))
     else:
-        raise SystemExit(run(options.run, options.out, options.place.absolute(), options.tiny))
+        raise SystemExit(max([run(name, options.out, options.place.absolute(), options.tiny) for name in options.run]))
 
 
 def run(name: str, out: Path, place: Path, tiny: bool) -> int:

@@ -70,7 +70,7 @@ def config_of(case: Case, folders: Path, small: bool) -> ConfigDict:
     if small:
         config = tiny.shrink(config, "miniature")
     with config.ignore_type():
-        config.start = ""
+        config.start, config.eval.evaluators = "", ("flow_loss",)
         config.dit.remat = "full"
         config.mllm.language.remat = "none"
         if config.mllm.language.lora is not None:

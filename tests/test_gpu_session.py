@@ -122,34 +122,47 @@ def test_a_table_has_no_ratio_of_different_jobs(tmp_path, monkeypatch):
     assert any("NOT THE SAME JOB" in line for line in lines) and not any("DiT alone" in line for line in lines)
 
 
-def tried(tmp_path, stages):
-    """The results of a session at tiny sizes."""
-    out = tmp_path / "out"
-    names = [stage for stage in stages.split() if stage]
-    table = session(out, tmp_path / "place", "--tiny", STAGES=stages, STAGE_SECONDS=900, SESSION_SECONDS=9000)
-    found = {name: json.loads((out / f"{name}.json").read_text()) for name in names}
-    failed = {name: row["failed"] for name, row in found.items() if "failed" in row}
-    assert not failed, failed
-    return found, table
+def test_a_stage_writes_its_result_and_the_folders_that_the_others_read(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_full
+
+    for name in ("HF_HUB_OFFLINE", "JAX_PLATFORMS", "JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # a stage sets them; they are put back after the test
+    place, results = tmp_path / "place", []
+    for _ in range(2):
+        assert gpu_full.run("t2i_lora.folders", tmp_path, place, True) == 0
+        results.append(json.loads((tmp_path / "t2i_lora.folders.json").read_text()))
+    assert results[0]["written_GB"] > 0 and results[1]["written_GB"] == 0, "what is there was written again"
+    written = {str(file.parent.relative_to(place / "folders")) for file in place.rglob("config.json")}
+    pipeline = {f"Sana_1600M_512px_diffusers/{part}" for part in ("text_encoder", "transformer", "vae")}
+    assert written >= {"Qwen2.5-VL-7B-Instruct", "export_t2i_lora/connector", *pipeline}
+    monkeypatch.setattr(gpu_full, "staged", lambda *arguments: 1 / 0)
+    assert gpu_full.run("t2i_lora.folders", tmp_path, place, True) == 1
+    assert json.loads((tmp_path / "t2i_lora.folders.json").read_text())["failed"].startswith("ZeroDivisionError")
 
 
-@pytest.mark.torch
-def test_the_dry_run_passes_and_both_sides_train_the_same(tmp_path):
-    found, table = tried(tmp_path, "t2i_lora.folders t2i_lora.dit t2i_lora.torch_dit")
-    assert found["t2i_lora.dit"]["trained"] == found["t2i_lora.torch_dit"]["trained"] > 0
-    assert "| t2i_lora, DiT alone |" in table and "NOT THE SAME" not in table
+@pytest.mark.slow
+def test_the_script_runs_a_stage_at_tiny_sizes(tmp_path):
+    table = session(tmp_path / "out", tmp_path / "place", "--tiny", STAGES="t2i_lora.folders", STAGE_SECONDS=900)
+    assert "| t2i_lora.folders | written_GB" in table
 
 
 @pytest.mark.torch
 @pytest.mark.miniature
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["t2i_scratch", "t2i_lora", "image_editing", "video_25_cross", "video_25"])
-def test_every_stage_passes_at_tiny_sizes(tmp_path, monkeypatch, case):
+def test_every_stage_passes_at_tiny_sizes_and_both_sides_train_the_same(tmp_path, monkeypatch, case):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import gpu_full
 
-    stages = [name for name in gpu_full.ORDER if name.startswith(f"{case}.")]
-    found, table = tried(tmp_path, " ".join(stages))
-    assert not any("left_out" in row for row in found.values()) and "NOT THE SAME" not in table
+    stages, out = [name for name in gpu_full.ORDER if name.startswith(f"{case}.")], tmp_path / "out"
+    command = [sys.executable, str(BENCHMARKS / "gpu_full.py"), "--tiny", "--run", *stages]
+    command += ["--out", str(out), "--place", str(tmp_path / "place")]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    found = {name: json.loads((out / f"{name}.json").read_text()) for name in stages}
+    assert done.returncode == 0, {name: row["failed"] for name, row in found.items() if "failed" in row}
+    assert not any("left_out" in row for row in found.values())
+    table = gpu_full.table(out)
+    assert f"| {case}, whole step |" in table and "NOT THE SAME" not in table
     if f"{case}.training" in found:
         assert found[f"{case}.training"]["resumed_equal"]
