@@ -3,7 +3,7 @@
     python benchmarks/export_memory.py --gigabytes 4
 
 writes a synthetic checkpoint of float32 parameters, then exports it in a new process, as `metacanvas export`
-does: parameters stream from the checkpoint one at a time. The folder is removed at the end.
+does: parameters stream from the checkpoint a few at a time. The folder is removed at the end.
 """
 
 import argparse

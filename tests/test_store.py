@@ -7,6 +7,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from metacanvas_jax.config.schema import OptimizerConfig
@@ -15,6 +16,8 @@ from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import abstract_state, new_state
 from metacanvas_jax.train.store import Store, describe
+from metacanvas_jax.train.stream import lazy_params
+from metacanvas_jax.trees import flat
 from metacanvas_jax.weights.hashes import checksums, content_hash, files_hash
 from metacanvas_jax.weights.saved import load, save
 
@@ -293,9 +296,13 @@ def test_storage_that_does_not_answer_is_told_from_bad_storage(saved, monkeypatc
         raise RuntimeError("in Orbax") from error
 
     with Store(saved, writable=False) as store:
+        leaf = next(iter(flat(lazy_params(store, abstract().params)).values()))
         monkeypatch.setattr(store._manager, "restore", fails)
+        monkeypatch.setattr(ocp.Checkpointer, "restore", fails)
         with pytest.raises(kind, match="cannot be read: in Orbax"):
             store.meta()
+        with pytest.raises(kind, match="/params cannot be read: in Orbax"):
+            leaf[...]
 
 
 def test_flipped_bit_in_the_values_is_noticed(tmp_path):

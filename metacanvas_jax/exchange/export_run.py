@@ -1,7 +1,7 @@
 """A trained run as one folder for PyTorch: connectors, adapters, transformer, an index and a model card.
 
-Parameters stream from the checkpoint one at a time, so that a host without accelerator exports what a pod trained. The
-folder appears when everything in it is written.
+Parameters stream from the checkpoint a few at a time, so that a host without accelerator exports what a pod trained.
+The folder appears when everything in it is written.
 """
 
 import dataclasses
@@ -112,7 +112,8 @@ def export_run(run: str | os.PathLike, to: str | os.PathLike, options: Options =
         agreement.check_known(meta["frozen"], there, folders(setup), where)
         trained = layout.parts(setup, list(flat(trainable)))
         made = layout.fresh(setup, trained)
-        leaves = flat(lazy_params(checkpoints, trainable, ema=ema, step=step))
+        order = [entry.path for part in trained for entry in part.table]
+        leaves = flat(lazy_params(checkpoints, trainable, ema=ema, step=step, order=order))
         leaves |= _frozen_leaves(setup, frozen, trained, leaves) | _made_leaves(setup, made, leaves, run)
         found = [*trained, *made]
         about = {"step": step, "ema": ema, "dtype": options.dtype}

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +242,7 @@ class Store:
         here, sums = SingleDeviceSharding(jax.local_devices()[0]), self.meta(step)["checksums"]
         params: dict[str, jax.Array] = {}
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            for group in _groups(wanted):
+            for group in groups(wanted, GROUP_BYTES):
                 items: dict[str, Any] = dict.fromkeys(every, ocp.PLACEHOLDER)
                 args: dict[str, Any] = dict.fromkeys(every, ocp.RestoreArgs())
                 for path, leaf in group.items():
@@ -301,24 +301,27 @@ class Store:
         except Exception as error:  # OSError from Python, ValueError and others from tensorstore
             raise _kind(error)(f"checkpoint cannot be written to {self.folder}: {first_line(error, 300)}") from error
 
-    @contextmanager
-    def _reading(self, step: int) -> Iterator[None]:
-        try:
-            yield
-        except (UserError, Unreachable):
-            raise
-        except Exception as error:  # Orbax raises many types, and for a damaged array Exception itself
-            raise _kind(error)(
-                f"checkpoint {self.folder / str(step)} cannot be read: {first_line(error, 300)}"
-            ) from error
+    def _reading(self, step: int) -> AbstractContextManager[None]:
+        return reading(self.folder / str(step))
 
 
-def _groups(leaves: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The leaves in groups of up to ``GROUP_BYTES``, or of one that is larger."""
+@contextmanager
+def reading(folder: os.PathLike) -> Iterator[None]:
+    """Errors of reading a checkpoint as Unreachable where the storage does not answer, else as UserError."""
+    try:
+        yield
+    except (UserError, Unreachable):
+        raise
+    except Exception as error:  # Orbax raises many types, and for a damaged array Exception itself
+        raise _kind(error)(f"checkpoint {os.fspath(folder)} cannot be read: {first_line(error, 300)}") from error
+
+
+def groups(leaves: Mapping[str, Any], most: int) -> Iterator[dict[str, Any]]:
+    """The leaves, in their order, in groups of up to ``most`` bytes of float32, or of one that is larger."""
     group, size = {}, 0
     for path, leaf in leaves.items():
         nbytes = math.prod(leaf.shape) * 4
-        if group and size + nbytes > GROUP_BYTES:
+        if group and size + nbytes > most:
             yield group
             group, size = {}, 0
         group[path], size = leaf, size + nbytes

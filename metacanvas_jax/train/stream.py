@@ -1,6 +1,6 @@
-"""Parameters of a checkpoint, read one at a time: a host exports a model without holding it in memory."""
+"""Parameters of a checkpoint, read a few at a time: a host exports a model without holding it in memory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,17 +9,24 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.train.store import Store
+from metacanvas_jax.train.store import Store, groups, reading
 from metacanvas_jax.trees import flat, nested
 from metacanvas_jax.types import Params
 
 BLOCK = 1 << 22  # values whose bits are summed at a time
+TOGETHER = 1 << 28  # bytes of the parameters that are read together, and held until others are asked for
 
 
-def lazy_params(checkpoints: Store, abstract: Params, *, ema: bool = False, step: int | None = None) -> Params:
-    """Like ``Store.restore_params``, but every leaf is read, and its checksum compared, when it is indexed.
+def lazy_params(
+    checkpoints: Store, abstract: Params, *, ema: bool = False, step: int | None = None, order: Sequence[str] = ()
+) -> Params:
+    """Like ``Store.restore_params``, but a leaf is read, and its checksum compared, when it is indexed.
 
-    Raises UserError, when a leaf is read, for other shapes or damaged files, and if the run kept no moving average.
+    Those that follow it in ``order``, in which they will be asked for, are read with it, up to ``TOGETHER`` bytes:
+    every reading of a checkpoint begins with its table of contents, which a bucket sends in many answers.
+
+    Raises UserError, when a leaf is read, for other shapes or damaged files, and if the run kept no moving average, and
+    Unreachable where the storage does not answer.
     """
     meta = checkpoints.meta(step)
     step = checkpoints.steps()[-1] if step is None else step
@@ -28,11 +35,11 @@ def lazy_params(checkpoints: Store, abstract: Params, *, ema: bool = False, step
     if not folder.exists():
         raise UserError(f"checkpoint {folder.parent} holds no {name}")
     sums = {path.removeprefix(f"{name}/"): value for path, value in meta["checksums"].items()}
-    return Reader(folder, abstract, sums).leaves()
+    return Reader(folder, abstract, sums, order).leaves()
 
 
 class Leaf:
-    """A parameter that is read when it is indexed; the reader keeps the last one in memory."""
+    """A parameter that is read when it is indexed; the reader keeps it until one of another group is asked for."""
 
     def __init__(self, reader: "Reader", path: str, shape: tuple[int, ...], dtype: np.dtype):
         self.reader, self.path, self.shape, self.dtype = reader, path, shape, dtype
@@ -43,16 +50,20 @@ class Leaf:
 
 
 class Reader:
-    """One tree of a checkpoint, written by any number of hosts. It holds one parameter at a time.
+    """One tree of a checkpoint, written by any number of hosts. It holds one group of parameters at a time.
 
-    ``sums`` are the checksums that were saved with it (``store.checksums``), by path.
+    ``sums`` are the checksums that were saved with it (``store.checksums``), by path. Parameters that ``order`` does
+    not name come after those that it names.
     """
 
-    def __init__(self, folder: epath.Path, abstract: Params, sums: Mapping[str, int]):
+    def __init__(self, folder: epath.Path, abstract: Params, sums: Mapping[str, int], order: Sequence[str] = ()):
         self.folder, self.sums = folder, sums
         self._abstract = flat(abstract)
+        known = dict.fromkeys((*(path for path in order if path in self._abstract), *self._abstract))
+        parts = groups({path: self._abstract[path] for path in known}, TOGETHER)
+        self._groups = {path: tuple(group) for group in parts for path in group}
         self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        self._held: tuple[str, np.ndarray] | None = None
+        self._held: dict[str, np.ndarray] = {}
 
     def leaves(self) -> Params:
         """The tree, with nothing read yet."""
@@ -60,26 +71,30 @@ class Reader:
 
     def read(self, path: str) -> np.ndarray:
         """A whole parameter. Raises UserError for files that are damaged."""
-        if self._held is not None and self._held[0] == path:
-            return self._held[1]
-        self._held = None
-        tree = dict.fromkeys(self._abstract, ocp.PLACEHOLDER)
-        tree[path] = jax.ShapeDtypeStruct(self._abstract[path].shape, self._abstract[path].dtype)
+        if path not in self._held:
+            self._held = {}  # before others take its place
+            self._held = self._read(self._groups[path])
+        return self._held[path]
+
+    def _read(self, group: Sequence[str]) -> dict[str, np.ndarray]:
+        tree: dict[str, Any] = dict.fromkeys(self._abstract, ocp.PLACEHOLDER)
         args = dict.fromkeys(self._abstract, ocp.RestoreArgs())
-        args[path] = ocp.RestoreArgs(restore_type=np.ndarray)
+        for path in group:
+            tree[path] = jax.ShapeDtypeStruct(self._abstract[path].shape, self._abstract[path].dtype)
+            args[path] = ocp.RestoreArgs(restore_type=np.ndarray)
         restore = ocp.args.PyTreeRestore(item=nested(tree), restore_args=nested(args))
-        try:
-            value = np.asarray(flat(self._checkpointer.restore(self.folder, args=restore))[path])
-        except Exception as error:  # Orbax raises many types, and for a damaged array Exception itself
-            reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-            raise UserError(f"checkpoint {self.folder} cannot be read: {reason[0][:300]}") from error
-        if value.shape != self._abstract[path].shape:
-            expected = list(self._abstract[path].shape)
-            raise UserError(f"checkpoint {self.folder}: {path} has shape {list(value.shape)}, expected {expected}")
-        if self.sums.get(path) != checksum(value):
-            raise UserError(f"checkpoint {self.folder} is damaged: the values of {path} are not those that were saved")
-        self._held = (path, value)
-        return value
+        with reading(self.folder):
+            found = flat(self._checkpointer.restore(self.folder, args=restore))
+        values = {path: np.asarray(found[path]) for path in group}
+        for path, value in values.items():
+            if value.shape != self._abstract[path].shape:
+                expected = list(self._abstract[path].shape)
+                raise UserError(f"checkpoint {self.folder}: {path} has shape {list(value.shape)}, expected {expected}")
+            if self.sums.get(path) != checksum(value):
+                raise UserError(
+                    f"checkpoint {self.folder} is damaged: the values of {path} are not those that were saved"
+                )
+        return values
 
 
 def checksum(x: np.ndarray) -> int:
