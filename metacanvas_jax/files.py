@@ -32,6 +32,9 @@ LARGEST = 1 << 28  # bytes of a small file; media and weights have limits of the
 BLOCK = 1 << 22  # bytes that a stream of a bucket asks for at a time
 _TOGETHER = 32  # ranges of one file that are asked for at the same time
 _JSON_TYPES = {dict: "object", list: "array"}
+_PACKAGE = Path(__file__).resolve().parent
+ROOT = _PACKAGE.parent if (_PACKAGE.parent / "configs" / "base.py").exists() else _PACKAGE / "bundled"
+"""The folder of ``configs/``: the source tree, or the copy inside the installed package."""
 _SCHEMES = ("gs", "s3", "az", "hf")  # those that etils.epath, and with it Orbax, knows
 
 

@@ -23,7 +23,7 @@ from metacanvas_jax.config.sources import Kind
 from metacanvas_jax.evaluate.evaluators import EVALUATORS
 from metacanvas_jax.hardware import slice_name
 from metacanvas_jax.launch import sweeps
-from metacanvas_jax.launch.repositories import REPOSITORIES
+from metacanvas_jax.weights.repositories import REPOSITORIES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

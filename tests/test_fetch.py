@@ -1,5 +1,6 @@
 """`metacanvas fetch` against a hub on the loopback address: what a config needs, once, whole, and nothing else."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -11,13 +12,14 @@ import huggingface_hub
 import pytest
 from hub_support import COMMIT, hub  # noqa: F401
 
-from metacanvas_jax import files
+from metacanvas_jax import files, registry
 from metacanvas_jax.cli.main import COMMANDS, main
 from metacanvas_jax.config import read
 from metacanvas_jax.config.load import load_config
+from metacanvas_jax.data.tokenizer import load_tokenizer
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.launch import fetch, repositories
-from metacanvas_jax.weights import published
+from metacanvas_jax.launch import fetch
+from metacanvas_jax.weights import published, repositories
 
 SANA = "Efficient-Large-Model/Sana_1600M_512px_diffusers"
 QWEN = "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -207,25 +209,48 @@ def test_only_this_command_asks_the_hub(served, tmp_path, monkeypatch):
     assert main(["report", "--run", "nothing"]) == 2 and os.environ["HF_HUB_OFFLINE"] == "1"
 
 
-def test_every_folder_of_a_shipped_config_has_a_repository_or_is_named():
-    known = {
-        "qwen_image_edit",
-        "t2i_scratch",
-        "t2i_lora",
-        "connector_ablation",
-        "image_editing",
-        "video_stage1",
-        "video_stage3",
-    }
-    for name in sorted(known):
-        setup = read.experiment(load_config(f"configs/{name}.py", []))
-        wanted, unknown = fetch.of_config(setup)
-        assert wanted and [place for place in unknown if not place.startswith("start: ")] == []
+def test_every_folder_of_a_shipped_config_has_a_repository_with_a_pinned_commit():
+    names = (*("qwen_image_edit", "t2i_scratch", "t2i_lora", "connector_ablation"), "image_editing", "video_stage1")
+    for name in (*names, "video_stage2", "video_stage3"):
+        for variant in importlib.import_module(f"configs.{name}").VARIANTS:
+            setup = read.experiment(load_config(f"configs/{name}.py:{variant}", []))
+            wanted, unknown = fetch.of_config(setup)
+            assert wanted and [place for place in unknown if not place.startswith("start: ")] == [], variant
+            assert all(one.repository.revision for one in wanted), variant
 
 
-def test_a_missing_folder_says_how_it_is_brought():
-    with pytest.raises(UserError, match="no such folder; `metacanvas fetch` brings published ones"):
-        published.subfolder(QWEN, "")
+MISSING = {  # what is named, and the rest of the command that brings it
+    QWEN: "Qwen2.5-VL-7B-Instruct --out Qwen",
+    SANA: "Sana_1600M_512px_diffusers --out Efficient-Large-Model",
+    "gs://mine/weights/Qwen3-VL-8B-Instruct": "Qwen3-VL-8B-Instruct --out gs://mine/weights",
+    "Qwen-Image": "Qwen-Image --out .",
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_a_missing_folder_of_a_known_repository_says_the_command_that_brings_it(name, monkeypatch, tmp_path, bucket):
+    monkeypatch.chdir(tmp_path)
+    folder = name.replace("gs://mine", bucket.url)
+    how = rf"; `metacanvas fetch --repository {MISSING[name].replace('gs://mine', bucket.url)}` brings it$"
+    for read_it in (lambda: published.subfolder(folder, "vae"), lambda: registry.published_config(folder)):
+        with pytest.raises(UserError, match=how):
+            read_it()
+    with pytest.raises(UserError, match=how):
+        load_tokenizer(folder)
+    words = how.split("`")[1].split()[1:]
+    (wanted,) = fetch.of_names([words[2]], words[4])
+    assert files.absolute(wanted.place) == files.absolute(folder), "the command brings it to where it is looked for"
+
+
+def test_a_pipeline_without_a_part_and_a_folder_of_nobody_s_say_what_to_do(tmp_path):
+    pipeline = tmp_path / "Qwen-Image"
+    pipeline.mkdir()
+    (pipeline / "model_index.json").write_text("{}")
+    how = f"without the subfolder vae; it has none; `metacanvas fetch --repository Qwen-Image --out {tmp_path}` brings"
+    with pytest.raises(UserError, match=how):
+        published.subfolder(pipeline, "vae")
+    with pytest.raises(UserError, match=r"no such folder; `metacanvas fetch` brings published ones$"):
+        published.subfolder("me/mine", "")
 
 
 def test_the_page_has_the_table_of_repositories():

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from metacanvas_jax.cli import options
-from metacanvas_jax.config.load import ROOT, load_config
+from metacanvas_jax.config.load import load_config
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.files import ROOT
 
 EXAMPLE = """metacanvas sweep --config configs/connector_ablation.py:miniature --sweep configs/sweeps/connector.py
          metacanvas sweep --config configs/connector_ablation.py --sweep configs/sweeps/connector.py --print

@@ -15,12 +15,10 @@ from ml_collections import ConfigDict, config_flags
 
 from metacanvas_jax import files, seals
 from metacanvas_jax.errors import UserError, first_line
+from metacanvas_jax.files import ROOT
 
 MODULE = "module 'config_config'"  # what the library calls a config file
 KEY = re.compile(r"[^.\[\]]+|\[[^\]]*\]")  # parts of a key: names, and numbers in brackets
-_PACKAGE = Path(__file__).resolve().parents[1]
-ROOT = _PACKAGE.parent if (_PACKAGE.parent / "configs" / "base.py").exists() else _PACKAGE / "bundled"
-"""The folder of ``configs/``: the source tree, or the copy inside the installed package."""
 PLACES = frozenset(
     {"weights", "tokenizer", "path", "pictures_path", "context_cache", "cache", "vae_weights", "dit_weights", "start"}
     | {"paths"}

@@ -11,6 +11,7 @@ from metacanvas_jax.errors import Unreachable, UserError, first_line
 from metacanvas_jax.mllm.byte_level import assemble, wrapped
 from metacanvas_jax.mllm.prompt import END, IMAGE, PADDING, START, VIDEO, VISION_END, VISION_START
 from metacanvas_jax.weights.hf_export import new_folder
+from metacanvas_jax.weights.repositories import how_to_fetch
 
 SPECIAL = (PADDING, START, END, VISION_START, VISION_END, "<|vision_pad|>", IMAGE, VIDEO)
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -78,7 +79,8 @@ def load_tokenizer(folder: str | os.PathLike) -> PreTrainedTokenizerFast:
     """Read a tokenizer folder. Raises UserError when there is none."""
     folder = files.folder(folder)
     if not (folder / "tokenizer.json").is_file():
-        raise UserError(f"{folder}: no tokenizer.json in it; expected a tokenizer folder in Hugging Face format")
+        how = how_to_fetch(folder) or "expected a tokenizer folder in Hugging Face format"
+        raise UserError(f"{folder}: no tokenizer.json in it; {how}")
     for name in FILES:
         if (folder / name).exists():
             files.read_json(folder / name)

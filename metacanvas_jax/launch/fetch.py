@@ -11,8 +11,9 @@ from metacanvas_jax import files
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.weights import folders, weight_folders
 from metacanvas_jax.errors import Unreachable, UserError
-from metacanvas_jax.launch import hub, repositories
-from metacanvas_jax.launch.repositories import Repository
+from metacanvas_jax.launch import hub
+from metacanvas_jax.weights import repositories
+from metacanvas_jax.weights.repositories import Repository
 
 RECORD = "fetched.json"  # in the folder of a repository: its name, its commit and the ids of the files
 NETWORK = ("*.json", "*.safetensors", "*.txt", "LICENSE*")  # of a repository that is one network

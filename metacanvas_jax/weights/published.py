@@ -18,7 +18,7 @@ from metacanvas_jax import files
 from metacanvas_jax.errors import UserError, first_line
 from metacanvas_jax.limits import PUBLISHED
 from metacanvas_jax.types import Params
-from metacanvas_jax.weights import hf_import
+from metacanvas_jax.weights import hf_import, repositories
 from metacanvas_jax.weights.table import Entry
 
 DIFFUSERS_VERSION = "0.42.1"  # whose form the written files have
@@ -150,18 +150,21 @@ def subfolder(folder: str | Path, name: str) -> Path:
     """``folder/name`` for a pipeline folder of diffusers, else the folder itself. Raises UserError if it is missing."""
     folder = files.folder(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; `metacanvas fetch` brings published ones")
+        how = repositories.how_to_fetch(folder) or "`metacanvas fetch` brings published ones"
+        raise UserError(f"{folder}: no such folder; {how}")
     if not (folder / "model_index.json").is_file():
         return folder
     if not (folder / name).is_dir():
         have = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "none"
-        raise UserError(f"{folder}: a pipeline without the subfolder {name}; it has {have}")
+        how = repositories.how_to_fetch(folder)
+        raise UserError(f"{folder}: a pipeline without the subfolder {name}; it has {have}" + (how and f"; {how}"))
     return folder / name
 
 
 def read_json(file: Path) -> dict[str, Any]:
     """An object from a JSON file of a model folder. Raises UserError as ``files.read_json`` does."""
-    return files.read_json(file, hint="expected a model folder of transformers or diffusers")
+    hint = repositories.how_to_fetch(file) or "expected a model folder of transformers or diffusers"
+    return files.read_json(file, hint=hint)
 
 
 def read_all(file: Path, values: Mapping[str, Any], name: str, read: Callable[[Fields], Any]) -> Any:

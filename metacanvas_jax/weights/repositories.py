@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from metacanvas_jax import files
-from metacanvas_jax.config.load import ROOT
+from metacanvas_jax.files import ROOT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,3 +58,15 @@ def found(path: str | os.PathLike) -> tuple[Repository, str, str] | None:
         if part in REPOSITORIES:
             return REPOSITORIES[part], "/".join(parts[:index]), "/".join(parts[index + 1 :])
     return None
+
+
+def how_to_fetch(path: str | os.PathLike) -> str:
+    """How the folder of a path is brought, in words for the end of a message; "" where no repository is known for it.
+
+    A name of the hub, OWNER/NAME, is such a path: its repository is brought into the folder OWNER.
+    """
+    known = found(path)
+    if known is None:
+        return ""
+    repository, base, _ = known
+    return f"`metacanvas fetch --repository {repository.folder} --out {base or '.'}` brings it"
