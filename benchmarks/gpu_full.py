@@ -3,6 +3,7 @@
     python benchmarks/gpu_full.py --list                              # the stages, the most valuable first
     python benchmarks/gpu_full.py --run t2i_scratch.step --out OUT --place PLACE
     python benchmarks/gpu_full.py --table OUT                         # what was measured so far
+    python benchmarks/gpu_full.py --plan t2i_lora --topology h200:1 --out OUT               # needs no GPU
     python benchmarks/gpu_full.py --run t2i_scratch.step --out OUT --place PLACE --tiny     # on a CPU, in seconds
 
 ``benchmarks/gpu_session.sh`` runs all of them, each in a process of its own: peak memory and time to the first step are
@@ -16,7 +17,8 @@ checkpoints and compiled programs; nothing is downloaded. Stages of a case:
     training              20 steps of the training itself, with a checkpoint; the second half again, with equal losses
     drawing, export       of that run
 
-docs/gpu.md says how the two sides correspond.
+``--plan`` writes what `metacanvas plan` says of the same step to ``OUT/CASE.plan.json``; the table then sets it beside
+the measurement. docs/gpu.md says how the two sides correspond.
 """
 
 import argparse
@@ -56,13 +58,18 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--list", action="store_true", help="print the stages in their order")
     what.add_argument("--run", choices=ORDER, nargs="+", metavar="CASE.STAGE", help="run stages in this process")
+    what.add_argument("--plan", choices=CASES, nargs="+", metavar="CASE", help="plan the step of cases, without a GPU")
     what.add_argument("--table", type=Path, metavar="OUT", help="print what the files of OUT say")
     parser.add_argument("--out", type=Path, default=Path("gpu_results"), help="folder of the results (gpu_results)")
     parser.add_argument("--place", type=Path, default=Path("gpu_work"), help="folder of weights and runs (gpu_work)")
+    parser.add_argument("--topology", default="h200:1", help="what --plan plans for (h200:1)")
     parser.add_argument("--tiny", action="store_true", help="tiny networks, to try the script")
     options = parser.parse_args()
     if options.list:
         print("\n".join(ORDER))
+    elif options.plan:
+        for case in options.plan:
+            print(planned(case, options.topology, options.out, options.place.absolute(), options.tiny))
     elif options.table is not None:
         print(table(options.table))
     else:
@@ -87,12 +94,28 @@ def run(name: str, out: Path, place: Path, tiny: bool) -> int:
         lines = str(error).strip().splitlines() or [""]
         result["failed"] = f"{type(error).__name__}: {lines[0][:300]}"
     result["wall_s"] = time.time() - start
+    keep(out, name, result)
+    print(json.dumps(result))
+    return 1 if "failed" in result else 0
+
+
+def planned(case_name: str, topology: str, out: Path, place: Path, tiny: bool) -> str:
+    """Plans the step of a case, writes the file of the plan, and returns its report as text."""
+    from metacanvas_jax.plan.environment import prepare_environment
+
+    prepare_environment()  # before JAX is imported
+    case = importlib.import_module("gpu_full_cases").CASES[case_name]
+    report = importlib.import_module("gpu_full_plan").planned(case, topology, place, tiny)
+    keep(out, f"{case_name}.plan", {"name": f"{case_name}.plan", "tiny": tiny} | report.to_dict())
+    return importlib.import_module("metacanvas_jax.plan.report").table(report)
+
+
+def keep(out: Path, name: str, result: dict[str, Any]) -> None:
+    """Writes the file of a result, atomically."""
     out.mkdir(parents=True, exist_ok=True)
     draft = out / f".{name}.json"
     draft.write_text(json.dumps(result, indent=1) + "\n")
     draft.replace(out / f"{name}.json")
-    print(json.dumps(result))
-    return 1 if "failed" in result else 0
 
 
 def staged(case_name: str, stage: str, place: Path, tiny: bool) -> dict[str, Any]:
@@ -131,6 +154,14 @@ def table(out: Path) -> str:
     lines += ["| | step, ms | PyTorch, ms | ratio | MFU | GiB | PyTorch, GiB | first step, s | PyTorch, s |"]
     lines += ["|---|---|---|---|---|---|---|---|---|"]
     lines += [pair(found, case, stage) for case in CASES for stage in ("step", "dit") if f"{case}.{stage}" in found]
+    plans = [case for case in CASES if f"{case}.plan" in found]
+    if plans:
+        lines += [
+            "",
+            "| | planned for | plan, ms | measured / plan | plan, GiB | measured / plan |",
+            "|---|---|---|---|---|---|",
+        ]
+        lines += [beside_plan(case, found[f"{case}.plan"], found.get(f"{case}.step", {})) for case in plans]
     lines += ["", "| | result |", "|---|---|"]
     for name in ORDER:
         row = found.get(name)
@@ -153,6 +184,22 @@ def pair(found: dict[str, Any], case: str, stage: str) -> str:
     cells.append(f"{ours['flops'] / ours['step_s'] / ours['peak_flops']:.1%}" if known else "")
     for key, form in (("peak_GiB", ".1f"), ("first_step_s", ".0f")):
         cells += [f"{row[key]:{form}}" if row.get(key) is not None else "" for row in (ours, theirs)]
+    return f"| {' | '.join(cells)} |"
+
+
+def beside_plan(case: str, plan: dict[str, Any], measured: dict[str, Any]) -> str:
+    """A line of the table: the plan of a step, and the measurement over it where both are of the same GPU and sizes."""
+    from metacanvas_jax.hardware import chip_of
+
+    chip = chip_of(measured.get("device", ""))
+    same = chip is not None and chip.name == plan["chip"] and plan["devices"] == 1
+    same = same and measured.get("tiny", False) == plan["tiny"]
+    figures = ((1e3 * plan["seconds"], 1e3 * measured.get("step_s", 0.0), ".1f"),)
+    figures += ((plan["needed"] / 2**30, measured.get("peak_GiB") or 0.0, ".1f"),)
+    cells = [f"{case}, whole step", plan["topology"]]
+    for planned, found, form in figures:
+        cells.append(f"{planned:{form}}" if planned else plan["verdict"])
+        cells.append(f"{found / planned:.2f} x" if same and planned and found else "")
     return f"| {' | '.join(cells)} |"
 
 

@@ -15,18 +15,41 @@ MIB, GIB = 2**20, 2**30
 
 
 @dataclasses.dataclass(frozen=True)
+class Gpu:
+    """What the compiler has to know of a GPU that is not there.
+
+    ``capability`` is the compute capability, ``units`` the number of multiprocessors, each of which holds ``threads``
+    threads, has ``lanes`` float32 units and ``shared`` bytes of shared memory. ``l2`` is in bytes, ``clock`` in GHz.
+    ``nvlink`` is the bytes per second that all NVLinks of a GPU carry each way; 0 for a GPU without.
+
+    Sources: xla/backends/gpu/target_config/specs in openxla/xla, the data sheets of NVIDIA, and the table of compute
+    capabilities in the CUDA programming guide.
+    """
+
+    capability: tuple[int, int]
+    units: int
+    threads: int
+    lanes: int
+    shared: int
+    l2: int
+    clock: float
+    nvlink: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Chip:
     """One JAX device of a kind: a GPU, or a TPU chip (on tpu7x one of the two cores of a chip).
 
-    ``kinds`` are the names that JAX gives to the device. ``flops`` is the peak of bfloat16 products per second, ``hbm``
-    the bytes of memory that the compiler lets a program use, ``hbm_bandwidth`` bytes per second.
+    ``kinds`` are the names that JAX gives to the device. ``flops`` is the peak of bfloat16 products per second, without
+    sparsity and with float32 sums. ``hbm`` is the bytes of memory: of a TPU those that the compiler lets a program use,
+    of a GPU those that its driver reports. ``hbm_bandwidth`` is in bytes per second. ``gpu`` is None for TPUs.
 
     The rest is 0 for GPUs. ``vmem`` is the on-chip vector memory of a core in bytes. ``clock`` (Hz) turns the
     compiler's cycles into seconds; it follows from the peak. ``link`` is the bytes per second that one inter-chip link
     carries each way. ``network`` is a device's share of the bytes per second of its host's data-centre network.
 
     Sources: cloud.google.com/tpu/docs/system-architecture-tpu-vm, with ``hbm`` from the compiler's own messages; the
-    data sheets of NVIDIA.
+    data sheets of NVIDIA, with ``hbm`` of data-centre GPUs as in openxla/xla (see ``Gpu``).
     """
 
     name: str
@@ -39,12 +62,25 @@ class Chip:
     link: float = 0.0
     network: float = 0.0
     cores: int = 1  # JAX devices of one chip
+    gpu: Gpu | None = None
 
     @property
     def ring(self) -> float:
-        """Bytes per second and device of a collective inside a slice: a ring uses two links, one in each direction."""
-        return 2 * self.link
+        """Bytes per second and device of a collective inside a slice.
 
+        On TPUs a ring uses two links, one in each direction; on GPUs all NVLinks.
+        """
+        return 2 * self.link if self.gpu is None else self.gpu.nvlink
+
+
+def ada(units: int, l2: int, clock: float) -> Gpu:
+    """A GPU of the generation Ada Lovelace; ``l2`` is in MiB."""
+    return Gpu((8, 9), units, 1536, 128, 102400, l2 * MIB, clock)
+
+
+GA100 = Gpu((8, 0), 108, 2048, 64, 167936, 40 * MIB, 1.41, 300e9)
+GA102 = Gpu((8, 6), 82, 1536, 128, 102400, 6 * MIB, 1.695)
+GH100 = Gpu((9, 0), 132, 2048, 128, 233472, 50 * MIB, 1.98, 450e9)
 
 CHIPS = {
     chip.name: chip
@@ -54,13 +90,18 @@ CHIPS = {
         Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95.74 * GIB, 2.765e12, 64 * MIB, 1.75e9, 100e9, 6.25e9),
         Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 31.25 * GIB, 1.64e12, 128 * MIB, 1.75e9, 100e9, 6.25e9),
         Chip("tpu7x", ("TPU7x", "TPU 7x"), 1153.5e12, 94.75 * GIB, 3.7e12, 64 * MIB, 2.2e9, 100e9, 6.25e9, cores=2),
-        Chip("a100-40", ("NVIDIA A100-SXM4-40GB",), 312e12, 40 * GIB, 1.555e12),
-        Chip("a100-80", ("NVIDIA A100-SXM4-80GB",), 312e12, 80 * GIB, 2.039e12),
-        Chip("h100", ("NVIDIA H100 80GB HBM3",), 989e12, 80 * GIB, 3.35e12),
-        Chip("h200", ("NVIDIA H200",), 989e12, 141e9, 4.8e12),
+        Chip("a100-40", ("NVIDIA A100-SXM4-40GB",), 312e12, 42331013120, 1.555e12, gpu=GA100),
+        Chip("a100-80", ("NVIDIA A100-SXM4-80GB",), 312e12, 85100068864, 2.039e12, gpu=GA100),
+        Chip("h100", ("NVIDIA H100 80GB HBM3",), 989e12, 84942979072, 3.35e12, gpu=GH100),
+        Chip("h200", ("NVIDIA H200",), 989e12, 140 * GIB, 4.8e12, gpu=GH100),
+        Chip("l4", ("NVIDIA L4",), 121e12, 22.5 * GIB, 300e9, gpu=ada(58, 48, 2.04)),
+        Chip("l40s", ("NVIDIA L40S",), 362e12, 45 * GIB, 864e9, gpu=ada(142, 96, 2.52)),
+        Chip("rtx3090", ("NVIDIA GeForce RTX 3090",), 71e12, 24 * GIB, 936e9, gpu=GA102),
+        Chip("rtx4090", ("NVIDIA GeForce RTX 4090",), 165.2e12, 24 * GIB, 1.008e12, gpu=ada(128, 72, 2.52)),
     )
 }
-TPUS = tuple(chip.name for chip in CHIPS.values() if chip.clock)  # by generation, the newest last
+TPUS = tuple(chip.name for chip in CHIPS.values() if chip.gpu is None)  # by generation, the newest last
+GPUS = tuple(chip.name for chip in CHIPS.values() if chip.gpu is not None)
 
 
 def chip_of(kind: str) -> Chip | None:
@@ -221,3 +262,26 @@ def slice_name(name: str, key: str = "--topology") -> SliceName:
     if match is None:
         raise UserError(f"{key} {name!r} is no name of a TPU slice; expected GENERATION:SIZE, as in {EXAMPLES}")
     return SliceName(CHIPS[match.group(1)], match.group(2), int(match.group(3) or 1))
+
+
+GPU_NAME = re.compile(rf"({'|'.join(GPUS)}):(\d+)")
+GPU_EXAMPLES = "h100:1, h100:8, a100-80:8 or rtx4090:1 for GPUs of one machine"
+GPU_COUNTS = (1, 2, 4, 8)  # of one machine
+
+
+def gpu_name(name: str, key: str = "--topology") -> tuple[Chip, int] | None:
+    """The GPU and the number of them that a name such as h100:8 says; None for a name that begins with no GPU.
+
+    Raises UserError, which begins with ``key``, for a GPU in a number that is not planned.
+    """
+    if name.partition(":")[0] not in GPUS:
+        return None
+    match = GPU_NAME.fullmatch(name)
+    chip, count = CHIPS[name.partition(":")[0]], int(match.group(2)) if match else 0
+    counts = GPU_COUNTS if chip.ring else (1,)
+    if count not in counts:
+        raise UserError(
+            f"{key} {name!r}: expected {chip.name}:N with N of {', '.join(map(str, counts))}"
+            f"{'' if chip.ring else ', as it has no NVLink'}; examples are {GPU_EXAMPLES}"
+        )
+    return chip, count

@@ -21,7 +21,7 @@ from metacanvas_jax.config.load import load_config
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.config.sources import Kind
 from metacanvas_jax.evaluate.evaluators import EVALUATORS
-from metacanvas_jax.hardware import slice_name
+from metacanvas_jax.hardware import gpu_name, slice_name
 from metacanvas_jax.launch import sweeps
 from metacanvas_jax.weights.repositories import REPOSITORIES
 
@@ -112,7 +112,7 @@ def metacanvas(words: list[str], *, complete: bool = True) -> None:
     if config and not PLACEHOLDER.fullmatch(config):
         load(config, overrides)
     if known.command == "plan" and known.topology and not PLACEHOLDER.fullmatch(known.topology):
-        assert slice_name(known.topology, key="--topology").machine
+        assert gpu_name(known.topology) or slice_name(known.topology, key="--topology").machine
     if known.command == "prepare" and known.source and not PLACEHOLDER.fullmatch(known.source):
         assert known.source in get_args(Kind)
     if known.command == "evaluate" and known.benchmark and not PLACEHOLDER.fullmatch(known.benchmark):
@@ -170,8 +170,8 @@ def make(words: list[str]) -> None:
 def pip(words: list[str]) -> None:
     """Every extra is one of the project."""
     project = (ROOT / "pyproject.toml").read_text()
-    extras = set(re.findall(r"^(\w+) = \[", project.partition("[project.optional-dependencies]")[2], re.M))
-    named = re.findall(r"\[([\w,]+)\]", " ".join(words))
+    extras = set(re.findall(r"^([\w-]+) = \[", project.partition("[project.optional-dependencies]")[2], re.M))
+    named = re.findall(r"\[([\w,-]+)\]", " ".join(words))
     assert words[0] == "install" and {extra for group in named for extra in group.split(",")} <= extras
 
 

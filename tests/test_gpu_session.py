@@ -122,6 +122,25 @@ def test_a_table_has_no_ratio_of_different_jobs(tmp_path, monkeypatch):
     assert any("NOT THE SAME JOB" in line for line in lines) and not any("DiT alone" in line for line in lines)
 
 
+def test_a_measurement_stands_beside_its_plan_where_both_are_of_the_same_gpu(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_full
+
+    plan = {"chip": "h200", "topology": "h200:1", "devices": 1, "seconds": 0.5, "needed": 40 * 2**30, "tiny": False}
+    ours = {"step_s": 0.6, "trained": 7, "flops": 1e15, "peak_GiB": 44.0, "first_step_s": 30, "tiny": False}
+    gpu_full.keep(tmp_path, "t2i_lora.plan", plan | {"name": "t2i_lora.plan", "verdict": "PASS"})
+    lines = gpu_full.table(tmp_path).splitlines()
+    assert "| t2i_lora, whole step | h200:1 | 500.0 |  | 40.0 |  |" in lines, "nothing was measured"
+    gpu_full.keep(tmp_path, "t2i_lora.step", ours | {"device": "NVIDIA H200"})
+    assert "| t2i_lora, whole step | h200:1 | 500.0 | 1.20 x | 40.0 | 1.10 x |" in gpu_full.table(tmp_path)
+    for other in ({"device": "NVIDIA H100 80GB HBM3"}, {"device": "NVIDIA H200", "tiny": True}):
+        gpu_full.keep(tmp_path, "t2i_lora.step", ours | other)
+        assert "| t2i_lora, whole step | h200:1 | 500.0 |  | 40.0 |  |" in gpu_full.table(tmp_path)
+    failed = {"seconds": 0.0, "verdict": "FAIL: too large"}
+    gpu_full.keep(tmp_path, "t2i_lora.plan", plan | {"name": "t2i_lora.plan"} | failed)
+    assert "| t2i_lora, whole step | h200:1 | FAIL: too large |  | 40.0 |  |" in gpu_full.table(tmp_path)
+
+
 def test_a_stage_writes_its_result_and_the_folders_that_the_others_read(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import gpu_full

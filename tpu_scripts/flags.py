@@ -1,4 +1,7 @@
-"""Prints the compiler flags of a TPU generation as the value of LIBTPU_INIT_ARGS: ``python flags.py v5p``."""
+"""Prints the compiler flags of a TPU generation as the value of LIBTPU_INIT_ARGS: ``python flags.py v5p``.
+
+Those of a GPU (``python flags.py h100``) are the value of XLA_FLAGS.
+"""
 
 import sys
 

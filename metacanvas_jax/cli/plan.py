@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     options.add_config(parser)
     parser.add_argument(
-        "--topology", metavar="NAME", help="TPU slice, as in v6e:16x16, or v6e:16x16*2 for two (the config's first)"
+        "--topology",
+        metavar="NAME",
+        help="TPU slice, as in v6e:16x16, or v6e:16x16*2 for two; or GPUs, as in h100:8 (the config's first)",
     )
     parser.add_argument("--mesh", metavar="AXIS=N,...", help="sizes of data, fsdp, context, tensor (the config's)")
     parser.add_argument("--bucket", metavar="NAME", help="bucket to compile, or 'all' (the most expensive)")

@@ -1,19 +1,21 @@
-"""Compiler options for each TPU generation, with the reason for each; planning and training use the same ones.
+"""Compiler options for each TPU generation and for GPUs, with the reason for each; planning and training use the same.
 
-Planning passes them to every compilation. Training puts them into ``LIBTPU_INIT_ARGS`` before JAX starts
-(``libtpu_arguments``). The compiler refuses an option that it does not know, so options that a version of libtpu
-removed name that version.
+Planning passes them to every compilation. Training puts them into ``LIBTPU_INIT_ARGS``, on GPUs into ``XLA_FLAGS``,
+before JAX starts (``libtpu_arguments``). The compiler refuses an option that it does not know, so
+options that a version of libtpu removed name that version.
+
+No option for GPUs has been measured here. Command buffers (CUDA graphs) are on by default and have no option.
 """
 
 import dataclasses
 import importlib.metadata
 
-from metacanvas_jax.hardware import TPUS
+from metacanvas_jax.hardware import GPUS, TPUS
 
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """An option of the TPU compiler and why ``generations`` set it. ``before`` is the first libtpu without it."""
+    """An option of the compiler and why ``generations`` set it. ``before`` is the first libtpu without it."""
 
     name: str
     value: str
@@ -68,11 +70,18 @@ FLAGS = (
         "Lets the tensor core drive a collective while it computes; without it no collective is hidden.",
     ),
     Flag("xla_enable_async_all_gather", "true", "Splits a gather into start and done; others run in between."),
+    Flag(
+        "xla_gpu_enable_latency_hiding_scheduler",
+        "true",
+        "Moves collectives so that products run beside them. NVIDIA's images of JAX set it "
+        "(docs.nvidia.com/jax-toolbox/environment-variables); on one GPU it has nothing to hide.",
+        GPUS,
+    ),
 )
 
 
 def flags_for(generation: str, version: tuple[int, ...] | None = None) -> dict[str, str]:
-    """Options of a generation (``v5p``, ...) for a version of libtpu, by default the installed one."""
+    """Options of a generation (``v5p``, ``h100``, ...); of a TPU for a version of libtpu, else the installed one."""
     version = installed_libtpu() if version is None else version
     return {
         flag.name: flag.value
@@ -82,7 +91,7 @@ def flags_for(generation: str, version: tuple[int, ...] | None = None) -> dict[s
 
 
 def libtpu_arguments(generation: str, version: tuple[int, ...] | None = None) -> str:
-    """The same options as the value of ``LIBTPU_INIT_ARGS``."""
+    """The same options as the value of ``LIBTPU_INIT_ARGS``; of a GPU as that of ``XLA_FLAGS``."""
     return " ".join(f"--{name}={value}" for name, value in flags_for(generation, version).items())
 
 

@@ -8,12 +8,15 @@ import os
 import re
 import time
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from metacanvas_jax.errors import UserError, first_line
+from metacanvas_jax.hardware import GIB
 from metacanvas_jax.parallel.ahead import uncached
 from metacanvas_jax.parallel.flags import flags_for, installed_libtpu
+from metacanvas_jax.plan import gpu
 from metacanvas_jax.plan.programs import Program
 from metacanvas_jax.plan.topology import Slice
 
@@ -35,8 +38,9 @@ class DoesNotFit(UserError):
 class Compiled:
     """A compiled program: its text, and the compiler's account of memory in bytes per device.
 
-    ``peak`` is the largest sum of arguments and live temporaries, without the gaps between buffers (which add up to a
-    tenth). ``seconds`` is the time of the compilation, 0 if it was cached.
+    ``peak`` on a TPU is the largest sum of arguments and live temporaries, without the gaps between buffers (which add
+    up to a tenth); on a GPU it is the sum of arguments, outputs and the one buffer of all temporaries. ``seconds`` is
+    the time of the compilation, 0 if it was cached.
     """
 
     text: str
@@ -57,14 +61,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "metacanvas_jax" / "plan"
 
 
-def compile_program(program: Program, where: Slice, *, options: dict[str, str] | None = None) -> Compiled:
+def compile_program(program: Program, where: Slice, *, options: Mapping[str, bool | str] | None = None) -> Compiled:
     """Compiles a program for a slice, or loads the compilation from the cache.
 
     Raises:
         DoesNotFit: the program needs more memory than a chip has.
         UserError: the compiler does not know an option.
     """
-    options = flags_for(where.chip.name) if options is None else options
+    if options is None:
+        options = flags_for(where.chip.name) if where.chip.gpu is None else gpu.options(where.chip)
     lowered = program.lowered
     path = cache_folder() / f"{compilation_key(lowered, where, options)}.json.gz"
     if (known := _read(path)) is not None:
@@ -72,11 +77,11 @@ def compile_program(program: Program, where: Slice, *, options: dict[str, str] |
     start = time.monotonic()
     try:
         with uncached():
-            executable = lowered.compile(compiler_options=options)
+            executable = lowered.compile(compiler_options=dict(options))
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             if "No such compile option" in str(error):
-                raise UserError(f"libtpu {installed_libtpu()}: {first_line(error)}; see parallel/flags.py") from error
+                raise UserError(f"{compiler(where)}: {first_line(error)}; see parallel/flags.py") from error
             raise
         record: dict[str, Any] = {"error": str(error)}
     else:
@@ -86,7 +91,7 @@ def compile_program(program: Program, where: Slice, *, options: dict[str, str] |
             "arguments": memory.argument_size_in_bytes,
             "outputs": memory.output_size_in_bytes,
             "aliased": memory.alias_size_in_bytes,
-            "peak": memory.peak_memory_in_bytes,
+            "peak": memory.peak_memory_in_bytes if where.chip.gpu is None else gpu.peak(memory),
             "host": memory.host_temp_size_in_bytes + memory.host_argument_size_in_bytes,
             "code": memory.generated_code_size_in_bytes,
         }
@@ -95,15 +100,23 @@ def compile_program(program: Program, where: Slice, *, options: dict[str, str] |
     return _result(program, where, record)
 
 
+def compiler(where: Slice) -> str:
+    """Name and version of the compiler for a chip."""
+    return f"libtpu {installed_libtpu()}" if where.chip.gpu is None else f"jax_cuda12_pjrt {gpu.installed_plugin()}"
+
+
 def _result(program: Program, where: Slice, record: dict[str, Any]) -> Compiled:
     if "error" in record:
         raise does_not_fit(record["error"], program.name, where)
+    if where.chip.gpu is not None and record["peak"] > where.limit:  # which the compiler accepts
+        message = too_large(program.name, where.name, record["peak"], where.limit)
+        raise DoesNotFit(message, record["peak"], where.limit, [])
     return Compiled(**{field.name: record[field.name] for field in dataclasses.fields(Compiled)})
 
 
 def does_not_fit(message: str, name: str, where: Slice) -> DoesNotFit:
     """One line from the compiler's message, which has two formats, and the largest buffers."""
-    available = where.chip.hbm
+    available = where.limit
     needed = 0.0
     if match := USED.search(message) or EXCEEDS.search(message):
         needed, available = (float(match.group(i)) * SIZES[match.group(i + 1)] for i in (1, 3))
@@ -113,17 +126,21 @@ def does_not_fit(message: str, name: str, where: Slice) -> DoesNotFit:
         shape = re.search(r"Shape: (\S+?)\{", block)
         scope = re.search(r'op_name="([^"]*)"', block)
         largest.append(f"{size} {shape.group(1) if shape else ''} {scope.group(1)[-80:] if scope else ''}".strip())
-    gib = 2**30
-    text = (
-        f"{name} does not fit {where.name}: it needs {needed / gib:.2f} GiB of {available / gib:.2f} GiB per device, "
-        f"{(needed - available) / gib:.2f} GiB too much"
-    )
+    text = too_large(name, where.name, needed, available)
     if largest:
         text += f" (largest buffers: {'; '.join(largest)})"
     return DoesNotFit(text, needed, available, largest)
 
 
-def compilation_key(lowered: Any, where: Slice, options: dict[str, str]) -> str:
+def too_large(name: str, where: str, needed: float, available: float) -> str:
+    """The line of a program that needs more memory than there is."""
+    return (
+        f"{name} does not fit {where}: it needs {needed / GIB:.2f} GiB of {available / GIB:.2f} GiB per device, "
+        f"{(needed - available) / GIB:.2f} GiB too much"
+    )
+
+
+def compilation_key(lowered: Any, where: Slice, options: Mapping[str, bool | str]) -> str:
     """The cache key of a compilation: a hash of text, scopes, slice, options and the compiler's version.
 
     A report needs the scopes, and the plain text does not contain them. Names without a slash are calling functions.
@@ -131,7 +148,8 @@ def compilation_key(lowered: Any, where: Slice, options: dict[str, str]) -> str:
     """
     names = set(re.findall(r'loc\("([^"]+)"\(', lowered.as_text(debug_info=True)))
     scopes = sorted(name for name in names if "/" in name)
-    parts = [lowered.as_text(), scopes, where.name, sorted(options.items()), installed_libtpu(), FORMAT]
+    version = installed_libtpu() if where.chip.gpu is None else gpu.installed_plugin()
+    parts = [lowered.as_text(), scopes, where.name, sorted(options.items()), version, FORMAT]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

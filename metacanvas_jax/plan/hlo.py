@@ -1,4 +1,4 @@
-"""Parses the text of an optimised TPU program (``compiled.as_text()``), and computes costs of single operations.
+"""Parses the text of an optimised TPU or GPU program (``compiled.as_text()``); computes costs of single operations.
 
 The text is scheduled: the operations of a computation are in the order of their execution.
 """
@@ -171,9 +171,11 @@ def host_bytes(type_text: str) -> float:
 def trip_count(module: Module, loop: Op) -> int:
     """The number of iterations of a ``while``; 1 if it cannot be found.
 
-    TPU programs have no known_trip_count. The bound is the constant in the condition's comparison. The step is the
-    amount that the body adds to the counter (more than 1 if the compiler has unrolled the loop).
+    GPU programs state it, as known_trip_count. In TPU programs the bound is the constant in the condition's comparison.
+    The step is the amount that the body adds to the counter (more than 1 if the compiler has unrolled the loop).
     """
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+        return int(known.group(1))
     condition = module.computations[loop.named("condition") or ""]
     body = module.computations[loop.named("body") or ""]
     compare = next(op for op in condition.values() if op.is_root)

@@ -1,4 +1,4 @@
-"""The estimated cost of a compiled step on one device: repetitions, FLOPs, bytes and seconds of every operation.
+"""The estimated cost of a compiled step on one TPU device: repetitions, FLOPs, bytes and seconds of every operation.
 
 The body of a loop counts once per iteration (the compiler's own ``cost_analysis`` counts it once). Seconds are
 estimated as follows:
@@ -66,12 +66,12 @@ class Machine:
 
 def items(module: Module, machine: Machine) -> list[Item]:
     """All operations of a step with a cost above zero."""
-    walk = _Walk(module, machine)
+    walk = Walk(module, machine)
     walk.run(module.entry, 1)
     return walk.items
 
 
-class _Walk:
+class Walk:
     """Visits computations in the order of their execution and multiplies the bodies of loops by their iterations."""
 
     def __init__(self, module: Module, machine: Machine):
@@ -100,10 +100,10 @@ class _Walk:
                     elapsed += self._asynchronous(start, computation, times, elapsed - begun)
             elif op.kind in COLLECTIVES:
                 elapsed += self._collective(op, computation, times, covered=0.0, overlap="alone")
-            elif op.kind == "custom-call" and "tpu_custom_call" in op.attributes:
-                elapsed += self._kernel(op, computation, times)
+            elif op.kind == "custom-call":
+                elapsed += self.called(op, computation, times)
             elif op.kind not in FREE:
-                seconds = self._plain(op, computation, times)
+                seconds = self.plain(op, computation, times)
                 elapsed += seconds
                 if op.kind == "fusion":
                     self._fused_collectives(op, fused, seconds)
@@ -124,23 +124,30 @@ class _Walk:
         self.items = before + kept
         return max(best, 0.0)
 
-    def _add(self, item: Item) -> float:
+    def add(self, item: Item) -> float:
+        """Keeps an item; returns the seconds of one of its runs."""
         self.items.append(item)
         return item.exposed / item.count
 
-    def _plain(self, op: Op, computation: Computation, times: int) -> float:
+    def called(self, op: Op, computation: Computation, times: int) -> float:
+        """Seconds of one call of code that the compiler did not write: of a Pallas kernel; other calls are free."""
+        return self._kernel(op, computation, times) if "tpu_custom_call" in op.attributes else 0.0
+
+    def plain(self, op: Op, computation: Computation, times: int) -> float:
+        """Seconds of one run of an operation that is no loop, call or collective."""
         chip = self.machine.chip
         moved = hlo.traffic(self.module, computation, op)
-        flops = hlo.product_flops(self.module, {op.name: op, **_operands(computation, op)})
+        flops = product_flops(self.module, op, computation)
         memory = moved / (BEST_BANDWIDTH * chip.hbm_bandwidth)
         if not flops:
-            return self._add(self._item(op, "memory", times, 0.0, moved, memory)) if moved else 0.0
+            return self.add(self.item(op, "memory", times, 0.0, moved, memory)) if moved else 0.0
         least = max(flops / chip.flops, moved / chip.hbm_bandwidth)
         most = flops / chip.flops / LEAST_PRODUCT_SHARE + memory
         seconds = min(max(op.cycles / chip.clock, least), most) if op.cycles else most
-        return self._add(self._item(op, "product", times, flops, moved, seconds))
+        return self.add(self.item(op, "product", times, flops, moved, seconds))
 
-    def _item(self, op: Op, sort: str, times: int, flops: float, moved: float, seconds: float) -> Item:
+    def item(self, op: Op, sort: str, times: int, flops: float, moved: float, seconds: float) -> Item:
+        """The item of an operation; FLOPs, bytes and seconds are those of one run."""
         scope = op.scope
         if not scope and op.kind == "fusion":
             scope = next((x.scope for x in reversed(list(self.module.callee(op).values())) if x.scope), "")
@@ -158,7 +165,7 @@ class _Walk:
         name = re.sub(r"[.\d]+$", "", op.name)
         seconds = flops / (chip.flops * self.machine.kernel_share(name))
         seconds = max(seconds, moved / (BEST_BANDWIDTH * chip.hbm_bandwidth))
-        return self._add(self._item(op, "kernel", times, flops, moved, seconds))
+        return self.add(self.item(op, "kernel", times, flops, moved, seconds))
 
     def _asynchronous(self, start: Op, computation: Computation, times: int, covered: float) -> float:
         base = start.kind.removesuffix("-start")
@@ -175,9 +182,9 @@ class _Walk:
         if not moved or not (hlo.hbm_bytes(start.type) or hlo.host_bytes(start.type)):
             return 0.0
         bandwidth = HOST_BANDWIDTH if hlo.host_bytes(start.type) else BEST_BANDWIDTH * self.machine.chip.hbm_bandwidth
-        item = self._item(start, "memory", times, 0.0, moved, moved / bandwidth)
+        item = self.item(start, "memory", times, 0.0, moved, moved / bandwidth)
         exposed = max(moved / bandwidth - covered, 0.0) * times
-        return self._add(dataclasses.replace(item, exposed=exposed, overlap="beside"))
+        return self.add(dataclasses.replace(item, exposed=exposed, overlap="beside"))
 
     def _fused_collectives(self, op: Op, fused: dict[str, list], seconds: float) -> None:
         """A fused collective appears in a start fusion, in the fusions that run beside it, and in a done fusion."""
@@ -218,15 +225,17 @@ class _Walk:
         chip = self.machine.chip
         between = len({int(x) // self.machine.per_slice for x in groups[0]}) > 1
         seconds = wire / (chip.network if between else chip.ring)
-        item = self._item(op, "collective", times, 0.0, wire, seconds)
+        item = self.item(op, "collective", times, 0.0, wire, seconds)
         exposed = max(seconds - covered, 0.0) * times
         group = 2 if kind == "collective-permute" else n
-        return self._add(dataclasses.replace(item, kind=kind, group=group, overlap=overlap, exposed=exposed))
+        return self.add(dataclasses.replace(item, kind=kind, group=group, overlap=overlap, exposed=exposed))
 
 
-def _operands(computation: Computation, op: Op) -> Computation:
+def product_flops(module: Module, op: Op, computation: Computation) -> float:
+    """FLOPs of the products of one operation, those inside a fusion included."""
     known = (computation[name] for name in op.operands if name in computation)
-    return {x.name: dataclasses.replace(x, kind="parameter") for x in known}
+    operands = {x.name: dataclasses.replace(x, kind="parameter") for x in known}
+    return hlo.product_flops(module, {op.name: op, **operands})
 
 
 def total(costs: Iterable[Item], value: Callable[[Item], float], key: Callable[[Item], str]) -> dict[str, float]:

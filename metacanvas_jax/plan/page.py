@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from metacanvas_jax.hardware import GIB
 from metacanvas_jax.plan import parts
-from metacanvas_jax.plan.report import ASSUMPTIONS, Report, lasts
+from metacanvas_jax.plan.report import Report, lasts
 from metacanvas_jax.report.document import document, table
 
 STYLE = """
@@ -22,7 +22,8 @@ COLOURS = ("#355c9a", "#7a4f9d", "#b0567f", "#c9773a", "#8a8f2a", "#3d8f6b", "#4
 def html(reports: Sequence[Report]) -> str:
     """The page."""
     body = "".join(_section(report) for report in reports)
-    notes = "".join(f"<li>{escape.escape(note)}</li>" for note in ASSUMPTIONS)
+    told = list(dict.fromkeys(note for report in reports for note in report.assumptions))
+    notes = "".join(f"<li>{escape.escape(note)}</li>" for note in told)
     return document("metacanvas plan", f"{body}<h2>How it was estimated</h2><ul>{notes}</ul>", STYLE)
 
 

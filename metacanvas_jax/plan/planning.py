@@ -43,7 +43,7 @@ def plan(
     written to the folder ``out``.
 
     Raises:
-        UserError: an unknown slice or bucket, a mesh that does not fit it, a batch that does not divide.
+        UserError: an unknown slice, GPU or bucket, a mesh that does not fit it, a batch that does not divide.
     """
     experiment = read.experiment(config)
     experiment = experiment if pixels else programs.with_latents(experiment)

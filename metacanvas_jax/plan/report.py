@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from metacanvas_jax.hardware import GIB
-from metacanvas_jax.plan import parts
+from metacanvas_jax.hardware import GIB, GPUS
+from metacanvas_jax.plan import gpu_cost, parts
 from metacanvas_jax.plan.compile import Compiled
 from metacanvas_jax.plan.hlo_cost import Item
 from metacanvas_jax.plan.programs import Program
@@ -108,6 +108,11 @@ class Report:
     advice: tuple[str, ...] = ()
 
     @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What the figures rest on."""
+        return (*gpu_cost.ASSUMPTIONS, *ASSUMPTIONS[1:3]) if self.chip in GPUS else ASSUMPTIONS
+
+    @property
     def days(self) -> float:
         """The estimated time of a training whose steps are all such."""
         return self.steps * self.seconds / 86400
@@ -165,7 +170,7 @@ class Report:
             "canvas_flops_share": self.canvas_share("flops"),
             "days": self.days,
             "chip_hours": self.chip_hours,
-            "assumptions": ASSUMPTIONS,
+            "assumptions": self.assumptions,
         }
         return dataclasses.asdict(self) | derived
 
@@ -197,7 +202,7 @@ def make_report(
         verdict="PASS",
         memory=memory,
         needed=compiled.peak,
-        limit=where.chip.hbm,
+        limit=where.limit,
         parts=_parts(costs, counts, where.size),
         kernels=_kernels(costs),
         collectives=_collectives(costs),
@@ -223,7 +228,7 @@ def failed_report(config: str, program: Program, where: Slice, message: str, nee
         verdict=f"FAIL: {message}",
         memory=dict(program.held) | {"activations": max(needed - sum(program.held.values()), 0.0)},
         needed=needed,
-        limit=where.chip.hbm,
+        limit=where.limit,
         peak_flops=where.chip.flops,
     )
 
@@ -294,7 +299,7 @@ def table(report: Report) -> str:
         f"({report.devices} devices, {mesh})",
         report.verdict,
         "",
-        "HBM per device, GiB",
+        f"{'memory of a GPU' if report.chip in GPUS else 'HBM per device'}, GiB",
     ]
     lines += [f"  {name:<22}{size / GIB:10.2f}" for name, size in report.memory.items()]
     share = report.needed / report.limit
@@ -348,7 +353,7 @@ def table(report: Report) -> str:
             "of the step without it"
         )
     lines += ["", "most expensive things to fix", *(f"  {line}" for line in report.worst)]
-    lines += [*advice(report), "", *ASSUMPTIONS]
+    lines += [*advice(report), "", *report.assumptions]
     return "\n".join(lines) + "\n"
 
 

@@ -164,6 +164,6 @@ def _ready(experiment: Experiment, where: Slice, bucket: Bucket, candidate: Cand
     except UserError as error:
         return str(error), None
     held = sum(program.held.values())
-    if held > where.chip.hbm:
-        return f"state and batch alone need {held / GIB:.1f} of {where.chip.hbm / GIB:.1f} GiB per device", None
+    if held > where.limit:
+        return f"state and batch alone need {held / GIB:.1f} of {where.limit / GIB:.1f} GiB per device", None
     return "", program

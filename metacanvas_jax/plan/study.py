@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from metacanvas_jax.plan import hlo, hlo_cost
+from metacanvas_jax.plan import gpu_cost, hlo, hlo_cost
 from metacanvas_jax.plan.compile import DoesNotFit, compile_program
 from metacanvas_jax.plan.hlo_cost import Machine
 from metacanvas_jax.plan.programs import Program
@@ -36,7 +36,8 @@ def study(config: str, program: Program, where: Slice, say: Callable[[str], None
         return failed_report(config, program, where, str(error), error.needed)
     say(f"{program.name} on {where.name}: compiled in {compiled.seconds:.0f} s")
     machine = Machine(where.chip, where.size // where.slices, functools.partial(kernel_share, where.chip.name))
-    costs = hlo_cost.items(hlo.parse(compiled.text), machine)
+    items = hlo_cost.items if where.chip.gpu is None else gpu_cost.items
+    costs = items(hlo.parse(compiled.text), machine)
     return make_report(config, program, where, compiled, costs, flops.count(program.traced.jaxpr))
 
 

@@ -1,6 +1,7 @@
-"""TPU slices by name, described by the compiler. This needs libtpu, but no TPU.
+"""TPU slices and GPUs by name, described by the compiler. This needs the compiler, but no TPU and no GPU.
 
-Names are those of Google Cloud: GENERATION:SIZE. It is not checked whether Google Cloud offers a size.
+Names of slices are those of Google Cloud: GENERATION:SIZE. It is not checked whether Google Cloud offers a size. GPUs
+are named GPU:NUMBER.
 """
 
 import dataclasses
@@ -9,12 +10,13 @@ import importlib.util
 from jax.experimental import topologies
 
 from metacanvas_jax.errors import UserError, first_line
-from metacanvas_jax.hardware import EXAMPLES, Chip, slice_name
+from metacanvas_jax.hardware import EXAMPLES, Chip, gpu_name, slice_name
+from metacanvas_jax.plan import gpu
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A named slice: ``name`` as the user wrote it, its chip, and its devices, in ``slices`` equal groups."""
+    """A named slice, or GPUs: ``name`` as the user wrote it, the chip, and the devices, in ``slices`` equal groups."""
 
     name: str
     chip: Chip
@@ -26,13 +28,21 @@ class Slice:
         """Number of devices."""
         return len(self.devices)
 
+    @property
+    def limit(self) -> float:
+        """Bytes of a device that a program may use."""
+        return self.chip.hbm if self.chip.gpu is None else gpu.memory(self.chip)
+
 
 def find_slice(name: str) -> Slice:
-    """The devices of a named slice. This needs libtpu, but no TPU.
+    """The devices of a named slice, or named GPUs. This needs libtpu or CUDA's compiler, but no TPU and no GPU.
 
     Raises:
-        UserError: the name is malformed or unknown to the compiler, or libtpu is not installed.
+        UserError: the name is malformed or unknown to the compiler, or the compiler is not installed.
     """
+    if (found := gpu_name(name)) is not None:
+        chip, count = found
+        return Slice(name, chip, 1, gpu.devices(chip, count))
     parts = slice_name(name)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("compiling for a TPU needs libtpu: pip install 'metacanvas_jax[tpu]'")
