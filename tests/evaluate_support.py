@@ -5,8 +5,10 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 from experiments_support import miniature
 
+from metacanvas_jax.data.decoding import encode_png
 from metacanvas_jax.data.tokenizer import save_tokenizer, train_tokenizer
 from metacanvas_jax.paint.painter import Painter
 from metacanvas_jax.train.parameters import param_shapes
@@ -39,3 +41,21 @@ def params(setup):
 def read_tree(folder) -> dict[str, bytes]:
     """The contents of all files below a folder by their paths."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def videos_of(task: str):
+    """The miniature of the videos, of one task alone."""
+    setup = miniature("video_stage3")
+    return dataclasses.replace(setup, buckets=tuple(bucket for bucket in setup.buckets if bucket.task == task))
+
+
+def png(rows: int, columns: int) -> bytes:
+    """A picture of noise."""
+    return encode_png(np.random.default_rng(rows * columns).integers(0, 256, (rows, columns, 3), np.uint8))
+
+
+def parquet(path, rows) -> None:
+    """A table of such rows."""
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)

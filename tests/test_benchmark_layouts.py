@@ -1,25 +1,20 @@
-"""The trees of the benchmarks, from a few lines of their own files: names, contents, and what bad input says."""
+"""The trees of the benchmarks, from a few lines of their own files: names and contents."""
 
 import csv
-import dataclasses
 import io
 import json
 
 import numpy as np
 import pytest
+from evaluate_support import parquet, png, videos_of
 from experiments_support import miniature
 from PIL import Image
 
-from metacanvas_jax.data.decoding import encode_png
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.evaluate.benchmarks import edits, runner, texts, vbench
 from metacanvas_jax.evaluate.contract import Asked
 
 RNG = np.random.default_rng(0)
-
-
-def png(rows, columns):
-    return encode_png(RNG.integers(0, 256, (rows, columns, 3), np.uint8))
 
 
 def shape_of(data):
@@ -36,12 +31,6 @@ def drawn(entry):
 
 def tree_of(name, setup, data, tmp_path, **asked):
     return runner.prepare(name, setup, Asked(data=str(data), out=tmp_path / "out", **asked))
-
-
-def parquet(path, rows):
-    pyarrow = pytest.importorskip("pyarrow")
-    pytest.importorskip("pyarrow.parquet")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
 def gedit_rows():
@@ -72,25 +61,6 @@ def test_gedit_puts_the_source_beside_each_edit(tmp_path):
     assert sample.prompt == "make it red" and sample.source.shape == (1, *entries[0].bucket.size, 3)
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (lambda rows: [*rows, rows[0]], "a key is there twice"),
-        (
-            lambda rows: [{k: v for k, v in row.items() if k != "instruction"} for row in rows],
-            "no column 'instruction'",
-        ),
-        (lambda rows: [{**rows[0], "key": "../x"}], "cannot be the name of a file"),
-        (lambda rows: [{**rows[0], "input_image_raw": {"bytes": b"no picture", "path": ""}}], "no readable picture"),
-    ],
-)
-def test_bad_rows_of_gedit_are_one_line(change, message, tmp_path):
-    parquet(tmp_path / "train-0.parquet", change(gedit_rows()))
-    with pytest.raises(UserError, match=message) as error:
-        tree_of("gedit", miniature("image_editing"), tmp_path, tmp_path)
-    assert "\n" not in str(error.value)
-
-
 def test_gedit_scores_are_means_of_groups_of_roots(tmp_path):
     for group, rows in {"a": [(4, 9, "en"), (0, 5, "en"), (10, 10, "cn")], "b": [(9, 9, "en")]}.items():
         text = io.StringIO()
@@ -108,17 +78,6 @@ def test_imgedit_names_edits_by_their_keys(tmp_path):
     (tmp_path / "basic_edit.json").write_text(json.dumps(rows))
     (entry,) = tree_of("imgedit", miniature("image_editing"), tmp_path, tmp_path)
     assert list(drawn(entry)) == ["82.png"]
-    (tmp_path / "basic_edit.json").write_text(json.dumps({"82": {**rows["82"], "id": "animal/2.png"}}))
-    with pytest.raises(UserError, match=r"no image animal/2\.png"):
-        tree_of("imgedit", miniature("image_editing"), tmp_path, tmp_path)
-    (tmp_path / "basic_edit.json").write_text('{"82": {}, "82": {}}')
-    with pytest.raises(UserError, match="the key '82' is there twice"):
-        tree_of("imgedit", miniature("image_editing"), tmp_path, tmp_path)
-
-
-def video(task):
-    setup = miniature("video_stage3")
-    return dataclasses.replace(setup, buckets=tuple(bucket for bucket in setup.buckets if bucket.task == task))
 
 
 def test_vbench_names_videos_by_prompt_and_number(tmp_path):
@@ -129,12 +88,12 @@ def test_vbench_names_videos_by_prompt_and_number(tmp_path):
         {"prompt_en": "a cat runs", "dimension": ["scene"]},
     ]
     (tmp_path / "VBench_full_info.json").write_text(json.dumps(rows))
-    entries = tree_of("vbench", video("text_to_video"), tmp_path, tmp_path)
+    entries = tree_of("vbench", videos_of("text_to_video"), tmp_path, tmp_path)
     assert [entry.paths[0] for entry in entries[:5]] == [f"a cat runs-{i}.mp4" for i in range(5)]
     assert len(entries) == 5 + 25 and entries[-1].paths == ("a still lake-24.mp4",)
     assert entries[0].name == entries[1].name and [entry.numbers for entry in entries[:2]] == [(0,), (1,)]
     assert drawn(entries[0])["a cat runs-0.mp4"][4:8] == b"ftyp"
-    assert len(tree_of("vbench", video("text_to_video"), tmp_path, tmp_path, limit=1)) == 5
+    assert len(tree_of("vbench", videos_of("text_to_video"), tmp_path, tmp_path, limit=1)) == 5
 
 
 def test_vbench_i2v_takes_the_images_of_the_nearest_ratio(tmp_path):
@@ -143,13 +102,9 @@ def test_vbench_i2v_takes_the_images_of_the_nearest_ratio(tmp_path):
     (images / "a lake.png").write_bytes(png(60, 60))
     rows = [{"prompt_en": "a lake", "dimension": ["i2v_background"], "image_name": "a lake.png"}]
     (tmp_path / "vbench2_i2v_full_info.json").write_text(json.dumps(rows))
-    entries = tree_of("vbench_i2v", video("image_to_video"), tmp_path, tmp_path)
+    entries = tree_of("vbench_i2v", videos_of("image_to_video"), tmp_path, tmp_path)
     assert [entry.paths[0] for entry in entries] == [f"a lake-{i}.mp4" for i in range(5)]
     assert entries[0].sample().target[0].std() > 1
-    rows.append({"prompt_en": "a lake, camera pans left", "dimension": ["camera_motion"]})
-    (tmp_path / "vbench2_i2v_full_info.json").write_text(json.dumps(rows))
-    with pytest.raises(UserError, match=r"a lake\.jpg: no such image"):
-        tree_of("vbench_i2v", video("image_to_video"), tmp_path, tmp_path)
 
 
 def test_vbench_reads_what_the_final_script_prints(tmp_path):
@@ -161,7 +116,7 @@ def test_omnicontext_draws_a_square_of_1024_from_references(tmp_path):
     picture = {"bytes": png(30, 30), "path": "a.png"}
     row = {"key": "k", "task_type": "single_object", "instruction": "a cat", "input_images": [picture, picture]}
     parquet(tmp_path / "train-0.parquet", [row])
-    (entry,) = tree_of("omnicontext", video("reference_to_video"), tmp_path, tmp_path)
+    (entry,) = tree_of("omnicontext", videos_of("reference_to_video"), tmp_path, tmp_path)
     assert entry.bucket.references == 2 and len(entry.sample().references) == 2
     assert shape_of(drawn(entry)["fullset/single_object/k.png"]) == (1024, 1024, 3)
 
@@ -188,8 +143,6 @@ def test_a_run_of_another_task_is_refused(tmp_path):
     parquet(tmp_path / "train-0.parquet", gedit_rows())
     with pytest.raises(UserError, match=r"one of image_editing, which the run does not draw"):
         tree_of("gedit", miniature("t2i_scratch"), tmp_path, tmp_path)
-    with pytest.raises(UserError, match="needs --data"):
-        runner.prepare("gedit", miniature("image_editing"), Asked(out=tmp_path / "out"))
 
 
 def test_collect_puts_scores_beside_the_paper(tmp_path, capsys):

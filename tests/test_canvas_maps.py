@@ -2,10 +2,15 @@
 
 import os
 
+import jax
 import numpy as np
 import pytest
+from golden_support import BACKBONES, extracted
 from PIL import Image
 
+from metacanvas_jax.cli.main import main
+from metacanvas_jax.nn.resize import linear_weights
+from metacanvas_jax.report import canvas_maps as canvas_maps_of
 from metacanvas_jax.report import pictures
 from metacanvas_jax.report.canvas_maps import canvas_maps
 
@@ -142,3 +147,73 @@ def test_png_is_whole_or_the_old_one(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         pictures.save_png(255 - first, path)
     np.testing.assert_array_equal(np.asarray(Image.open(path)), first)
+
+
+def test_keyframes_stand_where_the_canvas_is_stretched_to_them():
+    """There the stretched canvas is made of this keyframe more than of any other."""
+    assert canvas_maps_of.keyframes(31, 3) == [5, 15, 25] and canvas_maps_of.keyframes(2, 3) == [0, 1]
+    for latents, count in ((31, 3), (5, 2), (7, 7), (1, 1)):
+        weights = linear_weights(count, latents)
+        for keyframe, latent in enumerate(canvas_maps_of.keyframes(latents, count)):
+            assert weights[latent, keyframe] > 0.5 and weights[latent].argmax() == keyframe
+    assert [canvas_maps_of.shown_at(latent, 31, 121) for latent in (0, 1, 30)] == [0, 4, 120]
+
+
+def test_a_row_has_the_frame_and_the_map_of_each_keyframe(planned):
+    features = planned[0][:1]  # three latent frames of 6 x 8
+    video = np.arange(9, dtype=np.uint8)[None, :, None, None, None] * np.ones((1, 1, 12, 16, 3), np.uint8)
+    maps = canvas_maps(features)[0]
+    (row,) = canvas_maps_of.rows(video, features, 2)
+    assert row.shape == (12, 4 * 16, 3)
+    for place, latent in enumerate((0, 2)):
+        assert (row[:, 32 * place : 32 * place + 16] == 4 * latent).all()
+        np.testing.assert_array_equal(row[::2, 32 * place + 16 : 32 * place + 32 : 2], maps[latent])
+
+
+def test_a_gif_shows_every_frame_beside_the_map_of_its_latent_frame(planned, tmp_path):
+    features = planned[0][:1]
+    video = np.arange(9, dtype=np.uint8)[None, :, None, None, None] * np.ones((1, 1, 12, 16, 3), np.uint8)
+    maps, (shown,) = canvas_maps(features)[0], canvas_maps_of.moving(video, features)
+    assert shown.shape == (9, 12, 32, 3)
+    for number, latent in enumerate((0, 1, 1, 1, 1, 2, 2, 2, 2)):  # one frame, then four by four
+        assert (shown[number, :, :16] == number).all()
+        np.testing.assert_array_equal(shown[number, ::2, 16::2], maps[latent])
+    (tmp_path / "maps.gif").write_bytes(pictures.gif(list(shown), 8.0))
+    with Image.open(tmp_path / "maps.gif") as opened:
+        assert opened.n_frames == 9 and opened.info["loop"] == 0 and opened.info["duration"] == 120
+        opened.seek(8)
+        first = np.asarray(opened.convert("RGB")).astype(int)
+    assert np.abs(first - shown[8]).mean() < 8  # a palette of 256 colours
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return extracted(tmp_path_factory.mktemp("older"))
+
+
+@pytest.fixture
+def quick():
+    """Compiles without optimising: the networks are tiny."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_maps_of_a_run_of_every_backbone(folders, backbone, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folders)
+    call = ["maps", "--run", f"{backbone}/run", "--prompt", "a red cat", "--prompt", "a car", "--steps", "2"]
+    video = ["--frames", "5"] if backbone == "wan" else []
+    assert main([*call, *video, "--out", str(tmp_path / "maps.png")]) == 0
+    sheet, shown = np.asarray(Image.open(tmp_path / "maps.png")), 4 if video else 2
+    assert sheet.shape[1] > shown * 60 and sheet[:, -80:].std() > 20, "a map for each of the keyframes"
+    capsys.readouterr()
+    assert main([*call, "--out", str(tmp_path / "maps.gif")]) == 2, "a picture does not move"
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "expected a .png file" in line
+    if video:
+        assert main([*call, *video, "--fps", "4", "--out", str(tmp_path / "maps.gif")]) == 0
+        with Image.open(tmp_path / "maps.gif") as opened:
+            assert opened.n_frames == 5 and opened.info["duration"] == 250

@@ -1,10 +1,16 @@
 """Every command line of README and docs is one that works: it is run without a cloud, or its parts are built."""
 
 import os
+import re
+from pathlib import Path
 
 import docs_support
 import pytest
 from docs_support import PAGES, REPORTS, Block, blocks, check, check_syntax, commands, metacanvas, spans
+
+from metacanvas_jax.cli.main import make_parser
+from metacanvas_jax.evaluate.benchmarks import runner
+from metacanvas_jax.evaluate.benchmarks.runner import BENCHMARKS
 
 SHELL = [block for page in PAGES if page.name != REPORTS for block in blocks(page) if block.language in ("", "sh")]
 
@@ -37,6 +43,21 @@ def test_blocks_have_a_known_language(page):
     assert {block.language for block in blocks(page)} <= {"", "sh", "text", "python"}
 
 
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_the_section_of_a_benchmark_has_its_commands_and_the_figures_of_the_paper(name):
+    """From the download to the official command, which is the one that the drawing prints."""
+    page = docs_support.ROOT / "docs" / "evaluation.md"
+    section = page.read_text().partition(f"\n### `{name}`\n")[2].partition("\n### ")[0]
+    (block,) = (block for block in blocks(page) if section and block.text in section)
+    (asked,) = (words for words in commands(block) if words[:2] == ["metacanvas", "evaluate"])
+    known = make_parser().parse_args(asked[1:])
+    assert known.benchmark == name and (known.data or not BENCHMARKS[name].needs_data)
+    printed = runner.official(name, Path(known.out), known.data)
+    assert printed in " ".join(block.text.replace("\\\n", " ").split())
+    for value in BENCHMARKS[name].paper.values():
+        assert re.search(rf"[^\d.]{value:g}[^\d]", section), f"the paper's {value:g}"
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -55,6 +76,7 @@ def test_blocks_have_a_known_language(page):
         "gcloud compute tpus delete x",
         "CONFIG=configs/t2i_lora.py:lora tpu_scripts/launch.sh",
         "unknown --help",
+        "python benchmarks/none.py",
         "kubectl delete everything",
     ],
 )

@@ -4,26 +4,20 @@
 ``metacanvas export`` made of it, and what ``metacanvas sample --prompt "a red cat" --seed 3`` drew with it.
 """
 
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_support import BACKBONES, extracted
 from PIL import Image
 from safetensors.numpy import load_file
 
 from metacanvas_jax.cli.main import main
 
-FOLDERS = Path(__file__).parent / "golden" / "folders_0.1.tar.xz"
-BACKBONES = ("sana", "flux", "wan")
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    place = tmp_path_factory.mktemp("older")
-    with tarfile.open(FOLDERS) as archive:
-        archive.extractall(place, filter="data")
-    return place
+    return extracted(tmp_path_factory.mktemp("older"))
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -34,16 +34,21 @@ def add_arguments(parser: argparse.ArgumentParser, count: str) -> None:
         "--out", help="PNG, or MP4 for videos (samples/PROMPT beside the run); of several prompts a folder"
     )
     parser.add_argument("--count", type=int, help=f"results of a prompt, side by side in one file (default: {count})")
+    add_result(parser)
+    parser.add_argument("--no-canvas", action="store_true", help="leave the canvas out")
+    options.add_verify(parser)
+    options.add_mesh(parser)
+    parser.add_argument("--tile", type=int, default=0, help="decode in tiles of so many latents a side (0: at once)")
+
+
+def add_result(parser: argparse.ArgumentParser) -> None:
+    """The noise, the sampler and the shape of a result."""
     parser.add_argument("--seed", type=int, default=0, help="same seed, same result (default: 0)")
     parser.add_argument("--steps", type=int, help="sampling steps (default: the config's)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance; 1 is none (default: the config's)")
     parser.add_argument("--size", metavar="ROWSxCOLUMNS", help="pixels of the result (default: the config's)")
     parser.add_argument("--frames", type=int, help="frames of the result (default: the config's)")
     parser.add_argument("--fps", type=float, help="frames a second of a video (default: the config's)")
-    parser.add_argument("--no-canvas", action="store_true", help="leave the canvas out")
-    options.add_verify(parser)
-    options.add_mesh(parser)
-    parser.add_argument("--tile", type=int, default=0, help="decode in tiles of so many latents a side (0: at once)")
 
 
 def draw(arguments: argparse.Namespace, prompt: str, **media: Any) -> Path:
@@ -138,7 +143,7 @@ def how_of(arguments: argparse.Namespace) -> dict[str, Any]:
 def check(arguments: argparse.Namespace) -> None:
     """Raises UserError for numbers that make no sense."""
     for name, least in (("count", 1), ("steps", 1), ("frames", 1), ("tile", 0)):
-        value = getattr(arguments, name)
+        value = getattr(arguments, name, None)
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}, expected at least {least}")
     if arguments.guidance is not None and not math.isfinite(arguments.guidance):

@@ -3,10 +3,11 @@
 import argparse
 
 from metacanvas_jax import files
-from metacanvas_jax.cli import options
+from metacanvas_jax.cli import drawing, options
 from metacanvas_jax.errors import UserError
 
-EXAMPLE = 'metacanvas maps --run runs/demo --prompt "two red cats left of a blue car" --out maps.png'
+EXAMPLE = """metacanvas maps --run runs/demo --prompt "two red cats left of a blue car" --out maps.png
+         metacanvas maps --run runs/video --prompt "a red kite rises" --frames 81 --out maps.gif"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,30 +17,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", help="picture that a video begins with, or that --edit changes")
     parser.add_argument("--edit", action="store_true", help="change the --image")
     parser.add_argument("--reference", action="append", default=[], help="picture to show (repeatable)")
-    parser.add_argument("--out", help="PNG to write (RUN/maps.png)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same result (default: 0)")
-    parser.add_argument("--steps", type=int, help="sampling steps (default: the config's)")
-    parser.add_argument("--guidance", type=float, help="classifier-free guidance; 1 is none (default: the config's)")
+    parser.add_argument("--out", help="PNG to write (RUN/maps.png): a map per keyframe; of a video also GIF: per frame")
+    drawing.add_result(parser)
     options.add_verify(parser)
     options.add_mesh(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Draws prompts, and beside each result what the canvas adds, as colours: one map per latent frame."""
+    """Draws prompts, and beside each result what the canvas adds, as colours: one map per keyframe."""
     from metacanvas_jax.paint import placing, requests, runs
     from metacanvas_jax.paint.painter import Painter
-    from metacanvas_jax.report import pictures
-    from metacanvas_jax.report.canvas_maps import rows
+    from metacanvas_jax.report import canvas_maps, pictures
 
-    if arguments.steps is not None and arguments.steps < 1:
-        raise UserError(f"--steps is {arguments.steps}, expected at least 1")
+    drawing.check(arguments)
     setup = runs.setup_of(arguments.run)
     if setup.canvas is None:
         raise UserError(f"{arguments.run} has no canvas, of which maps could be made")
     media = {"image": arguments.image, "edit": arguments.edit, "references": tuple(arguments.reference)}
+    media |= drawing.shape(arguments)
     made = [requests.sample_of(setup, requests.Request(prompt, **media)) for prompt in arguments.prompt]
     shape = made[0][1]
     out = files.folder(arguments.out or files.join(arguments.run, "maps.png"))
+    endings = (".png", ".gif") if shape.frames > 1 else (".png",)
+    if out.suffix.lower() not in endings:
+        raise UserError(f"--out is {arguments.out}, expected a {' or '.join(endings)} file")
     files.check_writable(out)
     how = {"steps": arguments.steps, "guidance": arguments.guidance, "maps": True}
     options.keep_compiled()
@@ -49,6 +50,11 @@ def run(arguments: argparse.Namespace) -> None:
         mesh = placing.mesh_for(setup, needs, results=len(made), chosen=options.mesh(arguments.mesh))
         trained = runs.load(arguments.run, verify=arguments.verify, mesh=mesh, needs=needs, painter=painter)
         drawn = trained.paint([sample for sample, _ in made], shape, seed=arguments.seed, **how)
-        if writes:
-            files.write(out, pictures.png(pictures.grid(rows(drawn.pixels, drawn.canvas), arguments.prompt, columns=1)))
+        if writes and out.suffix.lower() == ".gif":
+            videos = zip(*canvas_maps.moving(drawn.pixels, drawn.canvas), strict=True)
+            sheets = [pictures.grid(frames, arguments.prompt, columns=1) for frames in videos]
+            files.write(out, pictures.gif(sheets, shape.fps))
+        elif writes:
+            shown = canvas_maps.rows(drawn.pixels, drawn.canvas, setup.canvas.keyframes)
+            files.write(out, pictures.png(pictures.grid(shown, arguments.prompt, columns=1)))
     print(out)

@@ -1,7 +1,6 @@
 """The report of any run: what it is, its curves, its previews, and pictures with and without the canvas."""
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from metacanvas_jax.launch import summary
 from metacanvas_jax.paint import previews
 from metacanvas_jax.paint.runs import Trained
 from metacanvas_jax.report import page, sections
-from metacanvas_jax.report.canvas_maps import canvas_maps, laid_over
+from metacanvas_jax.report.canvas_maps import canvas_maps, keyframes, laid_over, shown_at
 from metacanvas_jax.report.charts import SERIES, Chart
 from metacanvas_jax.report.sections import Section, Sheet, Table
 from metacanvas_jax.train.boards import group
@@ -140,9 +139,10 @@ def comparisons(trained: Trained, seed: int = 0) -> list[page.Sample]:
         plain = trained.paint(samples, bucket, seed=seed, canvas=False)
         maps = canvas_maps(drawn.canvas)
         for number, sample in enumerate(samples):
-            video, keyframes = drawn.pixels[number], maps[number]
-            places = [math.floor((k + 0.5) * len(video) / len(keyframes)) for k in range(len(keyframes))]
-            over = [laid_over(one, video[place]) for one, place in zip(keyframes, places, strict=True)]
+            video, ours = drawn.pixels[number], maps[number]
+            chosen = keyframes(len(ours), setup.canvas.keyframes)
+            places = [shown_at(latent, len(ours), len(video)) for latent in chosen]
+            over = [laid_over(ours[latent], video[place]) for latent, place in zip(chosen, places, strict=True)]
             labels = ["canvas"] if len(over) == 1 else [f"canvas, frame {place + 1}" for place in places]
             found.append(
                 page.Sample(

@@ -1,8 +1,11 @@
 """Canvas maps: the features that the canvas adds to the tokens, as colours (paper 3.4 and appendix I).
 
-The three strongest principal components of the features become red, green and blue, one map per keyframe. Equal colours
-mean equal features. The hues have no meaning.
+The three strongest principal components of the features become red, green and blue. The features are those of ``k``
+latent frames, over which the keyframes of the canvas are stretched. Equal colours mean equal features. The hues have no
+meaning.
 """
+
+import math
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -13,7 +16,7 @@ _TAILS = (1.0, 99.0)  # percentiles that become black and full colour, so that o
 def canvas_maps(features: Float[np.ndarray, "b k y x d"], *, shared: bool = False) -> UInt8[np.ndarray, "b k y x 3"]:
     """Colours of the features of each sample. The sign of every component is deterministic.
 
-    Components are computed for each sample over all its keyframes, as in the paper. With ``shared`` they are computed
+    Components are computed for each sample over all its frames, as in the paper. With ``shared`` they are computed
     for the whole batch, so that colours can be compared between pictures. Components that do not vary are mid-grey.
     Raises ValueError for features that are not finite.
     """
@@ -22,6 +25,20 @@ def canvas_maps(features: Float[np.ndarray, "b k y x d"], *, shared: bool = Fals
     b, k, y, x, d = features.shape
     groups = features.reshape((1, -1, d) if shared else (b, -1, d)).astype(np.float64)
     return np.stack([_colours(rows) for rows in groups]).reshape(b, k, y, x, 3)
+
+
+def keyframes(latents: int, count: int) -> list[int]:
+    """The latent frames at which ``count`` keyframes stand: those in the middle of equal parts (``nn/resize.py``).
+
+    A canvas has not more keyframes than there are latent frames (``tasks.canvas_shape``).
+    """
+    count = min(count, latents)
+    return [math.floor((k + 0.5) * latents / count) for k in range(count)]
+
+
+def shown_at(latent: int, latents: int, frames: int) -> int:
+    """The frame of a video that a latent frame belongs to: the first to the first, the last to the last."""
+    return round(latent * (frames - 1) / max(1, latents - 1))
 
 
 def laid_over(
@@ -50,16 +67,31 @@ def _colours(rows: Float[np.ndarray, "n d"]) -> UInt8[np.ndarray, "n 3"]:
 
 
 def rows(
-    pixels: UInt8[np.ndarray, "n t h w 3"], features: Float[np.ndarray, "n k y x d"]
+    pixels: UInt8[np.ndarray, "b t h w 3"], features: Float[np.ndarray, "b k y x d"], count: int
 ) -> list[UInt8[np.ndarray, "h W 3"]]:
-    """One picture per result: for each map, from left to right, the frame it belongs to and the map in its size."""
+    """One picture per result: of each of ``count`` keyframes, from left to right, its frame and its map."""
     made = []
     for video, maps in zip(pixels, canvas_maps(features), strict=True):
-        chosen = np.linspace(0, len(video) - 1, len(maps)).round().astype(int)
-        parts = [part for place, colours in zip(chosen, maps, strict=True) for part in (video[place], colours)]
-        height, width = video.shape[1:3]
-        made.append(np.concatenate([_in_size(part, height, width) for part in parts], axis=1))
+        pairs = [beside(video[shown_at(k, len(maps), len(video))], maps[k]) for k in keyframes(len(maps), count)]
+        made.append(np.concatenate(pairs, axis=1))
     return made
+
+
+def moving(
+    pixels: UInt8[np.ndarray, "b t h w 3"], features: Float[np.ndarray, "b k y x d"]
+) -> list[UInt8[np.ndarray, "t h W 3"]]:
+    """One video per result: each frame, and to its right the map of the latent frame that it comes from."""
+    made = []
+    for video, maps in zip(pixels, canvas_maps(features), strict=True):
+        starts = [shown_at(latent, len(maps), len(video)) for latent in range(len(maps))]
+        latent = np.searchsorted(starts, range(len(video)))  # a latent frame ends with the frame that it is shown at
+        made.append(np.stack([beside(frame, maps[place]) for frame, place in zip(video, latent, strict=True)]))
+    return made
+
+
+def beside(picture: UInt8[np.ndarray, "h w 3"], one: UInt8[np.ndarray, "y x 3"]) -> UInt8[np.ndarray, "h W 3"]:
+    """A picture, and to its right its map in the same size."""
+    return np.concatenate([picture, _in_size(one, *picture.shape[:2])], axis=1)
 
 
 def _in_size(picture: UInt8[np.ndarray, "y x 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:

@@ -1,4 +1,4 @@
-"""Pictures for reports: converted to bytes, enlarged, framed, put on a sheet with captions, written as PNG."""
+"""Pictures for reports: converted to bytes, enlarged, framed, put on a sheet with captions, written as PNG or GIF."""
 
 import base64
 import io
@@ -123,6 +123,15 @@ def png(picture: Picture) -> bytes:
     """The picture as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def gif(frames: Sequence[Picture], fps: float) -> bytes:
+    """Frames of equal size as an animated GIF that repeats; a GIF counts time in hundredths of a second."""
+    buffer = io.BytesIO()
+    first, *others = (Image.fromarray(frame) for frame in frames)
+    duration = max(10, round(100 / fps) * 10)
+    first.save(buffer, "GIF", save_all=True, append_images=others, duration=duration, loop=0)
     return buffer.getvalue()
 
 

@@ -168,10 +168,12 @@ def omnicontext_entries(setup: Experiment, data: str) -> list[Entry]:
     for index, row in enumerate(table.rows):
         where = table.name(index)
         task, key = (base.file_name(base.text_of(row, name, where), where) for name in ("task_type", "key"))
-        png, count = f"fullset/{task}/{key}.png", table.count(index, "input_images")
-        if not count:
+        png, given = f"fullset/{task}/{key}.png", table.all_encoded(index, "input_images")
+        if not given:
             raise UserError(f"{where}: input_images is empty")
-        stand_in = (np.zeros((*size, 3), np.uint8),) * count
+        for encoded in given:
+            base.sides_of(encoded, where)
+        stand_in = (np.zeros((*size, 3), np.uint8),) * len(given)
         request = Request(base.text_of(row, "instruction", where), references=stand_in, size=size)
 
         def square(results, png=png) -> Mapping[str, bytes]:

@@ -90,7 +90,13 @@ def draw(name: str, painter: Painter, params: Params, asked: Asked) -> Drawn:
     if jax.process_index() == 0:
         with files.writing(scores_of(out)):
             scores_of(out).mkdir(parents=True, exist_ok=True)
-    return Drawn(name, out, len(made), drawn, BENCHMARKS[name].command(out, asked.data, scores_of(out)))
+    return Drawn(name, out, len(made), drawn, official(name, out, asked.data))
+
+
+def official(name: str, out: Path, data: str) -> str:
+    """The official command that scores a tree. It runs in the benchmark's repository, so that paths are absolute."""
+    out, data = (files.folder(path).absolute() if path and files.is_local(path) else path for path in (out, data))
+    return BENCHMARKS[name].command(out, str(data), scores_of(out))
 
 
 def prepare(name: str, setup: Experiment, asked: Asked) -> list[tree.Entry]:

@@ -61,14 +61,13 @@ class Table:
         """The picture of a row. Raises UserError for one that cannot be decoded."""
         return base.picture(self.encoded(index, column), self.name(index))
 
-    def count(self, index: int, column: str) -> int:
-        """How many pictures a row has."""
-        return len(self._cell(index, column) or ())
+    def all_encoded(self, index: int, column: str) -> list[bytes]:
+        """All encoded pictures of a row whose cells are lists of them. Raises UserError for a cell without one."""
+        return [self._encoded(cell, index, column) for cell in self._cell(index, column) or ()]
 
     def pictures(self, index: int, column: str) -> tuple[UInt8[np.ndarray, "h w 3"], ...]:
-        """All pictures of a row."""
-        cells = self._cell(index, column) or ()
-        return tuple(base.picture(self._encoded(cell, index, column), self.name(index)) for cell in cells)
+        """All pictures of a row. Raises UserError for one that cannot be decoded."""
+        return tuple(base.picture(data, self.name(index)) for data in self.all_encoded(index, column))
 
     def _encoded(self, cell: Any, index: int, column: str) -> bytes:
         data = cell.get("bytes") if isinstance(cell, dict) else cell

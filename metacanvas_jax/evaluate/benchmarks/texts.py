@@ -59,7 +59,7 @@ def wise_entries(setup: Experiment, data: str) -> list[Entry]:
         path = base.found(folder, f"{stem}_verified.json", f"{stem}.json")
         for place, row in enumerate(files.read_json(path, list)):
             where = f"{path}, entry {place}"
-            if not isinstance(row, Mapping) or not isinstance(row.get("prompt_id"), int):
+            if not isinstance(row, Mapping) or type(row.get("prompt_id")) is not int:
                 raise UserError(f"{where}: expected an object with a whole number 'prompt_id'")
             png = f"{row['prompt_id']}.png"
             request = Request(base.text_of(row, "Prompt", where), frames=1)
@@ -68,7 +68,7 @@ def wise_entries(setup: Experiment, data: str) -> list[Entry]:
 
 
 def wise_command(out: Path, data: str, scores: Path) -> str:
-    """In WISE's repository, with a local server of its judge."""
+    """In WISE's repository, with its judge behind a server at 127.0.0.1:8000 (docs/evaluation.md names both)."""
     return f"IMAGE_DIR={out} bash EVAL_SCRIPT && cp {out}/Results*/*_scores_results.jsonl {scores}/"
 
 

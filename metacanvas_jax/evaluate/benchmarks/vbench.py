@@ -7,6 +7,7 @@ import numpy as np
 
 from metacanvas_jax import files
 from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.config.sources import LIMITS
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.evaluate.benchmarks import base
 from metacanvas_jax.evaluate.benchmarks.base import Benchmark, Scores
@@ -49,11 +50,14 @@ def i2v_entries(setup: Experiment, data: str) -> list[Entry]:
     images = files.folder(data) / "data" / "crop" / ratio_of(setup)
     if not images.is_dir():
         images = files.folder(data) / "crop" / ratio_of(setup)
-    there = set(files.listing(images)) if images.is_dir() else set()
+    there, read = set(files.listing(images)) if images.is_dir() else set(), set()
     for prompt, row in rows(data, "vbench2_i2v_full_info.json").items():
         name = row.get("image_name") or f"{prompt.rpartition(', camera ')[0] or prompt}.jpg"
         if name not in there:
             raise UserError(f"{images / name}: no such image, which the prompt {prompt!r} needs")
+        if name not in read:
+            base.sides_of(files.read_bytes(images / name, LIMITS.bytes), str(images / name))
+            read.add(name)
         made += _videos(setup, Request(prompt, image=images / name), prompt, near.fps, VIDEOS)
     return made
 
