@@ -63,20 +63,21 @@ def config_of(case: Case, folders: Path, small: bool) -> ConfigDict:
     """The config of a case whose weights lie in ``folders``; ``small``: with tiny networks, in float32.
 
     Every network recomputes as it does in PyTorch: the blocks of the DiT are recomputed, the MLLM keeps its
-    activations. There is no dropout in adapters and no moving average. Samples are drawn.
+    activations. There is no dropout in adapters, no moving average and no evaluation. Samples are drawn.
     """
     config = load_config(case.config, [])
     kinds = {"dit": config.dit.kind, "vae": config.vae.kind}
     if small:
         config = tiny.shrink(config, "miniature")
     with config.ignore_type():
-        config.start, config.eval.evaluators = "", ("flow_loss",)
+        config.start = ""
         config.dit.remat = "full"
         config.mllm.language.remat = "none"
         if config.mllm.language.lora is not None:
             config.mllm.language.lora.dropout = 0.0
         config.train.update({"steps": STEPS, "batch": case.batch, "ema": None, "log_every": 1, "preview_every": 0})
         config.train.update({"checkpoint_every": STEPS // 2, "keep_last": 2, "accumulate": 1})
+        config.train.update({"evaluate_every": 0, "keep_best": 0})
         config.train.rules = case.rules or config.train.rules
         config.mesh, config.hardware = base.section(MeshConfig()), ()
         rows: Any = config.buckets

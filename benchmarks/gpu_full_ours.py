@@ -150,11 +150,11 @@ def training(case: Case, place: Path, small: bool) -> Result:
     (again / "checkpoints").mkdir(parents=True)
     shutil.copy(whole / "config.json", again / "config.json")
     shutil.move(whole / "checkpoints" / str(half), again / "checkpoints" / str(half))
-    first = {row["step"]: row for row in read_metrics(whole)}
+    first = steps_of(whole)
     shutil.rmtree(whole)
     start = time.perf_counter()
     train(config, again, progress=False, compiled=place / "compiled")
-    resumed = {row["step"]: row for row in read_metrics(again)}
+    resumed = steps_of(again)
     differ = [i for i in range(half + 1, STEPS + 1) if first[i]["loss"] != resumed[i]["loss"]]
     if differ:
         i = differ[0]
@@ -171,6 +171,11 @@ def training(case: Case, place: Path, small: bool) -> Result:
         "resumed_equal": True,
         **memory(),
     }
+
+
+def steps_of(run: Path) -> dict[int, dict[str, float]]:
+    """The metrics of every step of a run; those of evaluations stand in rows of their own."""
+    return {int(row["step"]): row for row in read_metrics(run) if "loss" in row}
 
 
 def drawing(case: Case, place: Path, small: bool) -> Result:

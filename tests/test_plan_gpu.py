@@ -169,11 +169,11 @@ class Canned:
         return types.SimpleNamespace(memory_analysis=lambda: memory, as_text=lambda: TEXT)
 
 
-def canned_report(monkeypatch, tmp_path, temporaries):
+def canned_report(monkeypatch, tmp_path, temporaries, unread=0.0):
     monkeypatch.setenv("METACANVAS_PLAN_CACHE", str(tmp_path))
     monkeypatch.setattr(gpu, "installed_plugin", lambda: "0.10.2")
     mesh = types.SimpleNamespace(shape={"fsdp": 1})
-    program = Program("train", None, (), {"frozen": 20.0 * GIB, "optimizer": 9.0 * GIB}, 16, mesh, ())
+    program = Program("train", None, (), {"frozen": 20.0 * GIB + unread, "optimizer": 9.0 * GIB}, 16, mesh, ())
     traced = jax.jit(lambda x: x @ x).trace(jax.ShapeDtypeStruct((8, 8), jnp.float32))
     object.__setattr__(program, "traced", traced)
     object.__setattr__(program, "lowered", Canned(temporaries))
@@ -187,6 +187,8 @@ def test_memory_is_arguments_outputs_and_temporaries_against_the_share_that_jax_
     assert fits.memory["activations"] == (51 - 29) * GIB
     again = canned_report(monkeypatch, tmp_path, 20 * GIB)
     assert dataclasses.replace(again, compile_seconds=fits.compile_seconds) == fits, "from the cache"
+    more = canned_report(monkeypatch, tmp_path, 20 * GIB, unread=5.0 * GIB)  # 34 of which the program reads 30
+    assert more.needed == (34 + 10 - 9 + 20) * GIB and more.memory["activations"] == (55 - 34) * GIB
     large = canned_report(monkeypatch, tmp_path, 60 * GIB)
     assert not large.passed and large.needed == 91 * GIB
     assert large.verdict == (

@@ -39,8 +39,8 @@ class Compiled:
     """A compiled program: its text, and the compiler's account of memory in bytes per device.
 
     ``peak`` on a TPU is the largest sum of arguments and live temporaries, without the gaps between buffers (which add
-    up to a tenth); on a GPU it is the sum of arguments, outputs and the one buffer of all temporaries. ``seconds`` is
-    the time of the compilation, 0 if it was cached.
+    up to a tenth); on a GPU it is the sum of what is held before the step, outputs and the one buffer of temporaries.
+    ``seconds`` is the time of the compilation, 0 if it was cached.
     """
 
     text: str
@@ -108,9 +108,12 @@ def compiler(where: Slice) -> str:
 def _result(program: Program, where: Slice, record: dict[str, Any]) -> Compiled:
     if "error" in record:
         raise does_not_fit(record["error"], program.name, where)
-    if where.chip.gpu is not None and record["peak"] > where.limit:  # which the compiler accepts
-        message = too_large(program.name, where.name, record["peak"], where.limit)
-        raise DoesNotFit(message, record["peak"], where.limit, [])
+    if where.chip.gpu is not None:
+        # Weights that the program does not read are no arguments of it, but a training holds them.
+        record |= {"peak": record["peak"] + max(sum(program.held.values()) - record["arguments"], 0.0)}
+        if record["peak"] > where.limit:  # which the compiler accepts
+            message = too_large(program.name, where.name, record["peak"], where.limit)
+            raise DoesNotFit(message, record["peak"], where.limit, [])
     return Compiled(**{field.name: record[field.name] for field in dataclasses.fields(Compiled)})
 
 

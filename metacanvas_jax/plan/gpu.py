@@ -11,10 +11,11 @@ from typing import Any
 from jax.experimental import topologies
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.hardware import Chip
+from metacanvas_jax.hardware import Chip, Gpu
 from metacanvas_jax.parallel.flags import flags_for
 
 MEMORY_SHARE = 0.95  # of a GPU's memory, with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 (JAX takes 0.75 without)
+LEAST_SHARED = 160 * 1024  # bytes of a multiprocessor: those of the A100
 CUDNN = (9, 8)  # the version that is assumed; nothing that is compiled here needs it
 RUNTIME = (12, 9)  # of CUDA
 TARGET = """
@@ -36,8 +37,7 @@ device_description_str: "{kind}"
 
 def target(chip: Chip) -> str:
     """A GPU as the compiler wants it described (stream_executor.GpuTargetConfigProto of openxla/xla, as text)."""
-    gpu = chip.gpu
-    assert gpu is not None, chip.name
+    gpu = gpu_of(chip)
     return TARGET.format(
         **{key: getattr(gpu, key) for key in ("shared", "threads", "units", "lanes", "l2", "clock", "capability")},
         shared_per_block=gpu.shared - 1024,
@@ -49,15 +49,25 @@ def target(chip: Chip) -> str:
     )
 
 
+def gpu_of(chip: Chip) -> Gpu:
+    """The figures of a chip that is a GPU."""
+    assert chip.gpu is not None, chip.name
+    return chip.gpu
+
+
 def options(chip: Chip) -> dict[str, bool | str]:
     """The options of a compilation for a GPU: those of a training, and no optimisation by ptxas of what never runs.
 
     Buffers do not depend on ptxas. Unlike libtpu, CUDA's compiler takes no "true" for True.
+
+    Without a GPU to time tiles on, XLA takes fixed ones for Triton's products. Some do not fit GPUs with little shared
+    memory ("Couldn't find output tile sizes"), for which products are therefore those of cuBLAS.
     """
     flags = {
         name: value == "true" if value in ("true", "false") else value for name, value in flags_for(chip.name).items()
     }
-    return flags | {"xla_gpu_disable_gpuasm_optimizations": True}
+    flags |= {"xla_gpu_disable_gpuasm_optimizations": True}
+    return flags | ({"xla_gpu_enable_triton_gemm": False} if gpu_of(chip).shared < LEAST_SHARED else {})
 
 
 def devices(chip: Chip, count: int) -> tuple:
@@ -93,7 +103,7 @@ def memory(chip: Chip) -> float:
 
 
 def peak(stats: Any) -> float:
-    """Bytes that a program holds while it runs, from the compiler's ``memory_analysis()``.
+    """Bytes of arguments, outputs and temporaries of a program, from the compiler's ``memory_analysis()``.
 
     All temporaries lie in one buffer, which is there from the first operation to the last.
     """

@@ -33,7 +33,7 @@ ASSUMPTIONS = (
     "Attention is compiled as XLA's chunks, because cuDNN cannot be asked without a GPU. Long sequences are timed as "
     f"cuDNN's attention, at {ATTENTION_SHARE:.0%} of peak FLOP/s (measured on one H200), and their scores are not "
     "written to memory",
-    "Memory is the sum of arguments, outputs and temporaries of the compiled program. "
+    "Memory is the sum of parameters, optimizer, batch and the program's temporaries. "
     f"{MEMORY_SHARE:.0%} of the GPU's memory is taken as available: set XLA_PYTHON_CLIENT_MEM_FRACTION={MEMORY_SHARE} "
     "(JAX takes 75 % without it)",
 )
