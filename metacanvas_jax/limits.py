@@ -11,7 +11,11 @@ PUBLISHED = 1 << 24  # of any whole number in a published config.json that is us
 
 MOST = {
     **dict.fromkeys(
-        ("rows", "columns", "keyframes", "patch", "folded", "temporal_patch", "merge", "threads", "unroll"), 1024
+        (
+            *("rows", "columns", "keyframes", "latents_per_cell", "patch", "folded", "temporal_patch", "merge"),
+            *("threads", "unroll"),
+        ),
+        1024,
     ),
     **dict.fromkeys(("layers", "layers_double", "layers_single", "depth", "blocks", "heads", "kv_heads"), 1024),
     **dict.fromkeys(("cross_heads", "encoder_blocks", "decoder_blocks", "mlp_ratio", "vanilla_ratio"), 1024),

@@ -13,8 +13,8 @@ once per noise level.
   therefore those of the published model, and may come from a cache on disk.
 - *Zero initialisation.* Both parts of the canvas connector end in a linear layer of zeros. A new connector changes
   nothing, and training starts from the DiT as it was published.
-- *Interpolation.* The canvas has a grid of its own, with fewer cells than the latents. The connector interpolates it
-  linearly to the grid of patch tokens, so that one canvas serves every size of picture.
+- *Interpolation.* The canvas has a grid of its own, with fewer cells than the latents, fixed or by a ratio to theirs.
+  The connector interpolates it linearly to the grid of patch tokens, so that one canvas serves every size of picture.
 - *Keyframes.* For a video the canvas has several keyframes. The MLLM numbers them like the frames of a video, and the
   connector interpolates them in time.
 - *References.* Tokens of reference images or frames get no canvas: the DiT only attends to them.

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from metacanvas_jax.types import Given, Grid
+from metacanvas_jax.types import Given
 
 Medium = Literal["nothing", "source", "references", "first frame", "target"]
 
@@ -157,11 +157,6 @@ def replace_first_frame(
 ) -> Float[Array, "b t h w c"]:
     """The latents with the clean latent of an image as their first frame."""
     return jnp.concatenate([image.astype(latents.dtype), latents[:, 1:]], axis=1)
-
-
-def canvas_shape(shape: Grid, frames: int) -> Grid:
-    """(keyframes, rows, columns) of the canvas for latents of ``frames`` frames: not more keyframes than frames."""
-    return (min(shape[0], frames), *shape[1:])
 
 
 def loss_mask(task: Task, batch: int, frames: int) -> Bool[Array, "b t 1 1"] | None:

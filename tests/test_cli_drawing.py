@@ -10,7 +10,8 @@ from published_support import flux_pipeline, picture, sana_pipeline, wan_pipelin
 from qwen_support import tokenizer
 
 from metacanvas_jax.cli.main import main
-from metacanvas_jax.paint import requests, runs
+from metacanvas_jax.paint import runs
+from metacanvas_jax.sizes import fitting_size
 
 pytest.importorskip("diffusers")
 av = pytest.importorskip("av")
@@ -150,5 +151,5 @@ def test_bad_requests_are_one_line_before_any_weight_is_read(folders, capsys, mo
 
 
 def test_sizes_of_an_edit_keep_area_and_aspect():
-    assert requests.fitting_size((600, 800), 512 * 512, 16) == (448, 592)
-    assert requests.fitting_size((10, 4000), 64 * 64, 16) == (16, 1280)
+    assert fitting_size((600, 800), 512 * 512, 16) == (448, 592)
+    assert fitting_size((10, 4000), 64 * 64, 16) == (16, 1280)

@@ -127,6 +127,8 @@ def pair(tmp_path_factory):
             place = folder / backbone
             config = support.config(folder, backbone, buckets=base.buckets(*BUCKETS[backbone]))
             config.mllm.image_tokens = 4
+            if backbone == "flux":
+                config.canvas.latents_per_cell = 3
             config.vae_weights = str(support.save_patch_pca(place / "pca"))
             if backbone == "sana":
                 config.text = support.save_text_encoder(place / "gemma")
@@ -198,6 +200,16 @@ def compare(case, pair, media, monkeypatch):
 @pytest.mark.parametrize("case", GATE, ids=str)
 def test_export_paints_what_the_command_line_paints(case, pair, media, monkeypatch):
     compare(case, pair, media, monkeypatch)
+
+
+@pytest.mark.parametrize(("size", "grid"), [((24, 48), (1, 1, 3)), ((72, 36), (1, 4, 2)), ((36, 60), (1, 2, 3))])
+def test_a_canvas_of_an_export_follows_the_latents_as_in_training(pair, size, grid):
+    """A cell covers 3 x 3 latents of 6 x 6 pixels; the embeddings are 2 x 3."""
+    trained, pipeline = pair("flux")
+    shape = pipeline.rules.shape("text_to_image", height=size[0], width=size[1])
+    assert pipeline.plan(PROMPTS[:1], shape=shape).canvas.shape[1:4] == grid
+    bucket = dataclasses.replace(trained.setup.shapes[0], size=size)
+    assert trained.setup.canvas.shape_for(latent_grid(trained.setup, bucket)) == grid
 
 
 @pytest.mark.slow

@@ -70,6 +70,7 @@ WHAT = {
     "mllm.language.layers": 3,
     "mllm.buckets": (17,),
     "canvas.rows": 3,
+    "canvas.latents_per_cell": 4,
     "buckets.0.length": 17,
     "buckets.0.weight": 0.01,
     "train.batch": 17,

@@ -16,7 +16,6 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.tasks import (
     TASKS,
     Bucket,
-    canvas_shape,
     frame_levels,
     loss_mask,
     replace_first_frame,
@@ -244,12 +243,6 @@ def test_reference_frames_never_get_a_canvas():
     assert tokens.reference.shape == (1, 2 * LATENT[0] * LATENT[1] // 4, 64)
     np.testing.assert_array_equal(added.reference, tokens.reference)
     np.testing.assert_allclose(added.grid, tokens.grid + canvas, atol=1e-6)
-
-
-def test_pictures_get_one_keyframe_and_clips_no_more_than_they_have_frames():
-    assert canvas_shape((3, 11, 20), 31) == (3, 11, 20)
-    assert canvas_shape((3, 11, 20), 1) == (1, 11, 20)
-    assert canvas_shape((31, 11, 20), 5) == (5, 11, 20)
 
 
 @pytest.mark.parametrize(

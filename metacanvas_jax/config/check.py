@@ -10,6 +10,8 @@ from metacanvas_jax.config.networks import autoencoder, mllm_config, transformer
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.sources import LIMITS
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.limits import CANVAS_TOKENS
+from metacanvas_jax.sizes import latent_grid
 from metacanvas_jax.tasks import TASKS, Bucket
 from metacanvas_jax.worlds.facts import Facts
 
@@ -137,6 +139,13 @@ def check_bucket(experiment: Experiment, bucket: Bucket, where: str) -> None:
         raise UserError(f"{where}: {pixels} pixels in all frames, at most {LIMITS.decoded_pixels} are allowed")
     if (bucket.frames - 1) % vae.temporal:
         raise UserError(f"{where}: expected 1 + {vae.temporal} k frames, found {bucket.frames}")
+    if experiment.canvas is not None:
+        grid = latent_grid(bucket.size, bucket.frames, spatial=vae.spatial, temporal=vae.temporal)
+        if (tokens := math.prod(experiment.canvas.shape_for(grid))) > CANVAS_TOKENS:
+            raise UserError(
+                f"{where}: a canvas of {tokens} tokens for {bucket.size} pixels (canvas.latents_per_cell is "
+                f"{experiment.canvas.latents_per_cell}), at most {CANVAS_TOKENS} are allowed"
+            )
     if bucket.frames > 1 and not dit.videos:
         raise UserError(f"{where}: this DiT makes images only")
     if task.vae == "source" and not dit.given_channels and (dit.videos or not dit.references):

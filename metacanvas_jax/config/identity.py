@@ -53,7 +53,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
             "image_label": "",
         },
         "text": {"kind": TextSection.kind},
-        "canvas": {"start": ""},
+        "canvas": {"start": "", "latents_per_cell": None},
         "context_connector": {"kind": "mlp", "skip": 0},
         "vae": {"folded": 2, "shortcuts": True},
         "dit": {"lora": None, "predicts": "velocity", "least_time": 0.05},

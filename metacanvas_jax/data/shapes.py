@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metacanvas_jax import registry, tasks
+from metacanvas_jax import registry, sizes, tasks
 from metacanvas_jax.config.networks import autoencoder, mllm_config
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.data import latents
@@ -30,7 +30,7 @@ def latent_grid(experiment: Experiment, bucket: Bucket | None = None) -> Grid:
         raise UserError(
             f"config: pictures of {rows} x {columns} px do not divide by the autoencoder's factor {vae.spatial}"
         )
-    return ((bucket.frames - 1) // vae.temporal + 1, rows // vae.spatial, columns // vae.spatial)
+    return sizes.latent_grid(bucket.size, bucket.frames, spatial=vae.spatial, temporal=vae.temporal)
 
 
 def media_config(experiment: Experiment) -> MediaConfig:

@@ -25,7 +25,7 @@ from metacanvas_jax.evaluate.contract import Asked
 from metacanvas_jax.evaluate.held_out import held_out
 from metacanvas_jax.paint.painter import Painter, noise_key
 from metacanvas_jax.paint.spread import Spread
-from metacanvas_jax.tasks import TASKS, Bucket, canvas_shape, for_dit, frame_levels, loss_mask
+from metacanvas_jax.tasks import TASKS, Bucket, for_dit, frame_levels, loss_mask
 from metacanvas_jax.train import objectives
 from metacanvas_jax.types import Params
 
@@ -138,7 +138,7 @@ def _programs(setup: Experiment, bucket: Bucket) -> tuple[Callable, Callable]:
         variables = {"params": {name: tree for name, tree in params.items() if name != "vae"}}
         latents = prepared.latents
         count, frames = latents.shape[:2]
-        shape = None if model.canvas is None else canvas_shape(model.canvas.config.shape, frames)
+        shape = None if model.canvas is None else model.canvas.config.shape_for(latents.shape[1:4])
         plan = model.apply(variables, prepared.context, shape, method="plan")
         plan = plan if canvas else plan.replace(canvas=None)
         noise = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), latents.shape[1:], latents.dtype))

@@ -17,6 +17,7 @@ from metacanvas_jax.limits import CANVAS_TOKENS
 from metacanvas_jax.mllm.base import Mllm
 from metacanvas_jax.nn.layers import Dtype
 from metacanvas_jax.nn.resize import linear_resize
+from metacanvas_jax.sizes import canvas_grid
 from metacanvas_jax.types import Context, Grid
 
 tokens_init = nn.initializers.normal(0.02)
@@ -35,6 +36,10 @@ class CanvasConfig:
     ``bidirectional`` lets canvas tokens attend to each other in both directions; otherwise attention is causal in
     raster order, as in the rest of the sequence.
 
+    ``keyframes``, ``rows`` and ``columns`` are those of the learned embeddings. With ``latents_per_cell`` n the canvas
+    has one row for n rows of latents, and one column for n columns (None: the rows and columns of the embeddings for
+    latents of any size). A canvas of another size than the embeddings reads them by linear interpolation.
+
     Raises ValueError for an empty canvas or a negative spacing.
     """
 
@@ -46,6 +51,7 @@ class CanvasConfig:
     spacing: float = 2.0
     start: str = ""
     bidirectional: bool = False
+    latents_per_cell: int | None = None
 
     def __post_init__(self):
         if min(self.shape) < 1:
@@ -57,8 +63,12 @@ class CanvasConfig:
 
     @property
     def shape(self) -> Grid:
-        """(keyframes, rows, columns)."""
+        """(keyframes, rows, columns) of the embeddings."""
         return self.keyframes, self.rows, self.columns
+
+    def shape_for(self, latents: Grid) -> Grid:
+        """(keyframes, rows, columns) of the canvas for latents of (frames, rows, columns)."""
+        return canvas_grid(self.shape, latents, self.latents_per_cell)
 
 
 def canvas_positions(

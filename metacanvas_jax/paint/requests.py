@@ -21,6 +21,7 @@ from metacanvas_jax.data.transforms import Clip, fit_frames
 from metacanvas_jax.data.video import container_of, decode_video, encode_mp4
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.report import pictures
+from metacanvas_jax.sizes import fitting_size
 from metacanvas_jax.tasks import TASKS, Bucket
 
 Frames = UInt8[np.ndarray, "t h w 3"]
@@ -104,13 +105,6 @@ def unit(setup: Experiment) -> int:
     """Pixels that the sides of a result are multiples of."""
     patch = network(setup).dit.patch
     return autoencoder(setup).spatial * math.lcm(*patch[1:])
-
-
-def fitting_size(sides: tuple[int, int], area: int, unit: int) -> tuple[int, int]:
-    """(rows, columns) in multiples of ``unit``, with about this area in pixels, of the aspect ratio of ``sides``."""
-    scale = math.sqrt(area / (sides[0] * sides[1])) / unit
-    rows, columns = (max(1, round(side * scale)) * unit for side in sides)
-    return rows, columns
 
 
 def sample_of(setup: Experiment, request: Request) -> tuple[Sample, Bucket]:

@@ -16,7 +16,7 @@ from metacanvas_jax.diffusion.guidance import classifier_free, pair
 from metacanvas_jax.diffusion.samplers import Method, sample
 from metacanvas_jax.diffusion.schedules import Schedule
 from metacanvas_jax.metacanvas import MetaCanvas
-from metacanvas_jax.tasks import TASKS, TaskName, canvas_shape, clean_first_levels, for_dit, replace_first_frame
+from metacanvas_jax.tasks import TASKS, TaskName, clean_first_levels, for_dit, replace_first_frame
 from metacanvas_jax.types import Given, Grid, MllmInputs, Params, Plan
 from metacanvas_jax.vae.tiling import tiled_decode
 
@@ -125,7 +125,7 @@ def make_paint(
         latents = given_latents(vae, params["vae"], TaskName(target.task), batch)
 
         def plan_of(inputs: MllmInputs) -> Plan:
-            shape = None if model.canvas is None else canvas_shape(model.canvas.config.shape, target.latents[0])
+            shape = None if model.canvas is None else model.canvas.config.shape_for(target.latents)
             plan = model.apply(variables, model.apply(variables, inputs, method="read"), shape, method="plan")
             return plan if target.canvas else plan.replace(canvas=None)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metacanvas_jax.dit.torch_side import Backbone, Given, Plan
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.sizes import canvas_grid
 from metacanvas_jax.torch_export import load, reading
 from metacanvas_jax.torch_export.connector import Connector
 from metacanvas_jax.torch_export.reading import Rules, Shape
@@ -175,10 +176,10 @@ class MetaCanvasPipeline:
             context = self.mllm.read(inputs)
             parts += self._context(context)
             if canvas and self.connector.canvas is not None:
-                keyframes, rows, columns = self.connector.canvas.tokens.shape[:3]
-                keyframes = min(keyframes, self.rules.grid(shape)[0])  # never more than there are latent frames
-                tokens = self.connector.canvas((keyframes, rows, columns))
-                written = self.mllm.write(context, tokens, self.index["canvas"])
+                table, config = self.connector.canvas.tokens.shape[:3], self.index["canvas"]
+                # Exports from before this key have a canvas of one size.
+                grid = canvas_grid(table, self.rules.grid(shape), config.get("latents_per_cell"))
+                written = self.mllm.write(context, self.connector.canvas(grid), config)
                 written = self.connector.canvas_connector.read(written)
         states = torch.cat([states for states, _ in parts], dim=1)
         return Plan(states, torch.cat([mask for _, mask in parts], dim=1), written)

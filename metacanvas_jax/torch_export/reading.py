@@ -1,7 +1,7 @@
 """How a request is read: the task, the shape of the result, pictures and frames, as ``metacanvas sample`` and ``edit``.
 
-The numbers are data of the export (section ``reading`` of its index); the functions here apply them. Only numpy and
-Pillow are used.
+The numbers are data of the export (section ``reading`` of its index); this file and ``sizes.py`` apply them.
+Only numpy and Pillow are used.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.images import to_rgb
+from metacanvas_jax.sizes import fitting_size, latent_grid
 
 VERSION = 1
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits per channel or fewer
@@ -87,8 +88,7 @@ class Rules:
 
     def grid(self, shape: Shape) -> tuple[int, int, int]:
         """Frames, rows and columns of the latents of a shape."""
-        rows, columns = shape.size
-        return (shape.frames - 1) // self.temporal + 1, rows // self.spatial, columns // self.spatial
+        return latent_grid(shape.size, shape.frames, spatial=self.spatial, temporal=self.temporal)
 
 
 def older(index: Mapping[str, Any], patch: Sequence[int]) -> dict[str, Any]:
@@ -109,13 +109,6 @@ def older(index: Mapping[str, Any], patch: Sequence[int]) -> dict[str, Any]:
         "unit": spatial * math.lcm(*patch[1:]),
         "frames": FRAMES | {"target": prompt.get("video_fps", FRAMES["target"])},
     }
-
-
-def fitting_size(sides: tuple[int, int], area: int, unit: int) -> tuple[int, int]:
-    """(rows, columns) in multiples of ``unit``, with about this area in pixels, of the aspect ratio of ``sides``."""
-    scale = math.sqrt(area / (sides[0] * sides[1])) / unit
-    rows, columns = (max(1, round(side * scale)) * unit for side in sides)
-    return rows, columns
 
 
 def picture(image: Image.Image) -> Image.Image:

@@ -63,7 +63,7 @@ def painting(
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
         shape = None
         if model.canvas is not None:
-            shape = tasks.canvas_shape(model.canvas.config.shape, prepared.latents.shape[1])
+            shape = model.canvas.config.shape_for(prepared.latents.shape[1:4])
         plan = model.apply(
             variables, prepared.context, shape, method="plan", deterministic=False, rngs={"dropout": dropout_key}
         )

@@ -21,6 +21,7 @@ from metacanvas_jax.errors import UserError, first_line
 from metacanvas_jax.evaluate.tree import Entry, Frames
 from metacanvas_jax.paint import requests
 from metacanvas_jax.paint.requests import Request
+from metacanvas_jax.sizes import fitting_size
 
 ASPECTS = (1.0, 9 / 8, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2.0)
 """Of the sides of edits, and their inverses: each is compiled once, however many sizes the pictures have."""
@@ -110,7 +111,7 @@ def edit_size(setup: Experiment, task: str, sides: tuple[int, int]) -> tuple[int
     ratio = sides[1] / sides[0]
     known = (*ASPECTS, *(1 / aspect for aspect in ASPECTS[1:]))
     near = min(known, key=lambda aspect: abs(math.log(aspect / ratio)))
-    return requests.fitting_size((1.0, near), math.prod(requests.nearest(setup, task).size), requests.unit(setup))
+    return fitting_size((1.0, near), math.prod(requests.nearest(setup, task).size), requests.unit(setup))
 
 
 def resized(pixels: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
