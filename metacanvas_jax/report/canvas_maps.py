@@ -30,7 +30,7 @@ def canvas_maps(features: Float[np.ndarray, "b k y x d"], *, shared: bool = Fals
 def keyframes(latents: int, count: int) -> list[int]:
     """The latent frames at which ``count`` keyframes stand: those in the middle of equal parts (``nn/resize.py``).
 
-    A canvas has not more keyframes than there are latent frames (``tasks.canvas_shape``).
+    A canvas has not more keyframes than there are latent frames (``sizes.py``).
     """
     count = min(count, latents)
     return [math.floor((k + 0.5) * latents / count) for k in range(count)]
