@@ -47,7 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.mllm.language.remat = "none"  # there is memory for the activations of 1,024 canvas tokens
         config.canvas = base.section(CanvasConfig(rows=32, columns=32))
         config.canvas_connector = base.canvas_connector()
-    # The sizes of the connector of UniWorld-V1, from which the paper starts.
+    # The sizes of UniWorld-V1's connector; the paper starts from it (context_connector.weights, docs/backbones.md).
     config.context_connector = base.context_connector(hidden=12288, activation="silu")
     config.buckets = base.buckets(Bucket("image_editing", (512, 512), length=384))
     config.sources = base.sources(

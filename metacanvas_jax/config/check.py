@@ -9,6 +9,7 @@ from metacanvas_jax.config.ignored import refuse_ignored
 from metacanvas_jax.config.networks import autoencoder, mllm_config, transformer
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.sources import LIMITS
+from metacanvas_jax.connectors import published as connector_weights
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.limits import CANVAS_TOKENS
 from metacanvas_jax.sizes import latent_grid
@@ -92,6 +93,11 @@ def _check_widths(experiment: Experiment) -> None:
     if context is not None and context.in_width is not None:
         language = experiment.mllm.language
         _same("context_connector.in_width", context.in_width, "mllm.language.width", language.width)
+    if context is not None and context.weights and context.kind == "mlp":
+        for name, expected in connector_weights.FIXED.items():
+            if (found := getattr(context, name)) != expected:
+                key = f"context_connector.{name}"
+                raise UserError(f"config: {key} is {found!r}, expected {expected!r}, as {connector_weights.KEY} has it")
     if context is not None and context.kind == "identity":
         width = experiment.mllm.language.width
         _same("dit.context_width", dit.context_width, "mllm.language.width (context_connector.kind is identity)", width)

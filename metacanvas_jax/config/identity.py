@@ -37,6 +37,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
         tree.pop(name)
     for name in ("weights", "tokenizer"):
         (tree["text"] or {}).pop(name, None)
+    (tree["context_connector"] or {}).pop("weights", None)
     for source in tree["sources"]:
         for name in ("path", "cache", "in_memory", "latents"):
             source.pop(name)

@@ -66,7 +66,7 @@ def _by_a_painter(experiment: Experiment) -> Iterator[Row]:
         given = connector.latent_channels is not None
         yield "canvas_connector.latent_channels", given, "canvas_connector.fuse is 'after_patchify'"
     if context is not None and context.kind == "identity":
-        for name in ("expansion", "hidden", "activation", "dropout", "out_norm"):
+        for name in ("expansion", "hidden", "activation", "dropout", "out_norm", "weights"):
             set_ = getattr(context, name) != getattr(ContextConnectorConfig, name)
             yield f"context_connector.{name}", set_, "context_connector.kind is 'identity'"
     elif context is not None and context.hidden is not None:

@@ -11,7 +11,10 @@ from metacanvas_jax import files
 from metacanvas_jax.config.schema import PathsSection
 
 KINDS = {
-    "weights": ("mllm.weights", "mllm.tokenizer", "text.weights", "text.tokenizer", "dit_weights", "vae_weights"),
+    "weights": (
+        *("mllm.weights", "mllm.tokenizer", "text.weights", "text.tokenizer"),
+        *("dit_weights", "vae_weights", "context_connector.weights"),
+    ),
     "data": (
         *("data.path", "data.pictures_path", "mllm.context_cache", "eval.data"),
         *("sources.path", "sources.cache", "eval.sources.path", "eval.sources.cache"),

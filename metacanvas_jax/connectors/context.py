@@ -28,6 +28,7 @@ class ContextConnectorConfig:
     The DiT does not read the first ``skip`` states of a prompt: those of a system prompt that never changes. Of an MLP,
     the hidden layer has ``expansion`` times the width of the input, unless ``hidden`` gives its size. ``in_width``, if
     given, is checked. ``out_norm`` adds an RMS norm, for a DiT that does not normalise its text states itself.
+    ``weights`` is a file or folder of published weights to start from (``connectors/published.py``; empty: random).
     """
 
     out_width: int
@@ -40,6 +41,7 @@ class ContextConnectorConfig:
     dtype: Dtype = "float32"
     kind: Literal["mlp", "identity"] = "mlp"
     skip: int = 0
+    weights: str = ""
 
     def __post_init__(self) -> None:
         """Raises ValueError on a dropout outside [0, 1)."""

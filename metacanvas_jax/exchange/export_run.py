@@ -247,6 +247,7 @@ def connector_config(setup: Experiment) -> dict[str, Any]:
         added["pool"] = {"in_width": setup.dit.context_width, "out_width": setup.dit.pooled_width}
     sections = {name: getattr(setup, name) for name in ("canvas", "canvas_connector", "context_connector", "queries")}
     described = {name: None if part is None else dataclasses.asdict(part) for name, part in sections.items()}
+    (described["context_connector"] or {}).pop("weights", None)  # a place on this machine, from which it started
     return {"mllm_width": setup.mllm.language.width, **described, **added}
 
 

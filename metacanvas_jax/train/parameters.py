@@ -17,6 +17,8 @@ from metacanvas_jax.config.load import read_config
 from metacanvas_jax.config.networks import autoencoder, keep_float32, mllm_config, network
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.weights import weight_folders
+from metacanvas_jax.connectors import published as connector_weights
+from metacanvas_jax.connectors.context import ContextConnectorConfig
 from metacanvas_jax.data.inputs import prompter
 from metacanvas_jax.data.shapes import latent_grid, smallest_inputs
 from metacanvas_jax.errors import UserError
@@ -150,10 +152,13 @@ def _run_or_folders(experiment: Experiment, abstract: Params) -> Params:
 def identities(experiment: Experiment, *, whole: bool = False, there: bool = False) -> dict[str, str]:
     """Part of the model to what tells its frozen weights from others, as ``config.weights.identities`` returns it.
 
-    What another run trained and this one keeps frozen is the part "start".
+    What another run trained and this one keeps frozen is the part "start". A context connector is a part where it is
+    frozen: one that trains only begins with published weights.
     """
     found = weights.identities(experiment, whole=whole, there=there)
-    run = files.folder(experiment.start)
+    run, kept = files.folder(experiment.start), _kept_connector(experiment)
+    if kept is not None and (not there or files.folder(kept.weights).exists()):
+        found["context_connector"] = connector_weights.identify(kept, whole=whole)
     if not experiment.start or (there and not run.exists()):
         return found
     before = read.experiment(read_config(run))
@@ -167,14 +172,26 @@ def identities(experiment: Experiment, *, whole: bool = False, there: bool = Fal
     return found
 
 
+def _kept_connector(experiment: Experiment) -> ContextConnectorConfig | None:
+    """The context connector, where its published weights, or some of them, stay as they are."""
+    config = experiment.context_connector
+    paths = [f"context_connector/{entry.path}" for entry in connector_weights.table()]
+    if config is None or not config.weights or all(trains(path, experiment.train.rules) for path in paths):
+        return None
+    return config
+
+
 def read_folders(experiment: Experiment, abstract: Params) -> Params:
     """The parameters of ``abstract`` that the folders of the experiment hold, with its shapes and shardings.
 
     ``abstract`` may be any part of the experiment's parameters; nothing else is read. They are cast to the dtypes of
     ``as_held`` while they are read.
     """
-    wanted = as_held(experiment, abstract)
-    return {part: source.load(wanted[part]) for part, source in weight_folders(experiment).items() if part in wanted}
+    wanted, context = as_held(experiment, abstract), experiment.context_connector
+    found = {part: source.load(wanted[part]) for part, source in weight_folders(experiment).items() if part in wanted}
+    if context is not None and context.weights and "context_connector" in wanted:
+        found["context_connector"] = connector_weights.load(context, wanted["context_connector"])
+    return found
 
 
 def as_held(experiment: Experiment, abstract: Params) -> Params:

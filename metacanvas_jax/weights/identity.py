@@ -8,7 +8,7 @@ folders and files.
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -73,9 +73,9 @@ def kept(recorded: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def stored(weights: Checkpoint) -> Iterator[tuple[str, np.ndarray | Distant]]:
-    """The tensors in the order in which they are hashed; of each, only what is looked at is read."""
-    for name in sorted(weights.tensors):
+def stored(weights: Checkpoint, only: Container[str] | None = None) -> Iterator[tuple[str, np.ndarray | Distant]]:
+    """The tensors, or some of them, in the order in which they are hashed; of each, only what is looked at is read."""
+    for name in sorted(name for name in weights.tensors if only is None or name in only):
         tensor = weights.tensors[name]
         if weights.local:
             yield name, weights.read(name)
