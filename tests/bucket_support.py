@@ -79,15 +79,16 @@ def golden(place: Path) -> Path:
     return place
 
 
-def stored(address: str, golden: Path) -> Bucket:
-    """SANA's part of the same folders in the bucket; the config of the run there names the bucket's."""
+def stored(address: str, golden: Path, *backbones: str) -> Bucket:
+    """The part of some backbones (SANA) of the same folders in the bucket; configs of runs there name the bucket's."""
     from metacanvas_jax import files
 
+    backbones = backbones or ("sana",)
     place = Bucket(address, f"gs://bucket/{'-'.join(golden.parts[-2:])}")
     for name in files.listing(golden, deep=True):
-        if name.startswith(("sana", "qwen", "tokenizer")):
+        if name.startswith((*backbones, "qwen", "tokenizer")):
             data = (golden / name).read_bytes()
-            if name == "sana/run/config.json":
+            if name.endswith("/run/config.json"):
                 tree = json.loads(data)
                 tree["mllm"] |= {key: f"{place.url}/{tree['mllm'][key]}" for key in ("weights", "tokenizer")}
                 data = json.dumps(tree).encode()

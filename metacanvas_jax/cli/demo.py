@@ -41,6 +41,6 @@ def run(arguments: argparse.Namespace) -> None:
     teacher = load_config(f"{name}:mllm", [f"--config.{key}={value}" for key, value in shared.items()])
     outcome = miniature.demo(teacher, painter, files.folder(arguments.workdir), teach=arguments.teach)
     print(outcome.scored.table())
-    print(f"\nreport: {outcome.report.resolve()}")
+    print(f"\nreport: {files.absolute(outcome.report)}")
     if outcome.missed:
         raise UserError(f"the demo ran, but missed its bars: {'; '.join(outcome.missed)}")

@@ -6,14 +6,15 @@ Results have the format of GenEval's evaluate_images.py, so that its summary scr
 import collections
 import dataclasses
 import json
-import pathlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
+from metacanvas_jax import files
+from metacanvas_jax.report.pictures import save_png
 from metacanvas_jax.worlds.judge import Judge, Verdict, check
 from metacanvas_jax.worlds.requests import CATEGORIES
 from metacanvas_jax.worlds.scenes import Scene
@@ -99,17 +100,16 @@ def table(columns: Mapping[str, Scores]) -> str:
     return "\n".join(lines)
 
 
-def write_results(folder: str | pathlib.Path, images: Sequence[np.ndarray], evaluation: Evaluation) -> None:
-    """Pictures in GenEval's folder layout, with ``results.jsonl`` and ``scores.json`` beside them."""
-    folder = pathlib.Path(folder)
+def write_results(folder: str | os.PathLike, images: Sequence[np.ndarray], evaluation: Evaluation) -> None:
+    """Pictures in GenEval's folder layout, with ``results.jsonl`` and ``scores.json`` beside them, in a bucket too."""
+    folder = files.folder(folder)
     for image, result in zip(images, evaluation.results, strict=True):
         path = folder / result["filename"]
-        path.parent.mkdir(parents=True, exist_ok=True)
         pixels = image if image.dtype == np.uint8 else (image * 255).round().astype(np.uint8)
-        Image.fromarray(pixels).save(path)
-        (path.parent.parent / "metadata.jsonl").write_text(result["metadata"] + "\n")
-    (folder / "results.jsonl").write_text("".join(json.dumps(result) + "\n" for result in evaluation.results))
-    (folder / "scores.json").write_text(json.dumps(evaluation.scores.to_dict(), indent=1) + "\n")
+        save_png(pixels, path)
+        files.write(path.parent.parent / "metadata.jsonl", result["metadata"] + "\n")
+    files.write(folder / "results.jsonl", "".join(json.dumps(result) + "\n" for result in evaluation.results))
+    files.write(folder / "scores.json", json.dumps(evaluation.scores.to_dict(), indent=1) + "\n")
 
 
 def _result(index: int, scene: Scene, verdict: Verdict) -> dict[str, Any]:

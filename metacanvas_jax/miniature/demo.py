@@ -60,8 +60,7 @@ class Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.seconds))
+            files.write(self.path, json.dumps(self.seconds))
 
 
 def demo(teacher: ConfigDict, painter: ConfigDict, workdir: Path, *, teach: bool = False) -> Outcome:

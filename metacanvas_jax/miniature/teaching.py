@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -133,7 +132,7 @@ def teach(config: ConfigDict, workdir: Path, out: Path, questions: int = 3000, p
         raise UserError(f"the weights have {size:,} bytes, more than the {LARGEST:,} that ship")
     result = examine(setup, jax.tree.map(lambda leaf: leaf.astype(np.float32), params), questions)
     saved.save(out, params, info["meta"])
-    shutil.rmtree(out / "tokenizer", ignore_errors=True)
+    files.remove(out / "tokenizer")
     save_tokenizer(load_tokenizer(setup.mllm.tokenizer), out / "tokenizer")
     files.write(out / "config.json", config.to_json_best_effort(indent=2) + "\n")
     files.write(out / "exam.json", json.dumps(dataclasses.asdict(result), indent=1) + "\n")

@@ -94,9 +94,19 @@ def draw(name: str, painter: Painter, params: Params, asked: Asked) -> Drawn:
 
 
 def official(name: str, out: Path, data: str) -> str:
-    """The official command that scores a tree. It runs in the benchmark's repository, so that paths are absolute."""
-    out, data = (files.folder(path).absolute() if path and files.is_local(path) else path for path in (out, data))
-    return BENCHMARKS[name].command(out, str(data), scores_of(out))
+    """The official command that scores a tree. It runs in the benchmark's repository, so that paths are absolute.
+
+    It reads folders of this machine alone: what lies in a bucket is copied into that repository first, and the scores
+    are copied back.
+    """
+    far = [place for place in (str(out), data) if place and not files.is_local(place)]
+    near = lambda place: Path(place.rstrip("/").rpartition("/")[2]) if place in far else files.folder(place).absolute()  # noqa: E731
+    tree = near(str(out))
+    scores, asked = scores_of(tree), BENCHMARKS[name].command(tree, str(near(data)) if data else data, scores_of(tree))
+    words = [f"gcloud storage cp -r {place} ." for place in far]
+    if str(out) not in far:
+        return " && ".join([*words, asked])
+    return " && ".join([*words, f"mkdir -p {scores}", asked, f"gcloud storage cp -r {scores} {out.parent}/"])
 
 
 def prepare(name: str, setup: Experiment, asked: Asked) -> list[tree.Entry]:
