@@ -195,7 +195,7 @@ OFFERS = {
     ),
     "tpu7x": Offer("tpu7x-", 2, "", "tpu7x", (Machine("tpu7x-standard-4t", 4, 960),), ("us-central1-c",)),
 }
-BOOT_DISK = 100  # GB of the disk of a TPU VM; more is attached (docs/tpu.md)
+BOOT_DISK = 100  # GB of the disk of a TPU VM
 
 
 @dataclasses.dataclass(frozen=True)

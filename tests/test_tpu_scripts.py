@@ -63,6 +63,13 @@ def test_machines_are_named_and_nothing_is_done_unless_the_user_agrees(name):
         assert "in us-east5-b (mine)" in said
 
 
+def test_memory_and_disk_of_the_hosts_and_the_zones_are_said_before_machines_are_asked_for():
+    said = run("create", code=2, TPU="v6e", TOPOLOGY="4x4", ZONE="us-east5-c")
+    assert "hosts of a slice: 4 (ct6e-standard-4t), each with 720 GB of memory and a boot disk of 100 GB" in said
+    assert "zones that offered v6e when this was written: us-east5-a us-east5-b us-central1-b" in said
+    assert "zones that offered" not in run("create", code=2, TPU="v6e", TOPOLOGY="4x4", ZONE="us-east5-b")
+
+
 @pytest.mark.parametrize(("answer", "done"), [("n\n", False), ("\n", False), ("y\n", True)])
 def test_a_user_is_asked(tmp_path, answer, done):
     (tmp_path / "gcloud").write_text(f"#!/bin/sh\ntouch {tmp_path}/called\necho ACTIVE\n")

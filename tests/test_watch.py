@@ -251,6 +251,21 @@ def test_one_host_of_a_slice_does_not_wait_for_the_others_without_a_word(command
     distributed.check_alone()
 
 
+@pytest.mark.parametrize("command", ["export", "import", "prepare", "fetch"])
+def test_commands_that_compute_on_no_accelerator_take_none(command, tmp_path, monkeypatch):
+    chosen, none, out = {}, str(tmp_path / "none"), str(tmp_path / "out")
+    monkeypatch.setattr(jax.config, "update", chosen.__setitem__)
+    monkeypatch.setattr(type(jax.config), "jax_platforms", None, raising=False)
+    words = {
+        "export": ("--run", none, "--to", out),
+        "import": ("--from", none, "--to", out),
+        "prepare": ("--source", "files", "--path", none, "--out", out),
+        "fetch": ("--repository", "none"),
+    }
+    assert main([command, *words[command]]) == 2
+    assert chosen["jax_platforms"] == "cpu"
+
+
 def test_a_tpu_outside_of_google_cloud_is_taken_to_be_one_host(monkeypatch):
     class Unreachable(Pod):
         @staticmethod

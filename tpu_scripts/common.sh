@@ -56,7 +56,8 @@ confirm() {
   [[ "$answer" == [yY]* ]] || fail "not done"
 }
 
-# The slices (TPU TOPOLOGY SLICES HOSTS HOST_CHIPS MACHINE TYPE RUNTIME NODE ZONES MACHINES), and the command TRAIN.
+# The slices (TPU TOPOLOGY SLICES HOSTS HOST_CHIPS HOST_MEMORY HOST_DISK MACHINE TYPE RUNTIME NODE ZONES MACHINES; GB of
+# a host's memory and disk), and the command TRAIN.
 if [ -z "$PYTHON" ]; then
   PYTHON=python3
   if [ -x "$ROOT/.venv/bin/python" ]; then PYTHON="$ROOT/.venv/bin/python"; fi
@@ -66,7 +67,7 @@ if [ "${TAKES:-}" = train ]; then wanted=(train ${ARGUMENTS[@]+"${ARGUMENTS[@]}"
 found="$(PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" "$HERE/job.py" "${wanted[@]}")" ||
   fail "no machine was touched (PYTHON=$PYTHON reads the run: it needs this project, pip install -e .)"
 eval "$found"
-export TPU TOPOLOGY SLICES HOSTS HOST_CHIPS MACHINE TYPE RUNTIME NODE ZONES MACHINES
+export TPU TOPOLOGY SLICES HOSTS HOST_CHIPS HOST_MEMORY HOST_DISK MACHINE TYPE RUNTIME NODE ZONES MACHINES
 
 # The TPU VMs of the request: one per slice.
 NODES=("$NAME")

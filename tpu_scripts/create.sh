@@ -6,6 +6,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 [ -n "$RUNTIME" ] || fail "$TPU is not offered as TPU VMs; use jobset.sh on GKE"
 [[ " $ZONES " == *" $ZONE "* ]] || echo "note: zones that offered $TPU when this was written: $ZONES" >&2
+echo "hosts of a slice: $HOSTS ($MACHINE), each with $HOST_MEMORY GB of memory and a boot disk of $HOST_DISK GB" >&2
 confirm "create $NAME: $MACHINES in $ZONE ($PROJECT)$([ "$SPOT" = 1 ] && echo ', spot')"
 
 request=("${QUEUE[@]}" create "$NAME" "${PLACE[@]}" --accelerator-type="$TYPE" --runtime-version="$RUNTIME"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.hardware import SliceName, slice_name
+from metacanvas_jax.hardware import BOOT_DISK, SliceName, slice_name
 
 NAME = re.compile("[a-z]([a-z0-9-]{0,60}[a-z0-9])?")
 RUN = re.compile(r"[A-Za-z0-9_][\w.=+-]*(/[A-Za-z0-9_][\w.=+-]*)*")
@@ -110,6 +110,8 @@ def shell_variables(where: SliceName) -> dict[str, str]:
         "SLICES": str(where.slices),
         "HOSTS": str(where.hosts // where.slices),
         "HOST_CHIPS": str(where.machine.chips),
+        "HOST_MEMORY": str(where.machine.memory),
+        "HOST_DISK": str(BOOT_DISK),
         "MACHINE": where.machine.name,
         "TYPE": where.accelerator,
         "RUNTIME": where.offer.runtime,
