@@ -100,9 +100,12 @@ def official(name: str, out: Path, data: str) -> str:
     are copied back.
     """
     far = [place for place in (str(out), data) if place and not files.is_local(place)]
-    near = lambda place: Path(place.rstrip("/").rpartition("/")[2]) if place in far else files.folder(place).absolute()  # noqa: E731
-    tree = near(str(out))
-    scores, asked = scores_of(tree), BENCHMARKS[name].command(tree, str(near(data)) if data else data, scores_of(tree))
+
+    def near(place: str) -> Path:
+        return Path(place.rstrip("/").rpartition("/")[2]) if place in far else files.folder(place).absolute()
+
+    tree, scores = near(str(out)), scores_of(near(str(out)))
+    asked = BENCHMARKS[name].command(tree, str(near(data)) if data else data, scores)
     words = [f"gcloud storage cp -r {place} ." for place in far]
     if str(out) not in far:
         return " && ".join([*words, asked])
