@@ -47,12 +47,16 @@ def program(setup: Experiment, how: How, model: MetaCanvas | None = None) -> Pai
     """
     complete = functools.partial(_complete, setup) if model is None else lambda params: params
     model, vae, grid = network(setup) if model is None else model, autoencoder(setup), latent_grid(setup, how.bucket)
-    tokens = int(np.prod(grid)) // int(np.prod(model.dit.patch))
-    sampler = dataclasses.replace(setup.sampler, steps=how.steps, guidance=how.guidance)
     target = Target(grid, how.bucket.task, setup.given_channels, setup.dit_guidance, how.canvas, how.tile)
+    return make_paint(model, vae, recipe_of(setup, how, model), target, maps=how.maps, complete=complete)
+
+
+def recipe_of(setup: Experiment, how: How, model: MetaCanvas) -> Recipe:
+    """The sampler of the config with the steps and the guidance of a drawing."""
+    tokens = int(np.prod(latent_grid(setup, how.bucket))) // int(np.prod(model.dit.patch))
+    sampler = dataclasses.replace(setup.sampler, steps=how.steps, guidance=how.guidance)
     rescale = model.dit.patch if sampler.rescale else None
-    recipe = Recipe(sampler.make(tokens), sampler.method, how.guidance, rescale)
-    return make_paint(model, vae, recipe, target, maps=how.maps, complete=complete)
+    return Recipe(sampler.make(tokens), sampler.method, how.guidance, rescale)
 
 
 def reads(setup: Experiment, how: How, paint: Paint | None = None) -> dict[str, np.dtype]:
