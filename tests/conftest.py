@@ -16,6 +16,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import collections
+import pathlib
 
 import jax
 import pytest
@@ -30,6 +31,25 @@ install_import_hook(
     [f"metacanvas_jax.{part}" for part in ("nn", "mllm", "connectors", "dit", "vae", "text", "kernels", "diffusion")],
     "beartype.beartype",
 )
+
+
+SLOW = pathlib.Path(__file__).with_name("slow.txt")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(config, items):
+    """Marks the tests that ``slow.txt`` lists. A line that names no test of a file that is collected is an error."""
+    lines = SLOW.read_text(encoding="utf-8").splitlines()
+    listed = {f"tests/{line}" for line in lines if line and not line.startswith("#")}
+    for item in items:
+        if item.nodeid in listed:
+            item.add_marker(pytest.mark.slow)
+    if any("::" in str(argument) for argument in config.args):
+        return  # a part of a file
+    files, found = {item.nodeid.partition("::")[0] for item in items}, {item.nodeid for item in items}
+    unknown = sorted(name for name in listed - found if name.partition("::")[0] in files)
+    if unknown:
+        raise pytest.UsageError(f"{SLOW}: {unknown[0]} is no test")
 
 
 _faults: collections.Counter[str] = collections.Counter()

@@ -98,6 +98,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
 def test_a_card_names_data_and_not_the_folders_of_a_machine():
     kinds = {"files": "/home/someone/cats", "webdataset": "/mnt/disk/laion/*.tar", "csv": "gs://bucket/private/a.csv"}
     sources = [SourceSection(kind, path, "text_to_image") for kind, path in kinds.items()]
+    for path, named in {"": "", "/data/scenes": " in `scenes`"}.items():
+        scenes = SimpleNamespace(sources=(), data=SimpleNamespace(path=path, count=1000))
+        assert model_card._data(scenes) == f"1,000 OpenMoji scenes{named}"
     said = model_card._data(SimpleNamespace(sources=sources))
     assert said == "; ".join(f"text_to_image: {x}" for x in ("files `cats`", "webdataset `laion/*.tar`", "csv `a.csv`"))
     assert next(iter(model_card._data_licences(SimpleNamespace(sources=sources))))[0] == "data of `cats`"

@@ -100,7 +100,9 @@ def _data_licences(setup: Experiment) -> list[tuple[str, str]]:
 
 def _data(setup: Experiment) -> str:
     if not setup.sources:
-        return f"{setup.data.count:,} OpenMoji scenes in `{_public(setup.data.path)}`"
+        return f"{setup.data.count:,} OpenMoji scenes" + (
+            f" in `{_public(setup.data.path)}`" if setup.data.path else ""
+        )
     return "; ".join(f"{source.task}: {source.kind} {_where(source)}".rstrip() for source in setup.sources)
 
 
@@ -113,7 +115,7 @@ def _where(source: SourceSection) -> str:
 
 def _public(path: str) -> str:
     """The end of a path, which names the data; folders above it say more of a machine and its user than of the data."""
-    *_, folder, name = ("", *Path(path).parts)
+    *_, folder, name = ("", "", *Path(path).parts)
     return f"{folder}/{name}" if set(name) & set("*?[{") and folder else name
 
 
