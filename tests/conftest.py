@@ -33,6 +33,14 @@ install_import_hook(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick(request):
+    """Compiles without LLVM's optimisations for a module that says ``QUICK = True``: its programs compute little."""
+    jax.config.update("jax_disable_most_optimizations", getattr(request.module, "QUICK", False))
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 SLOW = pathlib.Path(__file__).with_name("slow.txt")
 
 

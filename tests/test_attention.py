@@ -20,6 +20,8 @@ from metacanvas_jax.kernels.attention import (
 )
 from metacanvas_jax.kernels.attention_cpu import head_by_head_attention
 
+QUICK = True
+
 B, N, M = 2, 10, 14
 
 

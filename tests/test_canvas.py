@@ -14,6 +14,8 @@ from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL
 from metacanvas_jax.nn.lora import LoraConfig
 
+QUICK = True
+
 CANVAS = CanvasConfig(keyframes=3, rows=2, columns=2, spacing=1.0)
 LENGTH, N = 64, 12
 SMALL_VISION = dataclasses.replace(VISION, depth=1, full_attention_layers=(0,))  # windows have their own tests

@@ -2,7 +2,6 @@
 
 import re
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +15,7 @@ from metacanvas_jax.sizes import fitting_size
 pytest.importorskip("diffusers")
 av = pytest.importorskip("av")
 pytestmark = pytest.mark.torch
+QUICK = True
 
 CONFIG = "configs/published.py"
 FLOAT32 = ("--config.dit.dtype=float32", "--config.vae.dtype=float32", "--config.train.frozen_dtype=float32")
@@ -30,14 +30,6 @@ WITH_MLLM = (
     "--config.canvas.rows=2",
     "--config.canvas.columns=2",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Compiles without optimising: the networks are tiny."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
