@@ -51,4 +51,6 @@ def test_a_start_on_another_mesh_reads_a_checkpoint_and_the_frozen_weights_once(
         np.testing.assert_array_equal(found[name], value)
     np.testing.assert_array_equal(frozen["c"], values["a"])
     assert found["a"].sharding.is_equivalent_to(sharding, 2)
-    assert 0.8 * needed < read <= 1.1 * needed, f"{read / needed:.2f} x what a start needs"
+    # Newer versions of tensorstore also read what lies between the ranges of a device, where columns are split.
+    most = 1.4 if to[1] == 1 else 1.1
+    assert 0.8 * needed < read <= most * needed, f"{read / needed:.2f} x what a start needs"
