@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_LIBRARY = frozenset(
+NAMES = frozenset(
     {
         "Bucket",
         "Drawn",
@@ -37,16 +37,16 @@ _LIBRARY = frozenset(
         "training",
     }
 )
-"""The names of the library, written out: finding them out would import it."""
+"""The names of the library. They are written out: finding them out would import it."""
 
 
 def __getattr__(name: str) -> Any:
     """A name of the library, which is imported for it."""
-    if name in _LIBRARY:
+    if name in NAMES:
         return getattr(importlib.import_module("metacanvas_jax.library"), name)
     raise AttributeError(f"module 'metacanvas_jax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     """The names of the library beside those that are there."""
-    return sorted({*globals(), *_LIBRARY})
+    return sorted({*globals(), *NAMES})

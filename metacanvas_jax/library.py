@@ -1,7 +1,7 @@
 """What a program or a notebook uses of the project, under short names: ``import metacanvas_jax as mc``.
 
-The names are those of ``NAMES``. The package itself imports none of them before they are used, so that importing it is
-quick and sets nothing up. `docs/library.md` walks through them.
+The names are those of ``NAMES`` in ``metacanvas_jax/__init__.py``. The package itself imports none of them before they
+are used, so that importing it is quick and sets nothing up. `docs/library.md` walks through them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,43 +21,23 @@ from metacanvas_jax.data.batch import Batch
 from metacanvas_jax.data.inputs import Inputs
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.launch.prepare import prepare
+from metacanvas_jax.launch.prepare import prepare as prepare
 from metacanvas_jax.metacanvas import MetaCanvas
-from metacanvas_jax.paint.painter import Drawn, Painter
+from metacanvas_jax.paint.painter import Drawn as Drawn
+from metacanvas_jax.paint.painter import Painter as Painter
 from metacanvas_jax.paint.runs import Trained, assembled
-from metacanvas_jax.paint.runs import load as load_run
-from metacanvas_jax.report.canvas_maps import canvas_maps
+from metacanvas_jax.paint.runs import load as load_run  # noqa: F401
+from metacanvas_jax.report.canvas_maps import canvas_maps as canvas_maps
 from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.train import objectives, parameters
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import TrainState, cast, new_state
 from metacanvas_jax.train.step import Metrics, Step, make_step
 from metacanvas_jax.trees import merge, partition
-from metacanvas_jax.types import Given, Params, States, Tokens
-
-__all__ = [
-    "Bucket",
-    "Drawn",
-    "Experiment",
-    "Given",
-    "MetaCanvas",
-    "Painter",
-    "Params",
-    "Sample",
-    "States",
-    "Tokens",
-    "Trained",
-    "Training",
-    "assemble",
-    "batch",
-    "build",
-    "canvas_maps",
-    "experiment",
-    "init",
-    "load_run",
-    "prepare",
-    "training",
-]
+from metacanvas_jax.types import Given as Given
+from metacanvas_jax.types import Params
+from metacanvas_jax.types import States as States
+from metacanvas_jax.types import Tokens as Tokens
 
 
 def experiment(spec: str | Path, changes: Mapping[str, Any] | None = None) -> Experiment:
