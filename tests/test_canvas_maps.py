@@ -10,6 +10,7 @@ from PIL import Image
 
 from metacanvas_jax.cli.main import main
 from metacanvas_jax.nn.resize import linear_weights
+from metacanvas_jax.paint import runs
 from metacanvas_jax.report import canvas_maps as canvas_maps_of
 from metacanvas_jax.report import pictures
 from metacanvas_jax.report.canvas_maps import canvas_maps
@@ -217,3 +218,20 @@ def test_maps_of_a_run_of_every_backbone(folders, backbone, tmp_path, monkeypatc
         assert main([*call, *video, "--fps", "4", "--out", str(tmp_path / "maps.gif")]) == 0
         with Image.open(tmp_path / "maps.gif") as opened:
             assert opened.n_frames == 5 and opened.info["duration"] == 250
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_film_of_the_sampling_ends_with_the_picture(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(folders)
+    trained = runs.load(folders / "sana" / "run")
+    drawn = trained.draw(["a red cat"], steps=2, seed=3)
+    film = trained.draw(["a red cat"], steps=2, seed=3, moments=3)
+    assert film.pixels.shape[1] == film.canvas.shape[1] == 3
+    assert np.abs(film.pixels[:, -1].astype(int) - drawn.pixels[:, 0]).max() <= 1
+    for earlier, later in ((0, 1), (1, 2)):
+        assert (film.pixels[:, earlier] != film.pixels[:, later]).any()
+    call = ["maps", "--run", "sana/run", "--prompt", "a red cat", "--steps", "2", "--moments"]
+    assert main([*call, "1"]) == 2 and "expected 2 or more" in capsys.readouterr().err
+    assert main([*call, "3", "--out", str(tmp_path / "film.gif")]) == 0
+    with Image.open(tmp_path / "film.gif") as opened:
+        assert opened.n_frames == 3

@@ -6,6 +6,7 @@ from metacanvas_jax import files
 from metacanvas_jax.cli import drawing, options
 from metacanvas_jax.errors import UserError
 
+FILM_FPS = 8.0
 EXAMPLE = """metacanvas maps --run runs/demo --prompt "two red cats left of a blue car" --out maps.png
          metacanvas maps --run runs/video --prompt "a red kite rises" --frames 81 --out maps.gif"""
 
@@ -18,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--edit", action="store_true", help="change the --image")
     parser.add_argument("--reference", action="append", default=[], help="picture to show (repeatable)")
     parser.add_argument("--out", help="PNG to write (RUN/maps.png): a map per keyframe; of a video also GIF: per frame")
+    parser.add_argument("--moments", type=int, default=0, help="of pictures: a GIF of so many moments of the sampling")
     drawing.add_result(parser)
     options.add_verify(parser)
     options.add_mesh(parser)
@@ -37,12 +39,16 @@ def run(arguments: argparse.Namespace) -> None:
     media |= drawing.shape(arguments)
     made = [requests.sample_of(setup, requests.Request(prompt, **media)) for prompt in arguments.prompt]
     shape = made[0][1]
-    out = files.folder(arguments.out or files.join(arguments.run, "maps.png"))
-    endings = (".png", ".gif") if shape.frames > 1 else (".png",)
+    out = files.folder(arguments.out or files.join(arguments.run, "film.gif" if arguments.moments else "maps.png"))
+    if arguments.moments and (arguments.moments < 2 or shape.frames > 1):
+        raise UserError(
+            f"--moments is {arguments.moments}, expected 2 or more of a picture's sampling, not of a video's"
+        )
+    endings = (".gif",) if arguments.moments else (".png", ".gif") if shape.frames > 1 else (".png",)
     if out.suffix.lower() not in endings:
         raise UserError(f"--out is {arguments.out}, expected a {' or '.join(endings)} file")
     files.check_writable(out)
-    how = {"steps": arguments.steps, "guidance": arguments.guidance, "maps": True}
+    how = {"steps": arguments.steps, "guidance": arguments.guidance, "maps": True, "moments": arguments.moments}
     options.keep_compiled()
     with options.connected(arguments) as writes:
         painter = Painter(setup)
@@ -53,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
         if writes and out.suffix.lower() == ".gif":
             videos = zip(*canvas_maps.moving(drawn.pixels, drawn.canvas), strict=True)
             sheets = [pictures.grid(frames, arguments.prompt, columns=1) for frames in videos]
-            files.write(out, pictures.gif(sheets, shape.fps))
+            files.write(out, pictures.gif(sheets, FILM_FPS if arguments.moments else shape.fps))
         elif writes:
             shown = canvas_maps.rows(drawn.pixels, drawn.canvas, setup.canvas.keyframes)
             files.write(out, pictures.png(pictures.grid(shown, arguments.prompt, columns=1)))

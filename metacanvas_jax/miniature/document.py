@@ -25,6 +25,7 @@ def report_data(
     trained: Trained,
     scored: scenes.Scored,
     leading: list[report.Sample],
+    film: bytes,
     answered: list[understanding.Answered],
     seconds: Mapping[str, float],
     workdir: Path,
@@ -57,6 +58,15 @@ def report_data(
             "looks at every picture: objects, colours, counts and places must be right, and nothing else may be there."
         ),
         facts=facts,
+        film=report.Film(
+            film,
+            f"{setup.sampler.steps} steps from noise to pictures"
+            + (
+                "."
+                if setup.canvas is None
+                else "; to the right of each what the canvas adds to its patches, as colours."
+            ),
+        ),
         lead=leading,
         lead_note=(
             "New prompts. Picture, with a box around what the judge found (red: no drawing it knows); canvas map"

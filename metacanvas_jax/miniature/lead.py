@@ -1,15 +1,19 @@
-"""What the report leads with: prompts with a layout, painted with and without the canvas."""
+"""What the report leads with: a film of the sampling; prompts with a layout, painted with and without the canvas."""
+
+from collections.abc import Sequence
 
 from metacanvas_jax.paint.runs import Trained
 from metacanvas_jax.report import page as report
 from metacanvas_jax.report import pictures
-from metacanvas_jax.report.canvas_maps import canvas_maps
+from metacanvas_jax.report.canvas_maps import canvas_maps, moving
 from metacanvas_jax.worlds.judge import Judge
 from metacanvas_jax.worlds.scenes import eval_prompts
 
 CATEGORIES = ("group", "position", "place")
 EACH = 2  # prompts per category and split
 SPLITS = ("held_out", "seen")
+FILMED = ("two red cats left of a blue car", "a green tree above a yellow star", "three purple ducks")
+FPS, STILL = 5.0, 10  # of the film; how often its last frame is repeated
 
 
 def samples(trained: Trained) -> list[report.Sample]:
@@ -38,3 +42,12 @@ def samples(trained: Trained) -> list[report.Sample]:
             )
         )
     return found
+
+
+def film(trained: Trained, prompts: Sequence[str] = FILMED) -> bytes:
+    """A GIF of the sampling of prompts, a frame for every second step; beside each picture its canvas map, if any."""
+    setup = trained.setup
+    drawn = trained.draw(prompts, seed=setup.eval.seed, moments=setup.sampler.steps // 2 + 1)
+    films = drawn.pixels if drawn.canvas is None else moving(drawn.pixels, drawn.canvas)
+    sheets = [pictures.grid(frames, prompts, columns=len(prompts)) for frames in zip(*films, strict=True)]
+    return pictures.gif(sheets + sheets[-1:] * STILL, FPS)

@@ -94,17 +94,20 @@ class Painter:
         maps: bool = False,
         canvas: bool = True,
         tile: int = 0,
+        moments: int = 0,
         progress: bool = False,
     ) -> Drawn:
         """One result for every sample of a task, in the shape of a bucket, on every process.
 
         Of a sample's target only a first frame that the task gives is read. The noise of a result depends on ``seed``
         and its place in the list, not on the devices. ``maps`` asks for the canvas features. ``canvas`` False leaves
-        the canvas out; ``tile`` is that of ``sampling.Target``.
+        the canvas out; ``tile`` is that of ``sampling.Target``. With ``moments`` n each result is a film of n stages of
+        its picture's sampling.
 
         Raises ValueError for parameters that were loaded without some that this drawing reads.
         """
-        how = how_to(self.setup, bucket, steps=steps, guidance=guidance, maps=maps, canvas=canvas, tile=tile)
+        options = {"steps": steps, "guidance": guidance, "maps": maps, "canvas": canvas, "tile": tile}
+        how = how_to(self.setup, bucket, moments=moments, **options)
         self._check(params, how)
         spread, examples = Spread.of(params), self.inputs.examples(bucket, target=False)
         size = min(self.setup.eval.batch, max(1 if self.setup.buckets else LEAST_BATCH, len(samples)))

@@ -30,6 +30,7 @@ class How:
     maps: bool = False
     canvas: bool = True
     tile: int = 0
+    moments: int = 0
 
 
 def how_to(
@@ -48,7 +49,9 @@ def program(setup: Experiment, how: How, model: MetaCanvas | None = None) -> Pai
     complete = functools.partial(_complete, setup) if model is None else lambda params: params
     model, vae, grid = network(setup) if model is None else model, autoencoder(setup), latent_grid(setup, how.bucket)
     target = Target(grid, how.bucket.task, setup.given_channels, setup.dit_guidance, how.canvas, how.tile)
-    return make_paint(model, vae, recipe_of(setup, how, model), target, maps=how.maps, complete=complete)
+    return make_paint(
+        model, vae, recipe_of(setup, how, model), target, maps=how.maps, moments=how.moments, complete=complete
+    )
 
 
 def recipe_of(setup: Experiment, how: How, model: MetaCanvas) -> Recipe:

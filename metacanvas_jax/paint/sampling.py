@@ -7,13 +7,14 @@ from typing import TypeVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Key
 
 from metacanvas_jax.data.batch import Batch, given_latents, mllm_inputs
 from metacanvas_jax.diffusion.flow import Latents, Time
 from metacanvas_jax.diffusion.guidance import classifier_free, pair
-from metacanvas_jax.diffusion.samplers import Method, sample
+from metacanvas_jax.diffusion.samplers import Method, sample, sample_trajectory
 from metacanvas_jax.diffusion.schedules import Schedule
 from metacanvas_jax.metacanvas import MetaCanvas
 from metacanvas_jax.tasks import TASKS, TaskName, clean_first_levels, for_dit, replace_first_frame
@@ -27,7 +28,10 @@ MAP_TIME = 0.5  # the noise level at which canvas maps are taken (paper, appendi
 
 @struct.dataclass
 class Painted:
-    """Pictures in [-1, 1], and ``canvas_features`` half-way through the steps (None without maps or canvas)."""
+    """Pictures in [-1, 1], and ``canvas_features`` half-way through the steps (None without maps or canvas).
+
+    Of a film of the sampling, t are its moments.
+    """
 
     pixels: Float[Array, "b t h w 3"]
     canvas: Float[Array, "b t h w d"] | None
@@ -55,19 +59,23 @@ def draw(
     empty: Guide | None = None,
     first: Float[Array, "b 1 h w c"] | None = None,
     stop: int | None = None,
+    every: bool = False,
 ) -> Latents:
     """Latents from noise: ``velocity(latents, time, guide)`` followed along a schedule.
 
     ``guide`` is what the network is conditioned on: any tree of arrays with the batch in front. ``empty`` is the same
     for the empty prompt; classifier-free guidance needs it. ``first`` is the clean latent of an image (first-frame
     image-to-video): in every step and in the result it is the first frame, at noise level 0. ``stop`` is that of
-    ``samplers.sample``.
+    ``samplers.sample``. ``every`` returns the latents of all stages [s b t h w c], as ``samplers.sample_trajectory``;
+    it goes without ``first`` and ``stop``.
     """
     if recipe.guidance == 1.0:
         bound = lambda z, t: velocity(z, t, guide)  # noqa: E731
     else:
         both = pair(guide, empty)
         bound = classifier_free(lambda z, t: velocity(z, t, both), recipe.guidance, recipe.rescale)
+    if every:
+        return sample_trajectory(bound, noise, recipe.schedule, recipe.method)
     if first is None:
         return sample(bound, noise, recipe.schedule, recipe.method, stop=stop)
 
@@ -107,15 +115,20 @@ def make_paint(
     target: Target,
     *,
     maps: bool = False,
+    moments: int = 0,
     complete: Callable[[Params], Params] = lambda params: params,
 ) -> Paint:
     """A jitted ``Paint``. ``params`` hold the model's parameters and ``vae``, once ``complete`` has added what nothing
     reads.
 
     Noise depends on ``key`` only: one key gives the same noise for any prompts. With guidance 1 the empty prompt is not
-    run. ``maps`` also returns the canvas features, which repeats the first half of the steps.
+    run. ``maps`` also returns the canvas features, which repeats the first half of the steps. With ``moments`` n, a
+    picture becomes a film of its sampling: n stages from noise to the picture, and the canvas features of each. Raises
+    ValueError for the film of a video.
     """
     row = TASKS[target.task]
+    if moments and target.latents[0] > 1:
+        raise ValueError("a film of the sampling shows a picture, not a video")
 
     def paint(params: Params, batch: Batch, empty: MllmInputs, key: Key[Array, "*k"]) -> Painted:
         params = complete(params)
@@ -136,16 +149,33 @@ def make_paint(
         given = for_dit(latents, noise, channels=target.channels, guidance=target.guidance)
         nothing = None if recipe.guidance == 1.0 else (plan_of(empty), given)
         first = latents.first if row.first_frame == "clean" else None
+
+        def features(z: Latents, time: Float[Array, ""]) -> Float[Array, "b t h w d"]:
+            level = jnp.broadcast_to(time, z.shape[:1])
+            return model.apply(variables, z, level, plan, given, method=canvas_features)
+
+        if moments:
+            stages = draw(velocity, (plan, given), noise, recipe, empty=nothing, every=True)
+            shown = np.linspace(0, recipe.schedule.steps, moments).round().astype(int)
+            times = jnp.asarray(
+                np.asarray(recipe.schedule.times)[np.minimum(shown, recipe.schedule.steps - 1)], jnp.float32
+            )
+            pixels = jax.lax.map(lambda z: decode(vae, params["vae"], z, target.tile), stages[shown])
+            canvas = None if plan.canvas is None else jax.lax.map(lambda zt: features(*zt), (stages[shown], times))
+            return Painted(_in_time(pixels), None if canvas is None else _in_time(canvas))
         painted = draw(velocity, (plan, given), noise, recipe, empty=nothing, first=first)
         canvas = None
         if maps and plan.canvas is not None:
             middle = recipe.schedule.step_near(MAP_TIME)
             halfway = draw(velocity, (plan, given), noise, recipe, empty=nothing, first=first, stop=middle)
-            time = jnp.full(noise.shape[:1], recipe.schedule.times[middle], jnp.float32)
-            canvas = model.apply(variables, halfway, time, plan, given, method=canvas_features)
+            canvas = features(halfway, jnp.float32(recipe.schedule.times[middle]))
         return Painted(decode(vae, params["vae"], painted, target.tile), canvas)
 
     return jax.jit(paint)
+
+
+def _in_time(x: Float[Array, "n b 1 *d"]) -> Float[Array, "b n *d"]:
+    return jnp.swapaxes(x[:, :, 0], 0, 1)
 
 
 def noise_of(key: Key[Array, "*k"], shape: tuple[int, ...]) -> Float[Array, "b t h w c"]:

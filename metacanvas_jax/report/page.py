@@ -1,5 +1,6 @@
 """The report of a run: one HTML file that opens offline, with pictures and charts inside it."""
 
+import base64
 import html
 import importlib.resources
 import os
@@ -91,12 +92,21 @@ class Understanding:
 
 
 @dataclass(frozen=True)
+class Film:
+    """A moving picture (the bytes of a GIF), and what it shows."""
+
+    gif: bytes
+    note: str
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything on the page; sections without content are left out. Texts are plain: the page escapes them."""
 
     title: str
     summary: str
     facts: Sequence[Fact] = ()
+    film: Film | None = None
     lead: Sequence[Sample] = ()
     lead_note: str = ""
     scores: Sequence[ScoreRow] = ()
@@ -126,6 +136,7 @@ def write_report(path: str | os.PathLike, data: ReportData) -> Path:
 def render(data: ReportData) -> str:
     """The page as a string."""
     sections = [
+        ("film", "From noise to pictures", _film(data.film)),
         ("lead", "Prompts with a layout", _canvas(data.lead, data.lead_note)),
         ("scores", "Scores", _scores(data.scores, data.scores_note)),
         ("training", "Training", _charts(data.charts)),
@@ -279,6 +290,13 @@ def _pictures(samples: Sequence[Sample], note: str) -> str:
         title = f"<h3>{_name(category)}{count}</h3>" if category else ""
         parts.append(f'{title}<div class="sheet">{"".join(map(_figure, members))}</div>')
     return "".join(parts)
+
+
+def _film(film: Film | None) -> str:
+    if film is None:
+        return ""
+    source = "data:image/gif;base64," + base64.b64encode(film.gif).decode("ascii")
+    return f'{_note(film.note)}<img style="max-width:100%;height:auto" src="{source}" alt="{_text(film.note)}">'
 
 
 def _canvas(samples: Sequence[Sample], note: str) -> str:
