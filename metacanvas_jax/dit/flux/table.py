@@ -2,29 +2,14 @@
 
 import dataclasses
 
+from metacanvas_jax.dit import joint_names
 from metacanvas_jax.dit.flux.network import FluxConfig
 from metacanvas_jax.weights.table import LINEAR, Entry, folded, half_split, linear, then
 
 MLP = (("linear_1", "fc1"), ("linear_2", "fc2"))
-IMAGE = {
-    "q": "attn.to_q",
-    "k": "attn.to_k",
-    "v": "attn.to_v",
-    "q_norm": "attn.norm_q",
-    "k_norm": "attn.norm_k",
-    "modulation": "norm1.linear",
-    "out": "attn.to_out.0",
-    "up": "ff.net.0.proj",
-    "down": "ff.net.2",
-}
-TEXT = {
-    "q": "attn.add_q_proj",
-    "k": "attn.add_k_proj",
-    "v": "attn.add_v_proj",
-    "q_norm": "attn.norm_added_q",
-    "k_norm": "attn.norm_added_k",
+IMAGE = joint_names.IMAGE | {"modulation": "norm1.linear", "up": "ff.net.0.proj", "down": "ff.net.2"}
+TEXT = joint_names.TEXT | {
     "modulation": "norm1_context.linear",
-    "out": "attn.to_add_out",
     "up": "ff_context.net.0.proj",
     "down": "ff_context.net.2",
 }

@@ -1,30 +1,11 @@
 """Weights of Qwen-Image: diffusers ``QwenImageTransformer2DModel`` (folder ``transformer`` of its pipelines)."""
 
+from metacanvas_jax.dit import joint_names
 from metacanvas_jax.dit.qwen_image.network import QwenImageConfig
 from metacanvas_jax.weights.table import LINEAR, SAME, Entry, half_split, linear, then
 
-IMAGE = {
-    "q": "attn.to_q",
-    "k": "attn.to_k",
-    "v": "attn.to_v",
-    "q_norm": "attn.norm_q",
-    "k_norm": "attn.norm_k",
-    "modulation": "img_mod.1",
-    "out": "attn.to_out.0",
-    "up": "img_mlp.net.0.proj",
-    "down": "img_mlp.net.2",
-}
-TEXT = {
-    "q": "attn.add_q_proj",
-    "k": "attn.add_k_proj",
-    "v": "attn.add_v_proj",
-    "q_norm": "attn.norm_added_q",
-    "k_norm": "attn.norm_added_k",
-    "modulation": "txt_mod.1",
-    "out": "attn.to_add_out",
-    "up": "txt_mlp.net.0.proj",
-    "down": "txt_mlp.net.2",
-}
+IMAGE = joint_names.IMAGE | {"modulation": "img_mod.1", "up": "img_mlp.net.0.proj", "down": "img_mlp.net.2"}
+TEXT = joint_names.TEXT | {"modulation": "txt_mod.1", "up": "txt_mlp.net.0.proj", "down": "txt_mlp.net.2"}
 
 
 def table(config: QwenImageConfig) -> list[Entry]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.published_folder import outer_values, text_values, vision_values
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig
 from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
@@ -69,49 +70,17 @@ def write(config: MllmConfig, tokens: dict[str, int]) -> dict[str, Any]:
     """``Qwen2_5_VLForConditionalGeneration``; ``tokens`` are the ids of Qwen's special tokens by their text."""
     language, vision = config.language, config.vision
     return {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "model_type": "qwen2_5_vl",
-        "tie_word_embeddings": language.tied,
-        "image_token_id": tokens["<|image_pad|>"],
-        "video_token_id": tokens["<|video_pad|>"],
-        "vision_start_token_id": tokens["<|vision_start|>"],
-        "vision_end_token_id": tokens["<|vision_end|>"],
+        **outer_values("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", language.tied, tokens),
         "text_config": {
-            "model_type": "qwen2_5_vl_text",
-            "vocab_size": language.vocab,
-            "hidden_size": language.width,
-            "intermediate_size": language.mlp,
-            "num_hidden_layers": language.layers,
-            "num_attention_heads": language.heads,
-            "num_key_value_heads": language.kv_heads,
-            "hidden_act": "silu",
-            "rms_norm_eps": language.norm_eps,
-            "bos_token_id": tokens["<|im_start|>"],
-            "eos_token_id": tokens["<|im_end|>"],
-            "pad_token_id": tokens["<|endoftext|>"],
+            **text_values("qwen2_5_vl_text", language, tokens),
             "tie_word_embeddings": language.tied,
             "use_sliding_window": False,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": language.rope_theta,
-                "mrope_section": list(language.rope_sections),
-            },
         },
         "vision_config": {
-            "model_type": "qwen2_5_vl",
-            "depth": vision.depth,
-            "hidden_size": vision.width,
-            "intermediate_size": vision.mlp,
-            "num_heads": vision.heads,
-            "out_hidden_size": vision.out_width,
-            "in_channels": vision.in_channels,
+            **vision_values("qwen2_5_vl", vision, "silu"),
             "in_chans": vision.in_channels,
-            "patch_size": vision.patch,
-            "temporal_patch_size": vision.temporal_patch,
-            "spatial_merge_size": vision.merge,
             "window_size": vision.window,
             "fullatt_block_indexes": list(vision.full_attention_layers),
             "tokens_per_second": TOKENS_PER_SECOND,
-            "hidden_act": "silu",
         },
     }

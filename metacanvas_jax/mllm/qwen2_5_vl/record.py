@@ -1,12 +1,11 @@
 """What the registry knows of Qwen2.5-VL."""
 
+from metacanvas_jax.mllm.published_folder import record
 from metacanvas_jax.mllm.qwen2_5_vl import published
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL
 from metacanvas_jax.mllm.qwen2_5_vl.table import decoder_table, table
 from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
-from metacanvas_jax.mllm.vision_language import compared_sizes, example
-from metacanvas_jax.weights.record import Network
 
 WIDTH_3B = 2048  # by which the two published sizes are told apart: they have different licences
 
@@ -24,21 +23,15 @@ def _licence(config: MllmConfig) -> tuple[str, str]:
     return "Qwen2.5-VL-7B-Instruct", "Apache-2.0"
 
 
-RECORD = Network(
-    family="mllm",
+RECORD = record(
     name="qwen2_5_vl",
     config=MllmConfig,
     module=Qwen25VL,
-    arguments=example,
     tiny={"language": TINY_LANGUAGE, "vision": TINY_VISION},
     published="qwen2_5_vl",
     read=published.read,
     write=published.write,
     table=table,
     adapted=lambda config: decoder_table(config.language),
-    ignore=lambda config: () if config.vision is not None else ("visual.*", "model.visual.*"),
-    subfolder="text_encoder",
-    free=("dtype", "remat", "unroll", "lora"),
-    sizes=compared_sizes,
     licence=_licence,
 )

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.mllm.published_folder import outer_values, text_values, vision_values
 from metacanvas_jax.mllm.qwen3_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen3_vl.network import MllmConfig
 from metacanvas_jax.mllm.qwen3_vl.vision import VisionConfig
@@ -71,48 +72,15 @@ def write(config: MllmConfig, tokens: dict[str, int]) -> dict[str, Any]:
     """``Qwen3VLForConditionalGeneration``; ``tokens`` are the ids of Qwen's special tokens by their text."""
     language, vision = config.language, config.vision
     return {
-        "architectures": ["Qwen3VLForConditionalGeneration"],
-        "model_type": "qwen3_vl",
-        "tie_word_embeddings": language.tied,
-        "image_token_id": tokens["<|image_pad|>"],
-        "video_token_id": tokens["<|video_pad|>"],
-        "vision_start_token_id": tokens["<|vision_start|>"],
-        "vision_end_token_id": tokens["<|vision_end|>"],
+        **outer_values("Qwen3VLForConditionalGeneration", "qwen3_vl", language.tied, tokens),
         "text_config": {
-            "model_type": "qwen3_vl_text",
-            "vocab_size": language.vocab,
-            "hidden_size": language.width,
-            "intermediate_size": language.mlp,
-            "num_hidden_layers": language.layers,
-            "num_attention_heads": language.heads,
-            "num_key_value_heads": language.kv_heads,
+            **text_values("qwen3_vl_text", language, tokens, mrope_interleaved=True),
             "head_dim": language.head_channels,
-            "hidden_act": "silu",
-            "rms_norm_eps": language.norm_eps,
             "attention_bias": False,
-            "bos_token_id": tokens["<|im_start|>"],
-            "eos_token_id": tokens["<|im_end|>"],
-            "pad_token_id": tokens["<|endoftext|>"],
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": language.rope_theta,
-                "mrope_section": list(language.rope_sections),
-                "mrope_interleaved": True,
-            },
         },
         "vision_config": {
-            "model_type": "qwen3_vl_vision",
-            "depth": vision.depth,
-            "hidden_size": vision.width,
-            "intermediate_size": vision.mlp,
-            "num_heads": vision.heads,
-            "out_hidden_size": vision.out_width,
-            "in_channels": vision.in_channels,
-            "patch_size": vision.patch,
-            "temporal_patch_size": vision.temporal_patch,
-            "spatial_merge_size": vision.merge,
+            **vision_values("qwen3_vl_vision", vision, "gelu_pytorch_tanh"),
             "num_position_embeddings": vision.position_side**2,
             "deepstack_visual_indexes": list(vision.deepstack_layers),
-            "hidden_act": "gelu_pytorch_tanh",
         },
     }

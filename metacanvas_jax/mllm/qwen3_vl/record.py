@@ -1,12 +1,11 @@
 """What the registry knows of Qwen3-VL."""
 
+from metacanvas_jax.mllm.published_folder import record
 from metacanvas_jax.mllm.qwen3_vl import published
 from metacanvas_jax.mllm.qwen3_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen3_vl.network import MllmConfig, Qwen3VL
 from metacanvas_jax.mllm.qwen3_vl.table import adapted_table, table
 from metacanvas_jax.mllm.qwen3_vl.vision import VisionConfig
-from metacanvas_jax.mllm.vision_language import compared_sizes, example
-from metacanvas_jax.weights.record import Network
 
 NAMES = {2048: "2B", 2560: "4B", 4096: "8B"}  # of the published sizes, by the width of the language model
 
@@ -33,22 +32,16 @@ def _licence(config: MllmConfig) -> tuple[str, str]:
     return f"Qwen3-VL-{NAMES.get(config.language.width, '8B')}-Instruct", "Apache-2.0"
 
 
-RECORD = Network(
-    family="mllm",
+RECORD = record(
     name="qwen3_vl",
     config=MllmConfig,
     module=Qwen3VL,
-    arguments=example,
     tiny={"language": TINY_LANGUAGE, "vision": TINY_VISION},
     published="qwen3_vl",
     read=published.read,
     write=published.write,
     table=table,
     adapted=lambda config: adapted_table(config.language),
-    ignore=lambda config: () if config.vision is not None else ("visual.*", "model.visual.*"),
-    subfolder="text_encoder",
-    free=("dtype", "remat", "unroll", "lora"),
-    sizes=compared_sizes,
     licence=_licence,
     settings={"system": None},
     media=MEDIA,

@@ -1,0 +1,72 @@
+"""What the published folders of the vision-language models have in common."""
+
+import functools
+from typing import Any
+
+from metacanvas_jax.mllm.vision_language import compared_sizes, example
+from metacanvas_jax.weights.record import Network
+
+record = functools.partial(
+    Network,
+    family="mllm",
+    arguments=example,
+    ignore=lambda config: () if config.vision is not None else ("visual.*", "model.visual.*"),
+    subfolder="text_encoder",
+    free=("dtype", "remat", "unroll", "lora"),
+    sizes=compared_sizes,
+)
+"""``Network`` of such a model."""
+
+
+def outer_values(architecture: str, kind: str, tied: bool, tokens: dict[str, int]) -> dict[str, Any]:
+    """The first keys of ``config.json``; ``tokens`` are the ids of the special tokens by their text."""
+    return {
+        "architectures": [architecture],
+        "model_type": kind,
+        "tie_word_embeddings": tied,
+        "image_token_id": tokens["<|image_pad|>"],
+        "video_token_id": tokens["<|video_pad|>"],
+        "vision_start_token_id": tokens["<|vision_start|>"],
+        "vision_end_token_id": tokens["<|vision_end|>"],
+    }
+
+
+def text_values(kind: str, language: Any, tokens: dict[str, int], **rope: Any) -> dict[str, Any]:
+    """The keys of ``text_config``; ``rope`` are further ones of its ``rope_parameters``."""
+    return {
+        "model_type": kind,
+        "vocab_size": language.vocab,
+        "hidden_size": language.width,
+        "intermediate_size": language.mlp,
+        "num_hidden_layers": language.layers,
+        "num_attention_heads": language.heads,
+        "num_key_value_heads": language.kv_heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": language.norm_eps,
+        "bos_token_id": tokens["<|im_start|>"],
+        "eos_token_id": tokens["<|im_end|>"],
+        "pad_token_id": tokens["<|endoftext|>"],
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": language.rope_theta,
+            "mrope_section": list(language.rope_sections),
+            **rope,
+        },
+    }
+
+
+def vision_values(kind: str, vision: Any, activation: str) -> dict[str, Any]:
+    """The keys of ``vision_config``."""
+    return {
+        "model_type": kind,
+        "depth": vision.depth,
+        "hidden_size": vision.width,
+        "intermediate_size": vision.mlp,
+        "num_heads": vision.heads,
+        "out_hidden_size": vision.out_width,
+        "in_channels": vision.in_channels,
+        "patch_size": vision.patch,
+        "temporal_patch_size": vision.temporal_patch,
+        "spatial_merge_size": vision.merge,
+        "hidden_act": activation,
+    }
