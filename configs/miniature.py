@@ -53,6 +53,7 @@ def get_config(variant: str = "canvas") -> ConfigDict:
     config.world = base.section(world)
     config.data = base.section(schema.DataSection(path=f"{CACHE}/data", caption_dropout=0.1))
     config.eval.evaluators = ("scenes",)
+    config.eval.per_category = config.eval.per_category_held_out = 100  # the standard error of a score is at most .05
     language = LanguageConfig(
         vocab=527,
         width=128,
@@ -67,7 +68,15 @@ def get_config(variant: str = "canvas") -> ConfigDict:
     )
     # One token for each cell of the canvas.
     vision = VisionConfig(
-        depth=2, width=64, heads=2, mlp=128, out_width=128, full_attention_layers=(0, 1), patch=15, merge=1, window=60
+        depth=3,
+        width=128,
+        heads=4,
+        mlp=256,
+        out_width=128,
+        full_attention_layers=(0, 1, 2),
+        patch=15,
+        merge=1,
+        window=60,
     )
     config.mllm = base.section(
         schema.MllmSection(
@@ -90,7 +99,8 @@ def understanding(config: ConfigDict) -> ConfigDict:
     """Questions about pictures and prompts; and sheets, where states must tell what a painter needs to know."""
     config.objective = "understand"
     config.facts = 0.3
-    steps = 5600
+    config.data = base.section(schema.DataSection(path=f"{CACHE}/lessons", count=40_000))
+    steps = 24000
     config.optimizer = base.section(
         OptimizerConfig(learning_rate=3e-3, warmup_steps=100, schedule="cosine", total_steps=steps, b2=0.99)
     )
@@ -104,7 +114,7 @@ def understanding(config: ConfigDict) -> ConfigDict:
 
 def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
     """SANA from scratch under a frozen MLLM."""
-    steps = 2700
+    steps = 4500
     if canvas:
         config.canvas = base.section(CanvasConfig(rows=4, columns=4, start=CELLS))
         config.canvas_connector = base.section(CanvasConnectorConfig, vanilla_ratio=2.0, mlp_ratio=1.5)
@@ -144,8 +154,8 @@ def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
             batch=40,
             rules=(("(mllm|vae)/.*", "freeze"), (".*", "train")),
             frozen_dtype="float32",
-            preview_every=900,
-            evaluate_every=900,
+            preview_every=1500,
+            evaluate_every=1500,
         )
     )
     return config

@@ -20,7 +20,8 @@ def test_the_demo_runs_from_scenes_to_report_and_continues_what_is_there(tmp_pat
     assert "MetaCanvas in miniature" in page and "a red" in page and "data:image/png" in page
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert scores.keys() == {"seen", "held_out"}
-    assert (tmp_path / "run" / "pictures.png").exists()
+    assert (tmp_path / "run" / "pictures.png").exists() and (tmp_path / "run" / "film.gif").exists()
+    assert "data:image/gif" in page and page.index("From noise to pictures") < page.index("Prompts with a layout")
     assert page.index("Prompts with a layout") < page.index("Scores") and "without canvas" in page
     again = demo.demo(teacher, painter, tmp_path / "run")
     assert again.scored.table() == outcome.scored.table()

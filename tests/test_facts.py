@@ -105,11 +105,13 @@ def test_the_tokens_of_a_picture_tell_what_they_show(prompter):
     np.testing.assert_array_equal(example["facts"][example["telling"]], FACTS.picture(scene.items))
 
 
-def test_facts_are_told_by_the_first_channels_of_states_that_tell():
-    hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5)), jnp.float32)
+def test_states_that_tell_say_facts_in_their_first_channels_and_nothing_in_the_others():
+    hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5)), jnp.float32).at[..., 2:].set(0.0)
     telling = jnp.asarray([[True, False, False], [False, True, False]])
     loss = fact_loss(hidden, hidden[..., :2].at[1, 1, 0].add(2.0).at[0, 1].add(9.0), telling)
     assert abs(float(loss) - 2.0) < 1e-5  # 4 in one of two states
+    chatty = hidden.at[0, 0, 3].set(1.0).at[0, 1, 3].set(5.0)
+    assert abs(float(fact_loss(chatty, hidden[..., :2], telling)) - 0.5) < 1e-5
 
 
 def test_cells_are_named_in_reading_order_without_end():

@@ -32,6 +32,7 @@ from metacanvas_jax.report import page as report
 from metacanvas_jax.weights import saved
 
 QUESTIONS = 256
+FILM = "film.gif"
 SHEET = "pictures.png"  # the last file of a demo
 
 
@@ -82,6 +83,7 @@ def demo(teacher: ConfigDict, painter: ConfigDict, workdir: Path, *, teach: bool
         prepare(painting)
     if teach:
         with clock.stage("teaching the MLLM"):
+            prepare(teaching)
             train(teacher, weights.parent)
     with clock.stage("questions to the MLLM"):
         answered = interview(teaching, weights)
@@ -91,10 +93,11 @@ def demo(teacher: ConfigDict, painter: ConfigDict, workdir: Path, *, teach: bool
         trained = load(workdir)
         scored = scenes.evaluate(trained.painter, trained.params, Asked(progress=True))
         scored.save(workdir / "scores.json")
-        leading = lead.samples(trained)
+        leading, film = lead.samples(trained), lead.film(trained)
+        files.write(workdir / FILM, film)
     missed = missed_bars(scored)
     data = document.report_data(
-        trained, scored, leading, answered, clock.seconds, workdir, missed, weights.parent if teach else None
+        trained, scored, leading, film, answered, clock.seconds, workdir, missed, weights.parent if teach else None
     )
     path = report.write_report(workdir / "report.html", data)
     document.save_sheet(trained.setup, scored, workdir / SHEET)

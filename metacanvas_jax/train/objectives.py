@@ -89,7 +89,7 @@ def understanding(model: Mllm, recall: int = 0, within: int | None = None, facts
     nor which of two drawings is the red one.
 
     With ``facts``, this times ``fact_loss`` is added: the first channels of states that a DiT will read must tell what
-    is known there. A state then binds object, colour, count and place of a group.
+    is known there, and the others nothing. A state then binds object, colour, count and place of a group.
     """
 
     def prepare(frozen: Params, batch: Batch, key: Key[Array, ""]) -> Batch:
@@ -124,11 +124,14 @@ def understanding(model: Mllm, recall: int = 0, within: int | None = None, facts
 def fact_loss(
     hidden: Float[Array, "b l d"], facts: Float[Array, "b l f"], telling: Bool[Array, "b l"]
 ) -> Float[Array, ""]:
-    """Mean squared error of the first f channels of the states that are ``telling``, summed over the channels.
+    """Mean squared error of the states that are ``telling``, summed over their channels.
 
-    Where a fact is random, the best state tells its mean: the chance of it.
+    The first f channels should tell the facts, the others nothing. Where a fact is random, the best state tells its
+    mean: the chance of it. The other channels would otherwise say which prompt this is, and a DiT that reads them
+    learns prompts by heart. Nor may they be large and constant: a connector's norm would then make the facts small.
     """
-    squares = jnp.sum((hidden[..., : facts.shape[-1]].astype(jnp.float32) - facts) ** 2, axis=-1)
+    expected = jnp.pad(facts, ((0, 0), (0, 0), (0, hidden.shape[-1] - facts.shape[-1])))
+    squares = jnp.sum((hidden.astype(jnp.float32) - expected) ** 2, axis=-1)
     counts = telling.astype(jnp.float32)
     return jnp.sum(squares * counts) / jnp.maximum(jnp.sum(counts), 1.0)
 
