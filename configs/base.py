@@ -143,6 +143,11 @@ def hardware(*rows: schema.Hardware) -> tuple[dict, ...]:
     return tuple(dataclasses.asdict(row) for row in rows)
 
 
+def ratios(bucket: Bucket, sizes: Sequence[tuple[int, int]]) -> tuple[dict, ...]:
+    """One bucket per size in the form of a config. They share the weight of ``bucket``, whose size is replaced."""
+    return buckets(*(dataclasses.replace(bucket, size=size, weight=bucket.weight / len(sizes)) for size in sizes))
+
+
 def buckets(*rows: Bucket) -> tuple[dict, ...]:
     """Buckets in the form of a config."""
     return tuple(dataclasses.asdict(row) for row in rows)

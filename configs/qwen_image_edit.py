@@ -2,9 +2,11 @@
 
 Command:   metacanvas train --config configs/qwen_image_edit.py --workdir runs/qwen_image_edit
 Variants:  canvas (the MLLM's states as they are, and its canvas), no_canvas (adapters alone), connector (Qwen3-VL-4B
-           through a context connector, and its canvas)
+           through a context connector, and its canvas), ratios (canvas in the 7 aspect ratios of Qwen-Image's model
+           card; a cell covers 4 x 4 latents: 32 x 32 cells for 1024 x 1024, 24 x 43 for 768 x 1376)
 Data:      OmniEdit and HQEdit at 1024 x 1024 in data/OmniEdit-1024 and data/HQEdit-1024, written by
-           `metacanvas prepare` (docs/data.md)
+           `metacanvas prepare` (docs/data.md). For ratios `metacanvas prepare --by-bucket` sorts them into
+           data/OmniEdit-qwen-ratios and data/HQEdit-qwen-ratios
 Hardware:  64 TPU v5p chips (4x4x4), 1 image per chip
 Time:      not measured
 Score:     none yet: the paper has no experiment with this transformer
@@ -22,20 +24,21 @@ from metacanvas_jax.diffusion.flow import TimeConfig
 from metacanvas_jax.diffusion.schedules import DynamicShift
 from metacanvas_jax.dit.qwen_image.network import qwen_image_edit_2511
 from metacanvas_jax.dit.qwen_image.prompts import EDIT_PLUS
+from metacanvas_jax.dit.qwen_image.sizes import EDIT_SIZES
 from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.vae.wan.network import WAN21_VAE
 
-VARIANTS = ("canvas", "no_canvas", "connector")
+VARIANTS = ("canvas", "no_canvas", "connector", "ratios")
 FOLDER = f"{base.WEIGHTS}/Qwen-Image-Edit-2511"
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Adapters with a canvas on native states, without one, or with a canvas and a context connector."""
+    """Adapters with a canvas on native states, without one, with a canvas and a context connector, or in all sizes."""
     name, miniature = base.choose("configs/qwen_image_edit.py", VARIANTS, variant)
-    canvas = name != "no_canvas"
+    canvas, ratios = name != "no_canvas", name == "ratios"
     config = base.get_config()
     config.name = f"qwen_image_edit_{name}"
     adapters = LoraConfig(rank=32, alpha=32.0, targets=("q", "k", "v", "out"))
@@ -53,12 +56,14 @@ def get_config(variant: str = "") -> ConfigDict:
         config.mllm.assistant = True
         config.context_connector = base.context_connector(kind="identity", skip=EDIT_PLUS.skip)
     if canvas:
-        config.canvas = base.section(CanvasConfig(rows=32, columns=32))
+        config.canvas = base.section(CanvasConfig(rows=32, columns=32, latents_per_cell=4 if ratios else None))
         config.canvas_connector = base.canvas_connector()
-    config.buckets = base.buckets(Bucket("image_editing", (1024, 1024), length=512))
+    bucket = Bucket("image_editing", (1024, 1024), length=512)
+    config.buckets = base.ratios(bucket, EDIT_SIZES) if ratios else base.buckets(bucket)
+    folder, how = "qwen-ratios" if ratios else "1024", {"max_skips": 1000, "by_size": ratios}
     config.sources = base.sources(
-        SourceSection("records", f"{base.DATA}/OmniEdit-1024", "image_editing", weight=0.9, max_skips=1000),
-        SourceSection("records", f"{base.DATA}/HQEdit-1024", "image_editing", weight=0.1, max_skips=1000),
+        SourceSection("records", f"{base.DATA}/OmniEdit-{folder}", "image_editing", weight=0.9, **how),
+        SourceSection("records", f"{base.DATA}/HQEdit-{folder}", "image_editing", weight=0.1, **how),
     )
     config.data.caption_dropout = 0.1  # sampling uses guidance
     config.time = base.section(TimeConfig(shift=2.0))

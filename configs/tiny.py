@@ -14,11 +14,13 @@ from metacanvas_jax import registry
 from metacanvas_jax.config import schema
 from metacanvas_jax.config.sources import DRAWN, EMOJI, SourceSection
 from metacanvas_jax.parallel.mesh import MeshConfig
+from metacanvas_jax.sizes import nearest_size
 from metacanvas_jax.vae.patch_pca.network import PatchPcaConfig
 from metacanvas_jax.worlds.scenes import SceneWorld
 
 CACHE = "runs/tiny"
 SIZE = 60  # pixels along a side
+SIZES = ((SIZE, SIZE), (48, 72), (72, 48))  # of a task that has buckets of several aspect ratios
 FRAMES = 5
 LENGTH = 160
 OBJECTS = ("cat", "car", "tree", "house", "star", "heart", "mushroom", "duck")
@@ -35,7 +37,7 @@ def shrink(config: ConfigDict, miniature: str) -> ConfigDict:
         networks(config, kind)
         config.start = config.dit_weights = ""
         rows: Any = config.buckets
-        config.buckets = tuple({**bucket, **shape(bucket)} for bucket in rows)
+        config.buckets = together([{**bucket, **shape(bucket, rows)} for bucket in rows])
         if miniature == "emoji":
             config.vae_weights = f"{config.vae_weights}_emoji"
         kinds, path = (EMOJI, f"{base.DATA}/npm") if miniature == "emoji" else (DRAWN, "")
@@ -43,8 +45,8 @@ def shrink(config: ConfigDict, miniature: str) -> ConfigDict:
         kept = 0.1 if miniature == "emoji" else 0.0  # for validation; of drawings another seed makes new ones
         config.sources = base.sources(
             *(
-                SourceSection(serving[bucket["task"]], path, bucket["task"], count=512, validation=kept)
-                for bucket in rows
+                SourceSection(serving[task], path, task, count=512, validation=kept)
+                for task in dict.fromkeys(bucket["task"] for bucket in rows)
             )
         )
         config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 2, "warmup_from": 1e-4})
@@ -62,7 +64,8 @@ def shrink(config: ConfigDict, miniature: str) -> ConfigDict:
         config.sampler.update({"steps": 8})
         # As many results as previews draw, which then share their program.
         config.eval.update({"samples": 16, "during_training": 4})
-        config.eval.evaluators = ("flow_loss",) if miniature == "emoji" else ("tasks", "flow_loss")
+        judged = miniature == "miniature" and all(bucket["size"] == (SIZE, SIZE) for bucket in config.buckets)
+        config.eval.evaluators = ("tasks", "flow_loss") if judged else ("flow_loss",)
         config.mesh = base.section(MeshConfig())
         config.hardware = ()
     return config
@@ -104,6 +107,8 @@ def networks(config: ConfigDict, kind: str) -> None:
     config.vae_weights = f"{CACHE}/vae_{patch}"
     if config.get("canvas") is not None:
         config.canvas.update({"rows": GRID, "columns": GRID})
+        if config.canvas.get("latents_per_cell"):
+            config.canvas.latents_per_cell = SIZE // patch // GRID
         tiny = {"vanilla_head_width": 32, "vanilla_ratio": 2.0, "mlp_ratio": 1.5, "dtype": "float32"}
         config.canvas_connector.update(tiny)
     if config.get("context_connector") is not None:
@@ -115,11 +120,21 @@ def networks(config: ConfigDict, kind: str) -> None:
         config.queries.count = 8
 
 
-def shape(bucket: dict) -> dict:
-    """A bucket's miniature shape."""
+def together(rows: list[dict]) -> tuple[dict, ...]:
+    """Buckets of one task and size as one, with the sum of their weights."""
+    found: dict[tuple, dict] = {}
+    for row in rows:
+        key = row["task"], row["size"]
+        found[key] = {**row, "weight": row["weight"] + (found[key]["weight"] if key in found else 0.0)}
+    return tuple(found.values())
+
+
+def shape(bucket: dict, rows: tuple[dict, ...]) -> dict:
+    """The miniature shape of one of the buckets ``rows``."""
     frames = 1 if bucket["frames"] == 1 else FRAMES
+    several = sum(row["task"] == bucket["task"] for row in rows)
     return {
-        "size": (SIZE, SIZE),
+        "size": nearest_size(bucket["size"], SIZES if several > 1 else SIZES[:1]),
         "frames": frames,
         "fps": 4.0,
         "length": LENGTH,

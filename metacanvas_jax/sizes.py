@@ -1,6 +1,8 @@
 """Sizes of latents, canvases and pictures: rules that training, drawing and the PyTorch side share, in plain Python."""
 
 import math
+from collections.abc import Iterable
+from fractions import Fraction
 
 
 def latent_grid(size: tuple[int, int], frames: int, *, spatial: int, temporal: int) -> tuple[int, int, int]:
@@ -34,3 +36,20 @@ def fitting_size(sides: tuple[float, float], area: int, unit: int) -> tuple[int,
     scale = math.sqrt(area / (sides[0] * sides[1])) / unit
     rows, columns = (max(1, round(side * scale)) * unit for side in sides)
     return rows, columns
+
+
+def nearest_size(sides: tuple[int, int], sizes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """The (rows, columns) of ``sizes`` whose aspect ratio is nearest to that of ``sides``, on a logarithmic scale.
+
+    Of equally near ones it is the one nearest in area, again on a logarithmic scale, and then the one with fewer rows.
+    The comparison is one of fractions: it is exact, and does not depend on the machine or on the order of ``sizes``.
+    """
+
+    def apart(a: int, b: int) -> Fraction:
+        return Fraction(max(a, b), min(a, b))
+
+    def distance(size: tuple[int, int]) -> tuple[Fraction, Fraction, tuple[int, int]]:
+        ratio = apart(size[0] * sides[1], size[1] * sides[0])
+        return ratio, apart(math.prod(size), math.prod(sides)), size
+
+    return min(sizes, key=distance)

@@ -8,6 +8,8 @@ from metacanvas_jax.errors import UserError
 
 EXAMPLE = """metacanvas prepare --config configs/miniature.py --config.data.path=/data/scenes --config.data.count=50000
          metacanvas prepare --source webdataset --path 'shards/*.tar' --out data/pictures --size 512x512
+         metacanvas prepare --source parquet --path 'edits/*.parquet' --task image_editing --out data/OmniEdit-ratios \
+           --by-bucket --config configs/image_editing.py:ratios
          metacanvas prepare --config configs/t2i_lora.py --config.mllm.context_cache=data/contexts --contexts
          metacanvas prepare --verify data/pictures"""
 
@@ -23,6 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--out", help="folder to write, local or gs://")
     source.add_argument("--task", choices=TASKS, default="text_to_image", help="what the samples serve for")
     source.add_argument("--size", metavar="ROWSxCOLUMNS", help="scale and crop to this many pixels")
+    source.add_argument(
+        "--by-bucket",
+        action="store_true",
+        help="sort by aspect ratio into a folder per size, for by_size: the sizes, frames and fps of the config's "
+        "buckets of --task",
+    )
     source.add_argument("--frames", type=int, help="frames of every video (4k + 1); pictures need none")
     source.add_argument("--fps", type=float, help="frames taken per second")
     source.add_argument("--column", metavar="PART=NAME", action="append", default=[], help="e.g. prompt=json.caption")
@@ -53,8 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Writes what a config needs (data, tokenizer, autoencoder), or turns one source into array_record shards."""
     if arguments.verify is not None:
+        from metacanvas_jax import files
+        from metacanvas_jax.data import by_size
         from metacanvas_jax.data.formats.manifest import verify
 
+        if (files.folder(arguments.verify) / by_size.SIZES).exists():
+            found = by_size.verify(arguments.verify)
+            print(f"{arguments.verify}: {sum(found.samples.values())} samples, all as written: {found.there()}")
+            return
         manifest = verify(arguments.verify)
         print(f"{arguments.verify}: {manifest['count']} samples in {len(manifest['shards'])} shards, all as written")
         return
@@ -98,6 +112,7 @@ def _write_contexts(arguments: argparse.Namespace, setup: Any) -> None:
 def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
     from metacanvas_jax import precompute
     from metacanvas_jax.config.sources import Kind, SourceSection
+    from metacanvas_jax.data import sorting
     from metacanvas_jax.data.examples import frames_of_source
     from metacanvas_jax.data.formats import shards
     from metacanvas_jax.data.sources import prepare
@@ -112,6 +127,11 @@ def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
         raise UserError("--latents needs --config, which says what they are computed with")
     if arguments.every_frame and not arguments.latents:
         raise UserError("--every-frame goes with --latents; without latents every frame is stored anyway")
+    if arguments.by_bucket and setup is None:
+        raise UserError("--by-bucket needs --config, whose buckets of --task have the sizes")
+    for option in ("size", "frames", "fps") if arguments.by_bucket else ():
+        if getattr(arguments, option) is not None:
+            raise UserError(f"--{option} has no effect with --by-bucket, which reads it from the config's buckets")
     try:
         section = SourceSection(
             kind=arguments.source,
@@ -122,12 +142,16 @@ def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
             max_skips=arguments.max_skips,
             count=arguments.count,
         )
-        clip = Clip(options.size(arguments.size), arguments.frames, arguments.fps)
+        if arguments.by_bucket:
+            shapes = sorting.clips(setup.shapes, arguments.task)
+        else:
+            shapes = [Clip(options.size(arguments.size), arguments.frames, arguments.fps)]
     except ValueError as error:
         raise UserError(str(error)) from error
     index, count = _process(arguments.process)
     first_frame = arguments.latents and not arguments.every_frame
-    read = frames_of_source(clip, setup.mllm.video_fps) if first_frame and arguments.frames else ()
+    clip = shapes[0]
+    read = frames_of_source(clip, setup.mllm.video_fps) if first_frame and clip.frames else ()
     config = shards.WriteConfig(
         arguments.per_shard, arguments.jpeg, arguments.batch, index, count, first_frame=first_frame, source_frames=read
     )
@@ -136,9 +160,15 @@ def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
     if arguments.latents:
         exact = arguments.latents_compute == "float32"
         compute, identity = precompute.make_latents(setup, arguments.batch, arguments.latents_dtype, exact=exact)
-    written = prepare(section, arguments.out, clip, config, world, compute=compute, computed=identity)
+    ahead = {"compute": compute, "computed": identity}
+    if arguments.by_bucket:
+        written = sorting.sort(section, arguments.out, shapes, config, world, **ahead)
+    else:
+        written = prepare(section, arguments.out, clip, config, world, **ahead)
     if written is None:
         print(f"process {index} of {count} is done; shards of the others are missing, {arguments.out} is not complete")
+    elif arguments.by_bucket:
+        print("\n".join(sorting.report(written)))
     else:
         print(written)
 

@@ -74,6 +74,8 @@ def _check_painter(experiment: Experiment) -> None:
         check_bucket(experiment, bucket, f"config: buckets[{i}] ({bucket.task})")
         if experiment.sources and bucket.task not in {source.task for source in experiment.sources}:
             raise UserError(f"config: no source has the task {bucket.task!r}, which a bucket draws")
+    for task in sorted({source.task for source in experiment.sources if source.by_size}):
+        _check_sizes(experiment, task)
     if not any(bucket.weight for bucket in experiment.shapes):
         raise UserError("config: no bucket has a weight above zero")
     for path in _frozen_paths(experiment):
@@ -83,6 +85,21 @@ def _check_painter(experiment: Experiment) -> None:
                 f"config: train.rules: {rule[0]!r} trains {path}; the MLLM and the text encoder are frozen, only "
                 "adapters of the MLLM can train"
             )
+
+
+def _check_sizes(experiment: Experiment, task: str) -> None:
+    """A task whose sources are sorted by size: all of them are, and every bucket has a size of its own."""
+    if not all(source.by_size for source in experiment.sources if source.task == task):
+        raise UserError(
+            f"config: of the sources of {task} some have by_size=True and some False; sort them all by "
+            "`metacanvas prepare --by-bucket`"
+        )
+    sizes = experiment.sizes_of(task)
+    if again := [size for number, size in enumerate(sizes) if size in sizes[:number]]:
+        raise UserError(
+            f"config: two buckets of {task} have {again[0][0]} x {again[0][1]} pixels; with by_size each needs a size "
+            "of its own"
+        )
 
 
 def _check_widths(experiment: Experiment) -> None:

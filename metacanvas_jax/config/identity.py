@@ -41,8 +41,9 @@ def identity(experiment: Experiment) -> dict[str, Any]:
     for source in tree["sources"]:
         for name in ("path", "cache", "in_memory", "latents"):
             source.pop(name)
-        if not source["validation"]:
-            source.pop("validation")
+        for name in ("validation", "by_size"):
+            if not source[name]:
+                source.pop(name)
     # Checkpoints from before these keys existed were made with the values that are now their defaults.
     defaults = {
         "data": {"canvas_dropout": 0.0},

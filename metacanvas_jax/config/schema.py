@@ -330,6 +330,11 @@ class Experiment:
         buckets = self.buckets or (world,)
         return tuple(dataclasses.replace(b, batch=self.train.batch if b.batch is None else b.batch) for b in buckets)
 
+    def sizes_of(self, task: str) -> tuple[tuple[int, int], ...]:
+        """(rows, columns) of the buckets of a task whose sources are sorted by size; none where they are not."""
+        sorted_ = any(source.by_size for source in self.sources if source.task == task)
+        return tuple(bucket.size for bucket in self.shapes if bucket.task == task) if sorted_ else ()
+
     @property
     def uses_mllm(self) -> bool:
         """Whether any part reads the MLLM. A DiT with its own text encoder can run without one."""

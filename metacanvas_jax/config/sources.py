@@ -66,6 +66,8 @@ class SourceSection:
     bad records; ``limits`` bound what one medium may hold. ``count`` and ``seed`` are those of drawings.
     ``latents`` trains on the latents that `metacanvas prepare --latents` stored beside the samples. A share
     ``validation`` of the samples, chosen by the hash of their names, is kept out of the training (``data/split.py``).
+    With ``by_size`` the path is what `metacanvas prepare --by-bucket` wrote: a bucket reads the folder of its own size,
+    and the buckets of the task are drawn as often as they have samples (``data/by_size.py``).
     """
 
     kind: Kind
@@ -82,6 +84,7 @@ class SourceSection:
     seed: int = 0
     latents: bool = False
     validation: float = 0.0
+    by_size: bool = False
 
     def __post_init__(self) -> None:
         drawn = self.kind in DRAWN
@@ -96,6 +99,10 @@ class SourceSection:
             raise ValueError(f"weight {self.weight} and max_skips {self.max_skips} must not be negative")
         if self.latents and not (self.path and (drawn or self.kind == "records")):
             raise ValueError(f"latents are in records of `metacanvas prepare`, not in a source of kind {self.kind!r}")
+        if self.by_size and self.kind != "records":
+            raise ValueError(
+                f"by_size is for what `metacanvas prepare --by-bucket` wrote, not for a source of kind {self.kind!r}"
+            )
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation is {self.validation}, expected a share of at least 0 and below 1")
         if self.count < 1:

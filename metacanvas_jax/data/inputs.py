@@ -1,6 +1,7 @@
 """From an experiment and a bucket to network inputs and their sources, for training, drawing and precomputation."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 import grain
@@ -8,7 +9,7 @@ import jax
 
 from metacanvas_jax.config.networks import autoencoder
 from metacanvas_jax.config.schema import Experiment
-from metacanvas_jax.data import latents
+from metacanvas_jax.data import by_size, latents
 from metacanvas_jax.data.conversations import UnderstandExamples
 from metacanvas_jax.data.examples import PaintExamples, TextRows
 from metacanvas_jax.data.formats.records import Records
@@ -25,6 +26,8 @@ from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
 from metacanvas_jax.parallel.mesh import batch_part, make_mesh
 from metacanvas_jax.tasks import RECONSTRUCT, Bucket
 from metacanvas_jax.text.prompts import INSTRUCTION
+
+logger = logging.getLogger(__name__)
 
 
 def prompter(experiment: Experiment) -> Prompter:
@@ -129,17 +132,23 @@ class Opened:
 
 
 def opened(experiment: Experiment) -> list[Opened]:
-    """All that the training reads, by bucket. Raises UserError for a source that is not there or does not suit."""
+    """All that the training reads, by bucket. Raises UserError for a source that is not there or does not suit.
+
+    Of sources that are sorted by size, sizes without samples are left out, and a warning names them.
+    """
     if experiment.objective == "understand":
         return [Opened(None, _world_records(experiment)[:1])]
+    for line in by_size.said(experiment):
+        logger.warning("%s", line)
     found = []
-    for bucket in experiment.shapes:
+    for bucket in by_size.buckets(experiment):
         stored = latents.stored(experiment, bucket)
         if not stored:
-            for section in experiment.sources:
-                if section.task == bucket.task and section.path:
+            for section in by_size.at(experiment, bucket):
+                if section.path:
                     latents.check_whole(section)
-        found.append(Opened(bucket, sources_of(experiment, bucket, stored=stored), stored))
+        if sources := sources_of(experiment, bucket, stored=stored):
+            found.append(Opened(bucket, sources, stored))
     return found
 
 
@@ -164,7 +173,7 @@ def sources_of(
 
     Their samples have pixels, or with ``stored`` the latents of those. A reconstruction has its own prompt. The samples
     are those to train on, or with ``validation`` those that a source keeps out of the training: sources that keep none
-    are then left out.
+    are then left out. So are sources that are sorted by size and have no samples of this one: there may be none at all.
 
     Raises UserError when there is no source, one is not there, or its latents are not those of this experiment.
     """
@@ -179,19 +188,24 @@ def sources_of(
 
 def _opened(experiment: Experiment, bucket: Bucket, stored: bool, validation: bool) -> list[Source]:
     clip = Clip(bucket.size, bucket.frames, bucket.fps if bucket.frames > 1 else None)
-    sections = [section for section in experiment.sources if section.task == bucket.task]
-    if not sections:
+    if bucket.task not in {section.task for section in experiment.sources}:
         raise UserError(f"config: no source has the task {bucket.task!r}, which a bucket draws")
+    sections = by_size.at(experiment, bucket)
     if stored:
         for section in sections:
             latents.check(experiment, section, clip)
     else:
         sections = [dataclasses.replace(section, latents=False) for section in sections]
-    return [
-        Source(split(open_source(section, clip, experiment.world), section.validation, validation), section.weight)
-        for section in sections
-        if section.validation or not validation
-    ]
+    found = []
+    for section in sections:
+        if section.validation or not validation:
+            source, share = open_source(section, clip, experiment.world), section.validation
+            if len(source) == 1 and experiment.sizes_of(bucket.task):  # the only sample of a size is trained on
+                if validation:
+                    continue
+                share = 0.0
+            found.append(Source(split(source, share, validation), section.weight))
+    return found
 
 
 def _world_records(experiment: Experiment) -> list[Source]:

@@ -5,7 +5,7 @@ import glob
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from metacanvas_jax import files
@@ -23,6 +23,7 @@ from metacanvas_jax.data.guard import Guarded
 from metacanvas_jax.data.layout import STORED, VIDEO, Layout
 from metacanvas_jax.data.transforms import AS_FOUND, Clip
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.seals import json_hash
 from metacanvas_jax.worlds.scenes import SceneWorld
 
 
@@ -98,16 +99,43 @@ def prepare(
     config: WriteConfig = WRITE_ALL,
     world: SceneWorld | None = None,
     *,
+    order: Sequence[int] | None = None,
     compute: Compute | None = None,
     computed: Mapping[str, Any] | None = None,
 ) -> pathlib.Path | None:
     """Turn a source into a folder of array_record shards, which is then a source of kind "records".
 
-    ``computed`` identifies what ``compute`` adds to the samples. Returns the folder, or None while shards of other
-    processes are missing. Raises UserError as `open_source` and `shards.write` do.
+    ``order`` gives the numbers of the records to write (all by default). ``computed`` identifies what ``compute`` adds
+    to the samples. Returns the folder, or None while shards of other processes are missing. Raises UserError as
+    `open_source` and `shards.write` do.
     """
-    drawn = section.kind in DRAWN
-    source = open_source(dataclasses.replace(section, path="") if drawn else section, clip, world)
+    source = open_given(section, clip, world)
+    recipe = recipe_of(section, clip, config, world, len(source), computed)
+    if order is not None:
+        recipe["order"] = json_hash(list(order))
+    if config.first_frame and section.task in VIDEO:
+        there, needed = files.folder(folder), recipe | {"frames": "first"}
+        if (there / RECIPE).is_file() and read_recipe(there) in json.loads(json.dumps([recipe, needed])):
+            return there  # it holds every frame, as older folders do, at least of the sources, and serves as well
+        kept = {"source_frames": list(config.source_frames)} if section.task == "video_editing" else {}
+        recipe = needed | (kept if config.source_frames else {})
+    return write(folder, recipe, source, config, order=order, compute=compute)
+
+
+def open_given(section: SourceSection, clip: Clip, world: SceneWorld | None) -> Guarded:
+    """The samples that are to be written: of drawings new ones, as they are not at their path yet."""
+    return open_source(dataclasses.replace(section, path="") if section.kind in DRAWN else section, clip, world)
+
+
+def recipe_of(
+    section: SourceSection,
+    clip: Clip,
+    config: WriteConfig,
+    world: SceneWorld | None,
+    count: int,
+    computed: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What the ``count`` records of a source in the shape of a clip are made from."""
     recipe: dict[str, Any] = {
         "format": FORMAT,
         "kind": section.kind,
@@ -117,19 +145,11 @@ def prepare(
         "clip": dataclasses.asdict(clip),
         "jpeg": config.jpeg,
         "computed": dict(computed or {}),
-        "count": len(source),
+        "count": count,
     }
-    if drawn:
-        recipe |= {"seed": section.seed, "world": dataclasses.asdict(world) if world else None}
-    else:
-        recipe["path"] = files.absolute(section.path)
-    if config.first_frame and section.task in VIDEO:
-        there, needed = files.folder(folder), recipe | {"frames": "first"}
-        if (there / RECIPE).is_file() and read_recipe(there) in json.loads(json.dumps([recipe, needed])):
-            return there  # it holds every frame, as older folders do, at least of the sources, and serves as well
-        kept = {"source_frames": list(config.source_frames)} if section.task == "video_editing" else {}
-        recipe = needed | (kept if config.source_frames else {})
-    return write(folder, recipe, source, config, compute=compute)
+    if section.kind in DRAWN:
+        return recipe | {"seed": section.seed, "world": dataclasses.asdict(world) if world else None}
+    return recipe | {"path": files.absolute(section.path)}
 
 
 def _files(path: str, pattern: str) -> list[pathlib.Path]:

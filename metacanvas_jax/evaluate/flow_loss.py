@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from metacanvas_jax import files
 from metacanvas_jax.config.networks import autoencoder, network
 from metacanvas_jax.config.schema import Experiment
+from metacanvas_jax.data import by_size
 from metacanvas_jax.diffusion import flow
 from metacanvas_jax.evaluate.contract import Asked
 from metacanvas_jax.evaluate.held_out import held_out
@@ -75,7 +76,9 @@ def evaluate(painter: Painter, params: Params, asked: Asked) -> FlowLoss:
     """The losses of every task that the run trains. Raises UserError where no samples are held out."""
     setup = painter.setup
     count = setup.eval.samples if asked.limit is None else min(asked.limit, setup.eval.samples)
-    buckets = {bucket.task: bucket for bucket in reversed(setup.shapes)}  # of two buckets of a task the first
+    buckets = {
+        bucket.task: bucket for bucket in reversed(by_size.looked_at(setup))
+    }  # of two buckets of a task the first
     both = [True, False] if setup.canvas is not None and asked.canvas else [False]
     found: dict[bool, dict[str, Losses]] = {canvas: {} for canvas in both}
     samples = {}

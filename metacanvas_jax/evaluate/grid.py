@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import UInt8
 
+from metacanvas_jax.data import by_size
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.evaluate.contract import Asked
 from metacanvas_jax.evaluate.held_out import held_out
@@ -21,7 +22,9 @@ def sheets(painter: Painter, params: Params, asked: Asked) -> dict[str, UInt8[np
     samples are held out.
     """
     setup, found = painter.setup, {}
-    for bucket in {bucket.task: bucket for bucket in reversed(setup.shapes)}.values():  # of two of a task the first
+    for bucket in {
+        bucket.task: bucket for bucket in reversed(by_size.looked_at(setup))
+    }.values():  # of two of a task the first
         records = held_out(setup, bucket)
         most = PICTURES if bucket.frames == 1 else VIDEOS
         count = min(most if asked.limit is None else min(most, asked.limit), len(records))

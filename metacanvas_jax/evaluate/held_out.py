@@ -54,12 +54,13 @@ def held_out(setup: Experiment, bucket: Bucket, *, as_trained: bool = False) -> 
     Raises UserError where there are none, or their source is not there.
     """
     check(dataclasses.replace(setup, buckets=(bucket,)))
-    if _validated(setup, bucket):
-        stored = as_trained and latents.stored(setup, bucket)
-        kept = sources_of(setup, bucket, stored=stored, validation=True)
-        return HeldOut([source.records for source in kept], stored)
-    other = dataclasses.replace(setup, sources=_others(setup, bucket))
-    return HeldOut([source.records for source in sources_of(other, bucket)])
+    validated = _validated(setup, bucket)
+    stored = validated and as_trained and latents.stored(setup, bucket)
+    other = setup if validated else dataclasses.replace(setup, sources=_others(setup, bucket))
+    kept = sources_of(other, bucket, stored=stored, validation=validated)
+    if not kept:
+        raise UserError(f"no samples of {bucket.name} are kept out of the training: there are none of this size")
+    return HeldOut([source.records for source in kept], stored)
 
 
 def _validated(setup: Experiment, bucket: Bucket) -> bool:

@@ -15,7 +15,8 @@ VERSION = 1
 def reading(setup: Experiment) -> dict[str, Any]:
     """The section ``reading`` of an export's index."""
     limits = {name: x.default for name, x in inspect.signature(sample_frames).parameters.items()}
-    return {
+    by_size = sorted({bucket.task for bucket in setup.shapes if setup.sizes_of(bucket.task)})
+    rules = {
         "version": VERSION,
         "shapes": [
             {
@@ -30,6 +31,7 @@ def reading(setup: Experiment) -> dict[str, Any]:
         "unit": unit(setup),
         "frames": {"target": setup.mllm.video_fps, **{name: limits[name] for name in ("least", "most", "multiple")}},
     }
+    return rules | ({"by_size": by_size} if by_size else {})
 
 
 def computed(setup: Experiment) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from metacanvas_jax import files, registry
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.sources import DRAWN, EMOJI
+from metacanvas_jax.data import by_size
 from metacanvas_jax.data.formats import records
 from metacanvas_jax.data.inputs import sources_of
 from metacanvas_jax.data.samples import Sample
@@ -72,6 +73,6 @@ def _tokenizer(setup: Experiment) -> PreTrainedTokenizerFast:
 
 
 def _samples(setup: Experiment) -> list[Sample]:
-    """The first samples of the training, in the shape of the first bucket."""
-    records = sources_of(setup, setup.shapes[0])[0].records
+    """The first samples of the training, in the shape of the first bucket that is looked at."""
+    records = sources_of(setup, by_size.looked_at(setup)[0])[0].records
     return [records[i] for i in range(min(FITTED, len(records)))]

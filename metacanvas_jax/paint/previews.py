@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from metacanvas_jax import files
+from metacanvas_jax.data import by_size
 from metacanvas_jax.data.inputs import Inputs, sources_of
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.paint.painter import Painter, blank, from_words
@@ -41,7 +42,7 @@ def shown(painter: Painter) -> list[tuple[list[Sample], Bucket]]:
     """What a run draws to show its progress: prompts of its world, or the first samples of every bucket."""
     setup = painter.setup
     if setup.sources:
-        return [(samples_of(painter.inputs, bucket), bucket) for bucket in setup.shapes]
+        return [(samples_of(painter.inputs, bucket), bucket) for bucket in by_size.looked_at(setup)]
     scenes = eval_prompts(setup.world, "seen", -(-PROMPTS // len(JUDGED)), JUDGED)[:PROMPTS]
     bucket = from_words(setup.shapes[0])
     return [([blank(scene.prompt, bucket) for scene in scenes], bucket)]

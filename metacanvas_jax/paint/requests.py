@@ -21,7 +21,7 @@ from metacanvas_jax.data.transforms import Clip, fit_frames
 from metacanvas_jax.data.video import container_of, decode_video, encode_mp4
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.report import pictures
-from metacanvas_jax.sizes import fitting_size
+from metacanvas_jax.sizes import fitting_size, nearest_size
 from metacanvas_jax.tasks import TASKS, Bucket
 
 Frames = UInt8[np.ndarray, "t h w 3"]
@@ -35,7 +35,7 @@ class Request:
 
     ``image`` is where a video begins, or, with ``edit``, what is changed; so is ``video``. ``references`` are pictures
     that the result is to show. ``size`` (rows, columns), ``frames`` and ``fps`` are those of the result; None leaves
-    them to the config, and the sides of an edit to what is edited.
+    them to the config, and the sides of an edit to what is edited (`source_size`).
     """
 
     prompt: str
@@ -67,11 +67,28 @@ class Request:
         return "text_to_video" if makes_video else "text_to_image"
 
 
-def nearest(setup: Experiment, task: str) -> Bucket:
-    """The config's bucket of a task, or the nearest kin: the first that makes the same, or the first of all."""
+def nearest(setup: Experiment, task: str, size: tuple[int, int] | None = None) -> Bucket:
+    """The config's bucket of a task, or the nearest kin: the first that makes the same, or the first of all.
+
+    Of a task whose samples are sorted by size it is the bucket of this ``size``, where there is one.
+    """
+    by_size = size in setup.sizes_of(task)
     makes = TASKS[task].makes
     kin = [b for b in setup.shapes if b.task == task] or [b for b in setup.shapes if TASKS[b.task].makes == makes]
-    return (kin or setup.shapes)[0]
+    return next((b for b in kin if by_size and b.size == size), (kin or setup.shapes)[0])
+
+
+def source_size(setup: Experiment, task: str, sides: tuple[int, int]) -> tuple[int, int] | None:
+    """The size of a result that has a source picture of (rows, columns), where the request names none.
+
+    Of a task whose samples are sorted by size it is the nearest of its sizes. Another edit has the aspect ratio of its
+    source, and the area of the bucket. None: the source does not decide.
+    """
+    if sizes := setup.sizes_of(task):
+        return nearest_size(sides, sizes)
+    if TASKS[task].vae == "source":
+        return fitting_size(sides, math.prod(nearest(setup, task).size), unit(setup))
+    return None
 
 
 def bucket(setup: Experiment, request: Request, source: Frames | None = None) -> Bucket:
@@ -80,16 +97,16 @@ def bucket(setup: Experiment, request: Request, source: Frames | None = None) ->
     Raises UserError for sizes and frames that the autoencoder or the DiT cannot have.
     """
     task = request.task(setup)
-    near = nearest(setup, task)
+    size = request.size
+    if size is None and source is not None:
+        size = source_size(setup, task, source.shape[1:3])
+    near = nearest(setup, task, size)
     frames = request.frames or (1 if TASKS[task].makes == "image" else near.frames)
-    size = request.size or near.size
-    if request.size is None and source is not None:
-        size = fitting_size(source.shape[1:3], math.prod(near.size), unit(setup))
     try:
         chosen = dataclasses.replace(
             near,
             task=task,
-            size=size,
+            size=size or near.size,
             frames=frames,
             fps=request.fps or near.fps,
             references=len(request.references),
@@ -115,7 +132,7 @@ def sample_of(setup: Experiment, request: Request) -> tuple[Sample, Bucket]:
     task, source = request.task(setup), None
     if request.image is not None:
         source = read_image(request.image)[None]
-    shape = bucket(setup, request, source if request.edit else None)
+    shape = bucket(setup, request, source)
     if request.video is not None:
         source = read_video(request.video, Clip(None, shape.frames, shape.fps))
         shape = bucket(setup, request, source)

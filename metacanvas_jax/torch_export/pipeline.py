@@ -250,10 +250,7 @@ class MetaCanvasPipeline:
         if image is None:
             return Asked(self.rules.shape("text_to_video" if moves else "text_to_image", **size), [], given or Given())
         source = reading.picture(image)
-        if moves:
-            shape = self.rules.shape("image_to_video", **size)
-        else:
-            shape = self.rules.shape("image_editing", source=source, **size)
+        shape = self.rules.shape("image_to_video" if moves else "image_editing", source=source, **size)
         source = reading.fit(source, shape.size)
         if given is None and self.backbone.sees:
             latents = self.encode([source], shape.size)

@@ -14,11 +14,12 @@ from PIL import Image, ImageOps
 
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.images import to_rgb
-from metacanvas_jax.sizes import fitting_size, latent_grid
+from metacanvas_jax.sizes import fitting_size, latent_grid, nearest_size
 
 VERSION = 1
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits per channel or fewer
 VIDEOS = ("text_to_video", "image_to_video", "video_editing", "reference_to_video")
+EDITS = ("image_editing", "video_editing")
 FRAMES = {"target": 2.0, "least": 4, "most": 768, "multiple": 2}
 
 
@@ -41,6 +42,7 @@ class Rules:
         unit: pixels that the sides of a result are multiples of.
         temporal: frames of a video are 1 + ``temporal`` k.
         frames: which frames of a video the MLLM reads (see ``shown_frames``).
+        by_size: the tasks of which a result has the trained size nearest to its source.
     """
 
     def __init__(self, index: Mapping[str, Any], patch: Sequence[int]):
@@ -49,7 +51,7 @@ class Rules:
         if rules["version"] != VERSION:
             raise UserError(f"the export has reading rules of version {rules['version']}, expected {VERSION}")
         self.shapes = [Shape(**{**shape, "size": tuple(shape["size"])}) for shape in rules["shapes"]]
-        self.unit, self.frames = rules["unit"], rules["frames"]
+        self.unit, self.frames, self.by_size = rules["unit"], rules["frames"], rules.get("by_size", [])
         self.spatial, self.temporal = index["vae"]["spatial"], index["vae"]["temporal"]
 
     def makes_video(self, frames: int | None) -> bool:
@@ -67,15 +69,22 @@ class Rules:
     ) -> Shape:
         """The shape of a result: the trained one of its task, or the nearest, as the request changes it.
 
-        An edit has the aspect ratio of its ``source``. Raises UserError for sizes and frames that cannot be painted.
+        An edit has the aspect ratio of its ``source``, or the nearest of the sizes that its task was trained in where
+        that was sorted by size. Raises UserError for sizes and frames that cannot be painted.
         """
         video = task in VIDEOS
         kin = [shape for shape in self.shapes if shape.task == task]
         kin = kin or [shape for shape in self.shapes if (shape.task in VIDEOS) == video]
         nearest = (kin or self.shapes)[0]
-        size, frames = nearest.size, frames or (nearest.frames if video else 1)
         if source is not None and height is None and width is None:
-            size = fitting_size((source.height, source.width), math.prod(size), self.unit)
+            sides = source.height, source.width
+            if task in self.by_size:
+                size = nearest_size(sides, [shape.size for shape in kin])
+                nearest = next(shape for shape in kin if shape.size == size)
+            elif task in EDITS:
+                size = fitting_size(sides, math.prod(nearest.size), self.unit)
+                nearest = dataclasses.replace(nearest, size=size)
+        size, frames = nearest.size, frames or (nearest.frames if video else 1)
         rows, columns = height or size[0], width or size[1]
         if rows % self.unit or columns % self.unit or (frames - 1) % self.temporal:
             raise UserError(

@@ -12,6 +12,7 @@ from metacanvas_jax.config.identity import identity
 from metacanvas_jax.config.networks import autoencoder, keep_float32, network
 from metacanvas_jax.config.schema import Experiment, OptimizerConfig
 from metacanvas_jax.config.weights import folders
+from metacanvas_jax.data import by_size
 from metacanvas_jax.data.inputs import batches, text_rows
 from metacanvas_jax.data.shapes import batch_shapes
 from metacanvas_jax.errors import UserError
@@ -164,7 +165,7 @@ def make_job(experiment: Experiment, *, verify: bool = False) -> Job:
         rules=experiment.train.rules,
         batches=lambda: batches(experiment),
         optimizer=experiment.optimizer,
-        config=identity(experiment),
+        config=identity(experiment) | by_size.identity(experiment),
         enrich=context_reader(experiment),
         keep_float32=keep_float32(experiment),
         load=lambda abstract: start_weights(experiment, abstract),
@@ -181,7 +182,7 @@ def fed_shapes(experiment: Experiment) -> dict[str, Any]:
     """
     rows = text_rows(experiment)
     found = {}
-    for bucket in experiment.shapes:
+    for bucket in by_size.buckets(experiment):
         if bucket.weight > 0 or len(experiment.shapes) == 1:
             batch = batch_shapes(experiment, bucket)
             if rows is not None:  # the instruction's length depends on the tokenizer

@@ -66,6 +66,18 @@ def check_places(folder: str | os.PathLike) -> None:
             raise UserError(f"{file}: this is another shard of the dataset; delete the folder and prepare again")
 
 
+def content(folder: str | os.PathLike) -> tuple[int, str]:
+    """The number of samples and a hash of all shards. Raises UserError where there is no manifest, or a damaged one."""
+    manifest = _manifest(files.folder(folder) / MANIFEST)
+    return manifest["count"], seals.json_hash(manifest["shards"])
+
+
+def skipped(folder: str | os.PathLike) -> list[str]:
+    """The names of the records that were left out as bad. Raises UserError as ``content`` does."""
+    shards = _manifest(files.folder(folder) / MANIFEST)["shards"]
+    return [str(name) for shard in shards for name in shard["skipped"]]
+
+
 def _manifest(path: pathlib.Path) -> dict[str, Any]:
     try:
         manifest = seals.opened(files.read_json(path), path)

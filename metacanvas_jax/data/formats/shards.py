@@ -160,7 +160,7 @@ def _begin(partial: pathlib.Path, recipe: dict[str, Any]) -> None:
     if not path.exists():
         if not files.is_local(partial) and files.listing(partial):
             raise UserError(f"{partial} exists and is no dataset; name another folder or delete it")
-        _write_text(path, json.dumps(recipe, indent=1))
+        write_text(path, json.dumps(recipe, indent=1))
     if (found := files.read_json(path)) != recipe:
         raise UserError(
             f"{partial} holds an unfinished preparation of something else (it differs in "
@@ -196,7 +196,7 @@ def _write_shard(
             os.replace(draft, partial / _file(k, count))
         else:
             files.upload(draft, partial / _file(k, count))
-    _write_text(_receipt(partial, k, count), json.dumps(receipt))
+    write_text(_receipt(partial, k, count), json.dumps(receipt))
 
 
 def _write_records(
@@ -294,8 +294,8 @@ def _finish(
         hashes = {name: file_hash(partial / name) for name in ("dataset_info.json", "features.json")}
         hashes[RECIPE] = hashlib.sha256(described.encode()).hexdigest()
         manifest = {"count": sum(lengths), "skipped": len(skipped), "shards": shards, "files": hashes}
-        _write_text(partial / MANIFEST, json.dumps(seals.sealed(manifest), indent=1))
-        _write_text(partial / RECIPE, described)  # last: it tells that a folder in a bucket is complete
+        write_text(partial / MANIFEST, json.dumps(seals.sealed(manifest), indent=1))
+        write_text(partial / RECIPE, described)  # last: it tells that a folder in a bucket is complete
         if partial != folder:
             os.rename(partial, folder)
         for name in (*(path.name for path in receipts), UNFINISHED):
@@ -364,7 +364,8 @@ def _receipt(partial: pathlib.Path, k: int, count: int) -> pathlib.Path:
     return partial / f"{_file(k, count)}.receipt.json"
 
 
-def _write_text(path: pathlib.Path, text: str) -> None:
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a whole file that other processes may write at the same time."""
     if not files.is_local(path):
         files.write(path, text)
         return

@@ -21,7 +21,7 @@ from metacanvas_jax.errors import UserError, first_line
 from metacanvas_jax.evaluate.tree import Entry, Frames
 from metacanvas_jax.paint import requests
 from metacanvas_jax.paint.requests import Request
-from metacanvas_jax.sizes import fitting_size
+from metacanvas_jax.sizes import fitting_size, nearest_size
 
 ASPECTS = (1.0, 9 / 8, 5 / 4, 4 / 3, 3 / 2, 16 / 9, 2.0)
 """Of the sides of edits, and their inverses: each is compiled once, however many sizes the pictures have."""
@@ -107,7 +107,12 @@ def sides_of(data: bytes, where: str) -> tuple[int, int]:
 
 
 def edit_size(setup: Experiment, task: str, sides: tuple[int, int]) -> tuple[int, int]:
-    """The shape of an edit: that of ``ASPECTS`` that is nearest to the picture, with the area of the run's pictures."""
+    """The shape of an edit: the nearest of the sizes of a run whose samples are sorted by size.
+
+    In other runs it is that of ``ASPECTS`` that is nearest to the picture, with the area of the run's pictures.
+    """
+    if sizes := setup.sizes_of(task):
+        return nearest_size(sides, sizes)
     ratio = sides[1] / sides[0]
     known = (*ASPECTS, *(1 / aspect for aspect in ASPECTS[1:]))
     near = min(known, key=lambda aspect: abs(math.log(aspect / ratio)))

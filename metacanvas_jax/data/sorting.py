@@ -1,0 +1,177 @@
+"""Sorting a source by the aspect ratio of its pictures: `metacanvas prepare --by-bucket` (read by `by_size.py`).
+
+The first pass decodes every sample as it is found and notes the nearest size. The second writes one folder of records
+per size. Both go on where they were stopped, and any number of processes share them without waiting for each other: a
+process that is through with its own part of the first pass takes over what others have not done yet.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from metacanvas_jax import files, seals
+from metacanvas_jax.config.sources import SourceSection
+from metacanvas_jax.data import by_size
+from metacanvas_jax.data.by_size import SIZES
+from metacanvas_jax.data.formats import manifest
+from metacanvas_jax.data.formats.shards import WRITE_ALL, Compute, WriteConfig, write_text
+from metacanvas_jax.data.guard import Guarded
+from metacanvas_jax.data.sources import open_given, prepare, recipe_of
+from metacanvas_jax.data.transforms import Clip
+from metacanvas_jax.errors import UserError
+from metacanvas_jax.sizes import nearest_size
+from metacanvas_jax.tasks import Bucket
+from metacanvas_jax.worlds.scenes import SceneWorld
+
+UNFINISHED = "unfinished.json"
+NOTED = "nearest"  # folder of what the first pass found
+PART = 1024  # records that are looked at before their sizes are noted
+BAD = -1  # in place of the number of a size
+
+
+def clips(buckets: Sequence[Bucket], task: str) -> list[Clip]:
+    """The shapes of the buckets of a task, one per size.
+
+    Raises UserError where there is no such bucket, two have one size, or they differ in frames or rate.
+    """
+    found = [bucket for bucket in buckets if bucket.task == task]
+    if not found:
+        others = ", ".join(sorted({bucket.task for bucket in buckets}))
+        raise UserError(f"--by-bucket --task {task}: the config has no bucket of this task, it has {others}")
+    made = [Clip(one.size, one.frames, one.fps if one.frames > 1 else None) for one in found]
+    if len({clip.size for clip in made}) < len(made) or len({(clip.frames, clip.fps) for clip in made}) > 1:
+        raise UserError(
+            f"--by-bucket --task {task}: the config's buckets of this task must have different sizes, and the same "
+            "frames and fps"
+        )
+    return made
+
+
+def sort(
+    section: SourceSection,
+    folder: str | os.PathLike,
+    shapes: Sequence[Clip],
+    config: WriteConfig = WRITE_ALL,
+    world: SceneWorld | None = None,
+    *,
+    compute: Compute | None = None,
+    computed: Mapping[str, Any] | None = None,
+) -> pathlib.Path | None:
+    """Writes a source into one folder of records per size; each sample goes to the size nearest to its target's.
+
+    ``shapes`` differ in their size alone (`clips`). A folder that already holds exactly this is left as it is. Returns
+    the folder, or None while shards of other processes are missing. Bad records are left out, up to the source's
+    ``max_skips``; their names lie in ``sizes.json``.
+
+    Raises UserError when the folder holds anything else, too many records are bad, or as `sources.prepare` does.
+    """
+    folder = files.folder(folder)
+    shapes = sorted(shapes, key=lambda shape: shape.size or (0, 0))
+    sizes = [shape.size for shape in shapes if shape.size is not None]
+    found = dataclasses.replace(shapes[0], size=None)
+    source = open_given(section, found, world)
+    recipe = recipe_of(section, found, config, world, len(source), computed)
+    recipe |= {"sizes": sizes, "first_frame": config.first_frame, "source_frames": list(config.source_frames)}
+    recipe = json.loads(json.dumps(recipe))
+    if (folder / SIZES).exists():
+        _same(folder, recipe, by_size.read(folder).recipe, "another sorted source")
+        return folder
+    _begin(folder, recipe)
+    near, bad = _looked_at(source, folder, sizes, config)
+    _allowed(source, bad)
+    orders = [[index for index, nearest in enumerate(near) if nearest == number] for number in range(len(sizes))]
+    places = {number: folder / by_size.name(sizes[number]) for number, order in enumerate(orders) if order}
+
+    def missing(numbers: Iterable[int]) -> list[int]:
+        """Writes this process's part of some sizes; returns those that are not complete."""
+        how = {"compute": compute, "computed": computed}
+        return [
+            k for k in numbers if prepare(section, places[k], shapes[k], config, world, order=orders[k], **how) is None
+        ]
+
+    if missing(missing(places)):  # the second time for what others have completed in the meantime
+        return None
+    rows = [{"size": size, "samples": 0, "content": ""} for size in sizes]
+    for number, place in places.items():
+        rows[number]["samples"], rows[number]["content"] = manifest.content(place)
+        bad += manifest.skipped(place)
+    _allowed(source, bad)
+    write_text(folder / SIZES, json.dumps(seals.sealed({"recipe": recipe, "sizes": rows, "bad": bad}), indent=1))
+    files.remove(folder / NOTED)
+    files.remove(folder / UNFINISHED)
+    return folder
+
+
+def report(folder: str | os.PathLike) -> Iterator[str]:
+    """What became of every sample of a sorted source, in lines."""
+    found = by_size.read(folder)
+    there = {size: count for size, count in found.samples.items() if count}
+    yield f"{os.fspath(folder)}: {sum(there.values()):,} samples in {len(there)} of {len(found.samples)} sizes"
+    yield from (f"  {by_size.name(size):>11} {count:>11,}" for size, count in there.items())
+    if empty := [by_size.name(size) for size in found.samples if size not in there]:
+        yield f"no sample is nearest to {', '.join(empty)}, which get no folder"
+    if found.bad:
+        yield f"{len(found.bad):,} bad records were left out, their names are in {SIZES}; the first is {found.bad[0]}"
+
+
+def _begin(folder: pathlib.Path, recipe: dict[str, Any]) -> None:
+    """Makes the folder, or checks that it is an unfinished one of the same recipe."""
+    path = folder / UNFINISHED
+    if path.exists():
+        _same(folder, recipe, files.read_json(path), "an unfinished sorting of something else")
+        return
+    if files.listing(folder, deep=True):
+        raise UserError(f"{folder} exists and is no sorted source; name another folder or delete it")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(recipe, indent=1))
+
+
+def _same(folder: pathlib.Path, recipe: Mapping[str, Any], found: Mapping[str, Any], what: str) -> None:
+    different = [key for key in {**recipe, **found} if recipe.get(key) != found.get(key)]
+    if different:
+        raise UserError(
+            f"{folder} holds {what} (it differs in {', '.join(different)}); name another folder or delete it"
+        )
+
+
+def _looked_at(
+    source: Guarded, folder: pathlib.Path, sizes: Sequence[tuple[int, int]], config: WriteConfig
+) -> tuple[list[int], list[str]]:
+    """For every record the number of the nearest size, or ``BAD``; and the names of the bad ones."""
+    count = -(-len(source) // PART)
+    paths = [folder / NOTED / f"{k:05d}.json" for k in range(count)]
+    mine = [k for k in range(count) if k % config.process_count == config.process_index]
+    others = [k for k in reversed(range(count)) if k not in set(mine)]
+    with tqdm(total=len(source), desc="looking at", unit=" samples", disable=not config.progress) as bar:
+        for k in (*mine, *others):
+            part = range(k * PART, min((k + 1) * PART, len(source)))
+            if not paths[k].exists():
+                paths[k].parent.mkdir(parents=True, exist_ok=True)
+                write_text(paths[k], json.dumps(_nearest(source, part, sizes)))
+            bar.update(len(part))
+    parts = [files.read_json(path) for path in paths]
+    return [number for part in parts for number in part["nearest"]], [one for part in parts for one in part["bad"]]
+
+
+def _nearest(source: Guarded, part: Sequence[int], sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    nearest, bad = [], []
+    for index in part:
+        sample = source.try_read(index)
+        if sample is None:
+            bad.append(source.name(index))
+        rows, columns = (1, 1) if sample is None else sample.image.shape[:2]
+        nearest.append(BAD if sample is None else sizes.index(nearest_size((rows, columns), sizes)))
+    return {"nearest": nearest, "bad": bad}
+
+
+def _allowed(source: Guarded, bad: Sequence[str]) -> None:
+    """Raises UserError where too many records are bad, or all."""
+    if len(bad) > source.max_skips:
+        raise UserError(f"{source}: {len(bad)} records are corrupt, {source.max_skips} allowed; the first is {bad[0]}")
+    if len(bad) == len(source):
+        raise UserError(f"{source}: no readable record")
