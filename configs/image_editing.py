@@ -39,8 +39,9 @@ def get_config(variant: str = "") -> ConfigDict:
     canvas, ratios = name != "no_canvas", name == "ratios"
     config = base.get_config()
     config.name = f"image_editing_{name}"
-    # One image per chip leaves memory for the results of products, so that the backward pass does not repeat them.
-    dit = flux_kontext_dev(pooled="learned", mask_context=True, **base.LARGE | {"remat": "dots"})
+    # One image per chip leaves memory for the results of products, so that the backward pass does not repeat them. In
+    # four times as many pixels it does not.
+    dit = flux_kontext_dev(pooled="learned", mask_context=True, **base.LARGE | ({} if ratios else {"remat": "dots"}))
     config.dit = base.section(dit, kind="flux")
     config.dit_weights = f"{FOLDER}/transformer"
     config.dit_guidance = 1.0

@@ -24,11 +24,11 @@ PICTURES = {  # (rows, columns) as found, how many of them, the size that they b
 QUIET = WriteConfig(per_shard=4, progress=False)
 
 
-def edits(folder, bad=0):
+def edits(folder, bad=0, pictures=PICTURES):
     """A JSONL folder of edits; prompt "3" is number 3, all of whose pixels are 3. Returns {prompt: nearest size}."""
     folder.mkdir()
     rows, nearest = [], {}
-    for size, (count, near) in PICTURES.items():
+    for size, (count, near) in pictures.items():
         for _ in range(count):
             number = len(rows)
             for part in ("before", "after"):

@@ -1,13 +1,11 @@
 """`metacanvas prepare --by-bucket`: every sample in the folder of the nearest size, once, and what is said of it."""
 
 import dataclasses
-import json
 import math
-import shutil
 
 import numpy as np
 import pytest
-from by_size_support import LONG, PICTURES, QUIET, SIZES, SQUARE, TALL, TASK, WIDE, buckets, edits, section, sort
+from by_size_support import LONG, QUIET, SIZES, SQUARE, TALL, TASK, WIDE, buckets, edits, section, sort
 
 from metacanvas_jax.cli.main import main
 from metacanvas_jax.config.sources import SourceSection
@@ -108,7 +106,7 @@ def test_an_interruption_and_several_processes_make_the_same_folder(tmp_path, mo
         sort(tmp_path / "rows", tmp_path / "whole2")
     with pytest.raises(UserError, match=r"an unfinished sorting of something else \(it differs in sizes\)"):
         sort(tmp_path / "rows", tmp_path / "whole2", sizes=SIZES[:2])
-    with pytest.raises(UserError, match="no sizes.json there; a source with by_size"):
+    with pytest.raises(UserError, match=r"no sizes\.json there; a source with by_size"):
         by_size.read(tmp_path / "whole2")
     seen = []
     monkeypatch.setattr(sorting, "_nearest", lambda *rest: seen.append(rest[1][0]) or nearest(*rest))
@@ -130,6 +128,24 @@ def test_too_many_bad_records_stop_the_sorting_in_one_line(tmp_path):
     (tmp_path / "rows" / "metadata.jsonl").write_text('{"target": "bad0.png", "source": "bad1.png", "prompt": "x"}\n')
     with pytest.raises(UserError, match="no readable record"):
         sort(tmp_path / "rows", tmp_path / "none", max_skips=9)
+
+
+def test_what_is_computed_ahead_is_computed_for_one_size_at_a_time_and_kept_with_its_sample(tmp_path):
+    edits(tmp_path / "rows")
+
+    def compute(samples):
+        (shape,) = {sample.target.shape for sample in samples}
+        return [{"latents": np.full(shape[:3], int(sample.prompt), np.float32)} for sample in samples]
+
+    shapes = sorting.clips(buckets(), TASK)
+    how = {"compute": compute, "computed": {"autoencoder": {"kind": "mine"}}}
+    out = sorting.sort(section(tmp_path / "rows"), tmp_path / "out", shapes, QUIET, **how)
+    for size, count in by_size.read(out).samples.items():
+        for sample in (samples(out, size)[i] for i in range(count)):
+            assert sample.arrays["latents"].shape == (1, *size)
+            assert (sample.arrays["latents"] == int(sample.prompt)).all()
+    with pytest.raises(UserError, match=r"another sorted source \(it differs in computed\)"):
+        sort(tmp_path / "rows", out)
 
 
 def config_file(folder, sizes=SIZES):

@@ -10,6 +10,7 @@ import numpy as np
 
 from metacanvas_jax import files
 from metacanvas_jax.config.sources import Kind, SourceSection
+from metacanvas_jax.data.by_size import SIZES
 from metacanvas_jax.data.formats.folders import CSV, JSONL
 from metacanvas_jax.data.formats.shards import MANIFEST, RECIPE
 from metacanvas_jax.data.layout import NAMES, Layout, place_of
@@ -34,11 +35,13 @@ class Own:
     """Where samples lie and in which layout, as in a ``SourceSection``.
 
     ``lonely`` is the number of loose files that make no sample: media without a text, and texts without a medium.
+    ``by_size`` says that `metacanvas prepare --by-bucket` sorted them.
     """
 
     kind: Kind
     path: str
     lonely: int = 0
+    by_size: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +79,8 @@ def look(path: str | os.PathLike) -> Own:
             raise UserError(f"{path}: no such folder; expected {EXPECTED}")
         return Own(_of_file(where, [match.name for match in found]), where)
     names = list(files.listing(where, deep=True))
+    if SIZES in names:
+        return Own("records", where, by_size=True)
     found = layouts(names)
     if len(found) > 1:
         sets = ", ".join(f"{folder or '.'} ({kind})" for folder, kind in sorted(found.items())[:8])

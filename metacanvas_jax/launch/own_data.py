@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from metacanvas_jax import files, registry
 from metacanvas_jax.config.sources import SourceSection
-from metacanvas_jax.data import own
+from metacanvas_jax.data import by_size, own
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 
@@ -36,7 +36,18 @@ def use(config: ConfigDict, data: str, workdir: str | os.PathLike, overrides: Se
         raise UserError(f"{given[0]} has no effect with --data, which makes the sources; leave one of them out")
     found = own.look(data)
     sections, notes = [], {}
+    by_size_of = {source["task"] for source in config.get("sources") or () if source.get("by_size")}
     for task, (size, clip) in _shapes(config).items():
+        if found.by_size:
+            sections.append(dataclasses.asdict(_sorted(found, task, clip)))
+            notes["found"] = f"{found.path}: {by_size.read(found.path).there()} samples, sorted by size"
+            continue
+        if task in by_size_of:
+            raise UserError(
+                f"--data {data}: {config.name} trains on samples that are sorted by size; sort these first: metacanvas "
+                f"prepare --by-bucket --config CONFIG --source {found.kind} --path {found.path} --task {task} "
+                "--out FOLDER, and give --data FOLDER"
+            )
         section = SourceSection(found.kind, found.path, task, validation=VALIDATION)
         seen = own.looked(section, clip)
         skips = found.lonely + math.ceil(BAD * seen.count)
@@ -60,6 +71,15 @@ def _shapes(config: ConfigDict) -> dict[str, tuple[tuple[int, int], Clip]]:
         for bucket in reversed(buckets)
     }
     return {bucket["task"]: (tuple(bucket["size"]), clips[bucket["task"]]) for bucket in reversed(buckets)}
+
+
+def _sorted(found: own.Own, task: str, clip: Clip) -> SourceSection:
+    """A source that is sorted by size. Raises UserError where its samples do not suit the task."""
+    section = SourceSection(found.kind, found.path, task, validation=VALIDATION, by_size=True)
+    samples = by_size.read(found.path).samples
+    most = max(samples, key=lambda size: samples[size])
+    own.looked(dataclasses.replace(section, path=files.join(found.path, by_size.name(most)), by_size=False), clip)
+    return dataclasses.replace(section, max_skips=math.ceil(BAD * sum(samples.values())))
 
 
 def _evaluators(config: ConfigDict) -> None:
