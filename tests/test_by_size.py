@@ -208,6 +208,9 @@ def test_configs_that_contradict_themselves_are_refused(setup):
         UserError, match="two buckets of image_editing have 24 x 24 pixels; with by_size each needs a si"
     ):
         check(dataclasses.replace(setup, buckets=(*setup.buckets, setup.buckets[0])))
+    slow = dataclasses.replace(setup.buckets[0], fps=3.0)
+    with pytest.raises(UserError, match="buckets of image_editing must have the same frames and fps, as their sources"):
+        check(dataclasses.replace(setup, buckets=(slow, *setup.buckets[1:])))
     with pytest.raises(ValueError, match=r"by_size is for what .* wrote, not for a source of kind 'jsonl'"):
         SourceSection("jsonl", "rows", TASK, by_size=True)
     check(setup)

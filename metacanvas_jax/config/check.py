@@ -94,6 +94,10 @@ def _check_sizes(experiment: Experiment, task: str) -> None:
             f"config: of the sources of {task} some have by_size=True and some False; sort them all by "
             "`metacanvas prepare --by-bucket`"
         )
+    if len({(bucket.frames, bucket.fps) for bucket in experiment.shapes if bucket.task == task}) > 1:
+        raise UserError(
+            f"config: the buckets of {task} must have the same frames and fps, as their sources have by_size"
+        )
     sizes = experiment.sizes_of(task)
     if again := [size for number, size in enumerate(sizes) if size in sizes[:number]]:
         raise UserError(

@@ -143,19 +143,18 @@ def _looked_at(
     source: Guarded, folder: pathlib.Path, sizes: Sequence[tuple[int, int]], config: WriteConfig
 ) -> tuple[list[int], list[str]]:
     """For every record the number of the nearest size, or ``BAD``; and the names of the bad ones."""
-    count = -(-len(source) // PART)
-    paths = [folder / NOTED / f"{k:05d}.json" for k in range(count)]
-    mine = [k for k in range(count) if k % config.process_count == config.process_index]
-    others = [k for k in reversed(range(count)) if k not in set(mine)]
+    parts = [range(start, min(start + PART, len(source))) for start in range(0, len(source), PART)]
+    paths = [folder / NOTED / f"{part.start:08d}-{part.stop:08d}.json" for part in parts]
+    mine = range(config.process_index, len(parts), config.process_count)
+    others = [k for k in reversed(range(len(parts))) if k not in mine]
     with tqdm(total=len(source), desc="looking at", unit=" samples", disable=not config.progress) as bar:
         for k in (*mine, *others):
-            part = range(k * PART, min((k + 1) * PART, len(source)))
             if not paths[k].exists():
                 paths[k].parent.mkdir(parents=True, exist_ok=True)
-                write_text(paths[k], json.dumps(_nearest(source, part, sizes)))
-            bar.update(len(part))
-    parts = [files.read_json(path) for path in paths]
-    return [number for part in parts for number in part["nearest"]], [one for part in parts for one in part["bad"]]
+                write_text(paths[k], json.dumps(_nearest(source, parts[k], sizes)))
+            bar.update(len(parts[k]))
+    noted = [files.read_json(path) for path in paths]
+    return [number for one in noted for number in one["nearest"]], [name for one in noted for name in one["bad"]]
 
 
 def _nearest(source: Guarded, part: Sequence[int], sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
@@ -164,8 +163,10 @@ def _nearest(source: Guarded, part: Sequence[int], sizes: Sequence[tuple[int, in
         sample = source.try_read(index)
         if sample is None:
             bad.append(source.name(index))
-        rows, columns = (1, 1) if sample is None else sample.image.shape[:2]
-        nearest.append(BAD if sample is None else sizes.index(nearest_size((rows, columns), sizes)))
+            nearest.append(BAD)
+            continue
+        rows, columns = sample.image.shape[:2]
+        nearest.append(sizes.index(nearest_size((rows, columns), sizes)))
     return {"nearest": nearest, "bad": bad}
 
 
