@@ -200,3 +200,18 @@ def test_sorting_refuses_bad_arguments_in_one_line(tmp_path, capsys, case):
     assert main([*command, *options]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_what_others_complete_in_the_meantime_counts(tmp_path, monkeypatch):
+    edits(tmp_path / "rows")
+    prepare, seen = sorting.prepare, []
+
+    def late(source, place, *rest, **how):
+        """The wide samples are complete only after this process asked for them once."""
+        seen.append(place.name)
+        done = prepare(source, place, *rest, **how)
+        return None if seen == ["12x24"] else done
+
+    monkeypatch.setattr(sorting, "prepare", late)
+    assert sort(tmp_path / "rows", tmp_path / "out") == tmp_path / "out"
+    assert seen == ["12x24", "24x12", "24x24", "12x24"]

@@ -20,10 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 from metacanvas_jax import files
 from metacanvas_jax.config.networks import autoencoder, network
 from metacanvas_jax.config.schema import Experiment
-from metacanvas_jax.data import by_size
 from metacanvas_jax.diffusion import flow
 from metacanvas_jax.evaluate.contract import Asked
-from metacanvas_jax.evaluate.held_out import held_out
+from metacanvas_jax.evaluate.held_out import held_out, of_tasks
 from metacanvas_jax.paint.painter import Painter, noise_key
 from metacanvas_jax.paint.spread import Spread
 from metacanvas_jax.tasks import TASKS, Bucket, for_dit, frame_levels, loss_mask
@@ -76,13 +75,10 @@ def evaluate(painter: Painter, params: Params, asked: Asked) -> FlowLoss:
     """The losses of every task that the run trains. Raises UserError where no samples are held out."""
     setup = painter.setup
     count = setup.eval.samples if asked.limit is None else min(asked.limit, setup.eval.samples)
-    buckets = {
-        bucket.task: bucket for bucket in reversed(by_size.looked_at(setup))
-    }  # of two buckets of a task the first
     both = [True, False] if setup.canvas is not None and asked.canvas else [False]
     found: dict[bool, dict[str, Losses]] = {canvas: {} for canvas in both}
     samples = {}
-    for task, bucket in reversed(buckets.items()):
+    for task, bucket in of_tasks(setup).items():
         records = held_out(setup, bucket, as_trained=True)
         samples[task] = min(count, len(records))
         losses = _of_bucket(painter, params, bucket, records, samples[task], both, asked)

@@ -3,10 +3,9 @@
 import numpy as np
 from jaxtyping import UInt8
 
-from metacanvas_jax.data import by_size
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.evaluate.contract import Asked
-from metacanvas_jax.evaluate.held_out import held_out
+from metacanvas_jax.evaluate.held_out import held_out, of_tasks
 from metacanvas_jax.paint.painter import Painter
 from metacanvas_jax.report import pictures
 from metacanvas_jax.tasks import TASKS, Bucket
@@ -22,9 +21,7 @@ def sheets(painter: Painter, params: Params, asked: Asked) -> dict[str, UInt8[np
     samples are held out.
     """
     setup, found = painter.setup, {}
-    for bucket in {
-        bucket.task: bucket for bucket in reversed(by_size.looked_at(setup))
-    }.values():  # of two of a task the first
+    for task, bucket in of_tasks(setup).items():
         records = held_out(setup, bucket)
         most = PICTURES if bucket.frames == 1 else VIDEOS
         count = min(most if asked.limit is None else min(most, asked.limit), len(records))
@@ -36,8 +33,8 @@ def sheets(painter: Painter, params: Params, asked: Asked) -> dict[str, UInt8[np
             if not canvas or (setup.canvas is not None and asked.canvas):
                 drawn = painter.paint(params, samples, bucket, seed=seed, guidance=asked.guidance, canvas=canvas)
                 columns[label] = drawn.pixels
-        found[bucket.task] = _sheet(samples, bucket, columns)
-    return dict(reversed(found.items()))
+        found[task] = _sheet(samples, bucket, columns)
+    return found
 
 
 def _sheet(

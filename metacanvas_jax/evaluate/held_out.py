@@ -5,7 +5,7 @@ import itertools
 
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.sources import DRAWN, SourceSection
-from metacanvas_jax.data import latents
+from metacanvas_jax.data import by_size, latents
 from metacanvas_jax.data.inputs import sources_of
 from metacanvas_jax.data.mixture import RandomAccess
 from metacanvas_jax.data.samples import Sample
@@ -34,6 +34,11 @@ class HeldOut:
     def __getitem__(self, index: int) -> Sample:
         source, place = self._places[index]
         return source[place]
+
+
+def of_tasks(setup: Experiment) -> dict[str, Bucket]:
+    """The bucket that is scored for each task: the first, or where samples are sorted by size the one drawn most."""
+    return dict(reversed({bucket.task: bucket for bucket in reversed(by_size.looked_at(setup))}.items()))
 
 
 def check(setup: Experiment) -> None:

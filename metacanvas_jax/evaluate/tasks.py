@@ -15,7 +15,6 @@ import numpy as np
 from metacanvas_jax import files
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.config.sources import DRAWN
-from metacanvas_jax.data import by_size
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.evaluate import held_out
@@ -80,10 +79,7 @@ def evaluate(painter: Painter, params: Params, asked: Asked) -> TaskScores:
     check(setup)
     judge, judged = Judge(setup.world), {}
     count = setup.eval.during_training if asked.training else setup.eval.samples
-    buckets = {
-        bucket.task: bucket for bucket in reversed(by_size.looked_at(setup))
-    }  # of two buckets of a task the first
-    for task, bucket in reversed(buckets.items()):
+    for task, bucket in held_out.of_tasks(setup).items():
         records = held_out.held_out(setup, bucket)
         samples = [records[i] for i in range(min(count, len(records), asked.limit or count))]
         drawn = painter.paint(
