@@ -1,7 +1,9 @@
 """Draws many prompts into a tree of files, on all devices and processes, and goes on where it was stopped.
 
-An entry is drawn again unless all of its files are there, and each file is written at once: a tree never holds half a
-file. What an entry becomes depends on the parameters, its own content, its name and the seed alone.
+The results of one shape are cut into groups, in the order of the entries: what is there already changes no group. A
+group is drawn whole, and of its entries those are written of which a file is missing. So a result always has the same
+place in the same batch, and its bytes depend neither on the devices and processes nor on where the drawing was stopped
+(``paint/one_shape.py`` says for which parameters). Each file is written at once: a tree never holds half a file.
 """
 
 import collections
@@ -9,7 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from tqdm import tqdm
 from metacanvas_jax import files
 from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.paint.one_shape import OneShape, Pending
+from metacanvas_jax.paint.one_shape import Numbers, OneShape, Pending
 from metacanvas_jax.paint.painter import Painter
 from metacanvas_jax.paint.spread import Spread
 from metacanvas_jax.parallel import distributed
@@ -103,9 +105,9 @@ def draw(
 ) -> int:
     """Draws the entries that ``out`` misses; returns how many results that were.
 
-    ``each`` results are drawn at once on every device; ``options`` are those of ``Painter.program``. All processes call
-    it together and return when all files are written. Raises NonFinitePixels, and UserError for media that cannot be
-    read and files that cannot be written.
+    ``each`` results are a group, which a device draws at once; ``options`` are those of ``Painter.program``. All
+    processes call it together and return when all files are written. Raises NonFinitePixels, and UserError for media
+    that cannot be read and files that cannot be written.
     """
     check(entries, out)
     todo = missing(entries, out)
@@ -115,48 +117,85 @@ def draw(
         print(
             f"{len(entries) - len(todo)} of {len(entries)} entries are there; {results} results are drawn", flush=True
         )
+    awaited = {entry.paths[0] for entry in todo}
     shapes: dict[Bucket, list[Entry]] = {}
-    for entry in todo:
+    for entry in entries:
         shapes.setdefault(entry.bucket, []).append(entry)
     with tqdm(total=results, desc="drawing", disable=not (progress and chief)) as bar, _writer(out) as write:
-        for bucket, group in shapes.items():
-            drawing = OneShape(painter, params, bucket, each=each, seed=seed, **options)
-            _draw_shape(drawing, group, Spread.of(params), write, bar)
+        for bucket, some in shapes.items():
+            work = chains(groups(some, each), awaited)
+            if work:
+                drawing = OneShape(painter, params, bucket, each=each, seed=seed, **options)
+                _draw_shape(drawing, work, awaited, Spread.of(params), write, bar)
     distributed.barrier("end of the drawing", 3600)
     return results
 
 
+def groups(entries: Sequence[Entry], each: int) -> list[list[Row]]:
+    """The results of all entries in their order, ``each`` at a time; the last group may be smaller."""
+    rows = [Row(entry, number) for entry in entries for number in entry.numbers]
+    return [rows[start : start + each] for start in range(0, len(rows), each)]
+
+
+def chains(groups: Sequence[list[Row]], awaited: Collection[str]) -> list[list[list[Row]]]:
+    """The groups with a result of an awaited entry. Those that share such an entry are one chain: one process draws it.
+
+    ``awaited`` are the first paths of entries.
+    """
+    made: list[list[list[Row]]] = []
+    for group in groups:
+        wanted = [row for row in group if row.entry.paths[0] in awaited]
+        if not wanted:
+            continue
+        if made and wanted[0] is group[0] and made[-1][-1][-1].entry is wanted[0].entry:
+            made[-1].append(group)
+        else:
+            made.append([group])
+    return made
+
+
 def _draw_shape(
-    drawing: OneShape, group: list[Entry], spread: Spread, write: Callable[[Entry, list[Frames]], None], bar: tqdm
+    drawing: OneShape,
+    work: list[list[list[Row]]],
+    awaited: Collection[str],
+    spread: Spread,
+    write: Callable[[Entry, list[Frames]], None],
+    bar: tqdm,
 ) -> None:
-    """Draws entries of one shape; each process draws every so many of them, with all of their numbers."""
+    """Draws chains of groups of one shape; each process draws every so many of them."""
     part, parts = spread.part()
-    rows = [[Row(entry, number) for entry in group[p::parts] for number in entry.numbers] for p in range(parts)]
-    steps = -(-max(map(len, rows)) // drawing.size)
+    shares = [[group for chain in work[p::parts] for group in chain] for p in range(parts)]
+    steps = -(-max(map(len, shares)) // drawing.slots)
     collected: dict[str, list[Frames]] = collections.defaultdict(list)
-    pending: collections.deque[tuple[Pending, list[Row]]] = collections.deque()
+    pending: collections.deque[tuple[Pending, list[list[Row]]]] = collections.deque()
+
+    def wanted(row: Row) -> bool:
+        return row.entry.paths[0] in awaited
 
     def settle() -> None:
         batch, mine = pending.popleft()
-        drawn = drawing.fetch(batch, len(mine)).pixels
-        for row, pixels in zip(mine, drawn, strict=True):
+        drawn = drawing.fetch(batch, [len(group) for group in mine])
+        for row, pixels in zip(itertools.chain(*mine), itertools.chain(*drawn), strict=True):
+            if not wanted(row):
+                continue
             collected[row.entry.paths[0]].append(pixels)
             if row.number == row.entry.numbers[-1]:
                 results = collected.pop(row.entry.paths[0])
                 if spread.writes:
                     write(row.entry, results)
 
+    def read(row: Row) -> tuple[Sample, Numbers]:
+        return row.entry.sample(), (number_of(row.entry.name), row.number)
+
     with ThreadPoolExecutor(THREADS) as readers:
         for step in range(steps):
-            batches = [some[step * drawing.size : (step + 1) * drawing.size] for some in rows]
+            batches = [share[step * drawing.slots : (step + 1) * drawing.slots] for share in shares]
             mine = batches[part]
-            shown = mine or rows[0][:1]
-            samples = list(readers.map(lambda row: row.entry.sample(), shown))
-            numbers = [(number_of(row.entry.name), row.number) for row in shown]
-            pending.append((drawing.start(samples, numbers), mine))
+            shown = mine if mine or not drawing.together else work[0][:1]
+            pending.append((drawing.start([list(readers.map(read, group)) for group in shown]), mine))
             if len(pending) > 1:
                 settle()
-            bar.update(sum(map(len, batches)))
+            bar.update(sum(wanted(row) for batch in batches for group in batch for row in group))
         while pending:
             settle()
 
