@@ -27,6 +27,7 @@ from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.mllm.qwen2_5_vl.language import LanguageConfig
 from metacanvas_jax.mllm.qwen2_5_vl.vision import VisionConfig
 from metacanvas_jax.nn.lora import LoraConfig
+from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.text.gemma2.network import Gemma2Config
 from metacanvas_jax.train import store
 from metacanvas_jax.train.job import fingerprint, fit_config, make_job
@@ -179,6 +180,21 @@ def save_run(run: Path, config: ConfigDict, leaves: dict[str, np.ndarray], *, st
     with store.Store(run / "checkpoints") as checkpoints:
         about = fingerprint(make_job(setup), fit_config(setup))
         checkpoints.save(state, None, store.describe(about, {"mllm": "0"}))
+
+
+def save_drawing_run(folder: Path, backbone: str, *buckets: Bucket, **changes) -> Path:
+    """A run that draws, of which no file is missing; what it does not train is random, by its seed."""
+    save_tokenizer(tokenizer(), folder / "tokenizer")
+    settings = config(folder, backbone, buckets=base.buckets(*buckets), **changes)
+    settings.mllm.weights = ""
+    settings.vae_weights = str(save_patch_pca(folder / "pca"))
+    setup = read.experiment(settings)
+    job, values = make_job(setup), jax.tree.map(jnp.asarray, nested(trained_leaves(settings)))
+    state = new_state(values, make_optimizer(setup.optimizer), ema=True).replace(step=jnp.asarray(7, jnp.int32))
+    write_config(settings, folder / "run")
+    with store.Store(folder / "run" / "checkpoints") as checkpoints:
+        checkpoints.save(state, None, store.describe(fingerprint(job, fit_config(setup)), job.frozen, job.folders))
+    return folder / "run"
 
 
 def trained_leaves(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metacanvas_jax import files
+from metacanvas_jax import files, retries
 from metacanvas_jax.data.decoding import encode_png
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.errors import UserError
+from metacanvas_jax.errors import Unreachable, UserError
 from metacanvas_jax.evaluate.judging import questions, vie
 from metacanvas_jax.evaluate.judging.server import ServerJudge
 from metacanvas_jax.evaluate.tree import Entry
@@ -188,13 +188,17 @@ def test_a_server_sees_texts_and_pictures_in_their_order(tree):
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(sent)))), picture(1)[0])
 
 
-def test_a_server_that_does_not_answer_is_one_line(tree):
+def test_a_server_that_does_not_answer_is_one_line(tree, monkeypatch):
     entries, out, path = tree
+    monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.001)
     with serving(["a", "b"], lambda body: (500, {"error": "out of memory"})) as url:
         with pytest.raises(UserError, match="has the models a, b: name one with --judge-model"):
             ServerJudge(url)
-        with pytest.raises(UserError, match=r"the server answers 500, .*out of memory"):
+        with pytest.raises(Unreachable, match=r"no answer in 6 tries \(the server answers 500, .*out of memory"):
             vie.judge_tree(ServerJudge(url, "a"), entries, out, path)
+    refused = pytest.raises(UserError, match=r"the server answers 400, .*no such")
+    with serving(["a"], lambda body: (400, {"error": "no such picture"})) as url, refused:
+        vie.judge_tree(ServerJudge(url), entries, out, path)
     with serving(["a"], lambda body: (200, {"choices": []})) as url, pytest.raises(UserError, match="no answer in"):
         ServerJudge(url).answers([questions.Question("quality", ("?",))])
     with pytest.raises(UserError, match="/v1/models: no answer of a server"):

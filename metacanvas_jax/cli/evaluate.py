@@ -161,8 +161,7 @@ def _judges(arguments: argparse.Namespace, entries: "Sequence[Entry]", writes: b
     does not answer.
     """
     from metacanvas_jax.evaluate.benchmarks import runner
-    from metacanvas_jax.evaluate.judging import vie
-    from metacanvas_jax.evaluate.judging.local import LocalJudge, config_of
+    from metacanvas_jax.evaluate.judging import local, vie
     from metacanvas_jax.evaluate.judging.server import ServerJudge
 
     if arguments.judge is None:
@@ -172,14 +171,14 @@ def _judges(arguments: argparse.Namespace, entries: "Sequence[Entry]", writes: b
     if not remote and arguments.judge_model is not None:
         raise UserError("--judge-model names a model of a server; this --judge is a folder")
     if not remote:
-        config_of(arguments.judge)
+        local.check(arguments.judge)
     server = ServerJudge(arguments.judge, arguments.judge_model) if remote and writes else None
 
     def judged(out: Path) -> None:
         if remote and server is None:
             return  # the first process asks the server
         path = runner.scores_of(out) / "vie.json"
-        found = vie.judge_tree(server or LocalJudge(arguments.judge), entries, out, path)
+        found = vie.judge_tree(server or local.LocalJudge(arguments.judge), entries, out, path)
         if writes:
             print(f"{found.table()}\n{path}")
 

@@ -25,6 +25,7 @@ from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.parallel.rules import placed, shardings
 from metacanvas_jax.trees import flat, nested, stays_float32
 from metacanvas_jax.types import Params
+from metacanvas_jax.weights.safetensors_io import Checkpoint
 from metacanvas_jax.weights.sources import Source
 
 TOKENS = 576  # of a picture, and of two frames of a video
@@ -36,6 +37,13 @@ MOST = 256  # tokens of an answer
 def config_of(folder: str | Path) -> Any:
     """The sizes of a judge. Raises UserError for a folder that is missing or holds no MLLM that is built here."""
     return registry.published_config(folder, "mllm")
+
+
+def check(folder: str | Path) -> None:
+    """Raises UserError for a folder that misses what a judge needs. Of its weights only the headers are read."""
+    config_of(folder)
+    load_tokenizer(folder)
+    Checkpoint(folder)
 
 
 class LocalJudge:

@@ -1,6 +1,7 @@
 """A judge behind an OpenAI-compatible server, such as one of vLLM, SGLang, Ollama or llama.cpp on this machine."""
 
 import base64
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -13,18 +14,20 @@ import numpy as np
 from metacanvas_jax.data.decoding import encode_png
 from metacanvas_jax.errors import UserError, first_line
 from metacanvas_jax.evaluate.judging.questions import Question
+from metacanvas_jax.retries import retried
 
 FRAMES = 8  # of a video, which is sent as pictures: few servers read videos
 MOST = 256  # tokens of an answer
 TOGETHER = 8  # questions that a server is asked at the same time
 WAIT_S = 600.0
+TOO_MANY, INTERNAL = 429, 500  # answers of a server that is busy: this one, and those from the second on
 
 
 class ServerJudge:
     """Asks ``URL/chat/completions``, or ``URL/v1/chat/completions`` where the URL has no path.
 
-    ``model`` None is the only one that the server lists. Raises UserError for a server that does not answer, or lists
-    several models.
+    ``model`` None is the only one that the server lists. A server that is busy for a moment is asked again
+    (``retries.py``). Raises UserError for a server that is not there, or lists several models.
     """
 
     def __init__(self, url: str, model: str | None = None):
@@ -38,7 +41,10 @@ class ServerJudge:
         return f"{self.model} at {self.url}"
 
     def answers(self, asked: Sequence[Question]) -> list[str]:
-        """The raw answers, decoded greedily. Raises UserError for what is no answer."""
+        """The raw answers, decoded greedily.
+
+        Raises UserError for what is no answer, and Unreachable for a server that stays busy or is gone.
+        """
         with ThreadPoolExecutor(TOGETHER) as pool:
             return list(pool.map(self._answer, asked))
 
@@ -50,7 +56,8 @@ class ServerJudge:
             "temperature": 0,
             "max_tokens": MOST,
         }
-        found = self._call("chat/completions", json.dumps(body).encode())
+        data, place = json.dumps(body).encode(), "chat/completions"
+        found = retried(lambda: self._call(place, data), f"{self.url}/{place}")
         try:
             text = found["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError) as error:
@@ -58,21 +65,32 @@ class ServerJudge:
         return text if isinstance(text, str) else ""
 
     def _only(self) -> str:
-        rows = self._call("models").get("data", [])
+        try:
+            rows = self._call("models").get("data", [])
+        except ConnectionError as error:
+            raise UserError(f"{self.url}/models: no answer of a server ({first_line(error)})") from error
         names = [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
         if len(names) != 1:
             raise UserError(f"{self.url} has the models {', '.join(names) or 'none'}: name one with --judge-model")
         return names[0]
 
     def _call(self, path: str, data: bytes | None = None) -> dict[str, Any]:
+        """The server's JSON. Raises ConnectionError for what may pass by itself, and UserError for all else."""
         request = urllib.request.Request(f"{self.url}/{path}", data, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=WAIT_S) as reply:
                 found = json.load(reply)
         except urllib.error.HTTPError as error:
-            said = error.read(400).decode(errors="replace").strip()
-            raise UserError(f"{self.url}/{path}: the server answers {error.code}, {first_line(said)}") from error
+            said = first_line(ValueError(error.read(400).decode(errors="replace").strip() or error.reason))
+            if error.code == TOO_MANY or error.code >= INTERNAL:
+                raise ConnectionError(f"the server answers {error.code}, {said}") from error
+            raise UserError(f"{self.url}/{path}: the server answers {error.code}, {said}") from error
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"the server broke off its answer ({first_line(error)})") from error
         except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, ConnectionError):
+                raise reason from error
             raise UserError(f"{self.url}/{path}: no answer of a server ({first_line(error)})") from error
         if not isinstance(found, dict):
             raise UserError(f"{self.url}/{path}: expected a JSON object, found {type(found).__name__}")
