@@ -1,13 +1,15 @@
 """What drawing the tree of a benchmark costs beside the steps of the sampler: words, plans, decoding, files.
 
-    python benchmarks/draw.py [--batch 4] [--batches 6] [--rounds 3] [--config FILE:VARIANT] [--config.KEY=VALUE ...]
+    python benchmarks/draw.py [--batch 4] [--batches 6] [--rounds 5] [--config FILE:VARIANT] [--config.KEY=VALUE ...]
 
 One process draws the first prompts of GenEval into a folder, as `metacanvas evaluate --benchmark geneval` does, and
-follows the velocity of the same network for as many batches and steps, from plans that were made before. Both take
-turns. Of a drawing counts the time from the last file of its first batch to that of the last: compilation does not
-count. Figures are medians over the rounds: pictures per second of the clock, and the overhead, also in seconds of this
-process's processors, which does not depend on what else runs on the machine. Parameters are random numbers. Without
---config the network is configs/miniature.py:canvas with a wider and deeper SANA. Needs the [miniature] extra.
+follows the velocity of the same network for as many batches and steps, from plans that were made before. They take
+turns: steps, drawing, steps, drawing, steps. Each drawing is compared with the mean of the steps before and after it:
+a machine that is slow for a while slows both. Of a drawing counts the time from the last file of its first batch to
+that of the last: compilation does not count. The overhead is the median of these ratios, and is given with their range,
+by the clock and in seconds of this process's processors, which depend less on what else runs on the machine. Parameters
+are random numbers. Without --config the network is configs/miniature.py:canvas with a wider and deeper SANA. Needs the
+[miniature] extra.
 """
 
 import argparse
@@ -115,9 +117,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--batches", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--config", default="")
     options, overrides = parser.parse_known_args()
+    if options.batch < 1 or options.batches < 2 or options.rounds < 1:
+        parser.error("expected at least one result, two batches (the first is not counted) and one round")
     with tempfile.TemporaryDirectory() as place:
         ours = (f"--config.mllm.tokenizer={place}", "--config.mllm.weights=", "--config.vae_weights=", *LARGER)
         named = options.config or "configs/miniature.py:canvas"
@@ -133,20 +137,25 @@ def measure(painter: Painter, batch: int, batches: int, rounds: int) -> None:
     params = jax.tree.map(random, param_shapes(painter.setup))
     entries = geneval.entries(painter.setup, "")[: batch * batches]
     steps = plain(painter, params, [entry.sample() for entry in entries[:batch]], entries[0].bucket)
-    seconds = {"drawn": [], "steps": []}
+    plains, drawings = [steps(batches - 1)], []
     for _ in range(rounds):
-        seconds["steps"].append(steps(batches - 1))
-        seconds["drawn"].append(drawing(painter, params, entries, batch, batches))
-    wall, busy = ({name: statistics.median(one[i] for one in both) for name, both in seconds.items()} for i in (0, 1))
+        drawings.append(drawing(painter, params, entries, batch, batches))
+        plains.append(steps(batches - 1))
     pictures, count = batch * (batches - 1), painter.setup.sampler.steps * (batches - 1)
     size = sum(x.size for x in jax.tree.leaves(params["dit"]))
     print(
         f"{jax.devices()[0].device_kind}, DiT of {size:,} parameters, batch {batch}, {rounds} rounds of {count} steps"
     )
-    print(f"plain steps  {pictures / wall['steps']:7.2f} pictures/s, {wall['steps'] / count:.3f} s a step")
-    print(f"drawn        {pictures / wall['drawn']:7.2f} pictures/s")
-    for name, found in (("clock", wall), ("processors", busy)):
-        print(f"overhead     {found['drawn'] / found['steps'] - 1:7.1%} by the {name}")
+    step, drawn = (statistics.median(clock for clock, _ in some) for some in (plains, drawings))
+    print(f"plain steps  {pictures / step:7.2f} pictures/s, {step / count:.3f} s a step")
+    print(f"drawn        {pictures / drawn:7.2f} pictures/s")
+    for name, seen in (("clock", 0), ("processors", 1)):
+        ratios = [
+            2 * one[seen] / (before[seen] + after[seen])
+            for one, before, after in zip(drawings, plains, plains[1:], strict=False)
+        ]
+        low, high = min(ratios) - 1, max(ratios) - 1
+        print(f"overhead     {statistics.median(ratios) - 1:7.1%} by the {name} (from {low:.1%} to {high:.1%})")
 
 
 if __name__ == "__main__":
