@@ -43,7 +43,7 @@ def mesh_for(
         return make_mesh(chosen, devices)
     config = config_for(
         sum(math.prod(x.shape) * x.dtype.itemsize for x in flat(abstract(setup, needs)).values()),
-        memory_of(devices[0], len(devices)),
+        memory_of(jax.local_devices()[0], len(devices)),
         len({getattr(device, "slice_index", 0) for device in devices}),
     )
     if jax.process_count() == 1 and (devices[0].platform == "cpu" or (config.fsdp == 1 and results == 1)):
@@ -57,7 +57,7 @@ def config_for(nbytes: float, memory: float, slices: int = 1) -> MeshConfig:
 
 
 def memory_of(device: Any, devices: int) -> float:
-    """Bytes of memory of a device; on a CPU its share of this machine's."""
+    """Bytes of memory of a device of this process, others cannot be asked; on a CPU its share of this machine's."""
     stats = device.memory_stats() or {}
     chip = chip_of(device.device_kind)
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / devices

@@ -125,7 +125,8 @@ def _load(folder: Path, config: Any, dtype: str) -> Params:
         mesh = make_mesh(MeshConfig(), devices[:1])
     else:
         slices = len({getattr(device, "slice_index", 0) for device in devices})
-        mesh = make_mesh(placing.config_for(nbytes, placing.memory_of(devices[0], len(devices)), slices), devices)
+        memory = placing.memory_of(jax.local_devices()[0], len(devices))
+        mesh = make_mesh(placing.config_for(nbytes, memory, slices), devices)
     rules = {"mllm": boxed}
     abstract = flat(placed(rules, shardings(rules, mesh)))
     held = {
