@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import train_support as support
+from kill_support import kill_at_event
 
 from metacanvas_jax.data.mixture import Mixture, Source, Stream
 from metacanvas_jax.data.pipeline import PipelineConfig, pipeline
@@ -106,21 +107,6 @@ def job(options):
 
     whole = {name: jax.ShapeDtypeStruct((16, width), np.float32) for name, width in (("x", support.WIDTH), ("y", 1))}
     return support.job(batches=batches, shapes=lambda: {"two": whole, "one": whole})
-
-
-def kill_at_event(folder, number):
-    """kill -9 at the given one of the process's openings, makings, renamings and deletions under a folder."""
-    events = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir")
-    seen = [0]
-
-    def watch(event, arguments):
-        if event in events and any(str(folder) in str(argument) for argument in arguments):
-            seen[0] += 1
-            if seen[0] == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(watch)
-    return seen
 
 
 def config(options):
