@@ -52,6 +52,20 @@ def test_pause_during_compilation_is_not_counted_twice():
     assert meter.read()[:2] == pytest.approx((0.5, 1.5))
 
 
+def test_steps_that_are_complete_at_once_after_a_pause_are_no_burst_of_speed():
+    clock = Clock()
+    meter = Meter(clock)
+    meter.tick(8)
+    rates = []
+    for _ in range(8):
+        for taken in (0.3, 0.0, 0.0):  # the queue of started steps has emptied
+            clock.now += taken
+            meter.tick(8)
+            rates.append(meter.read().samples)
+    assert max(rates[9:]) < 1.3 * 80 and min(rates[9:]) > 0.7 * 80, "8 samples in 0.1 s"
+    assert meter.read() is None, "no step since the last reading"
+
+
 def test_utilisation_of_the_published_wan_step_is_29_6_percent():
     # MaxDiffusion's Wan2.1-14B log on v5p-8: 36.0 s per step at 135.9 TFLOP/s on each of 4 chips.
     flops = 135.9e12 * 4 * 36.0

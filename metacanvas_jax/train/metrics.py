@@ -1,5 +1,6 @@
 """Metrics of a training: JSON lines, throughput, memory and model FLOP utilisation."""
 
+import collections
 import contextlib
 import io
 import json
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metacanvas_jax import files
 from metacanvas_jax.errors import UserError
@@ -64,22 +66,28 @@ class Rates(NamedTuple):
     data_wait: float
 
 
+WINDOW_S = 1.0
+"""Rates are those of at least so many seconds. The queue of started steps empties at a pause and at the end of a run,
+so that several steps are complete at once; the rates of a single short step would say a thousand times the truth."""
+
+
 class Meter:
-    """Rates between two readings, without compilation and without time inside ``paused``."""
+    """Rates up to a reading, over ``WINDOW_S`` or more, without compilation and without time inside ``paused``."""
 
     def __init__(self, clock=time.perf_counter):
         self._clock = clock
         self._start: float | None = None
-        self._steps, self._samples, self._flops, self._waited = 0, 0, 0.0, 0.0
+        self._sums = np.zeros(4)  # steps, samples, FLOPs, seconds of waiting
+        self._read = 0.0  # steps at the last reading
+        self._marks: collections.deque[tuple[float, np.ndarray]] = collections.deque()  # seconds, and the sums then
 
     def tick(self, samples: int, flops: float = 0.0) -> None:
         """A step of so many samples and FLOPs is complete. The first one, while memory is taken, starts the clock."""
         if self._start is None:
             self._start = self._clock()
+            self._marks.append((0.0, self._sums))
         else:
-            self._steps += 1
-            self._samples += samples
-            self._flops += flops
+            self._sums = self._sums + np.array([1, samples, flops, 0.0])
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -99,17 +107,19 @@ class Meter:
             yield
         finally:
             if self._start is not None:
-                self._waited += self._clock() - begin
+                self._sums = self._sums + np.array([0, 0, 0.0, self._clock() - begin])
 
     def read(self) -> Rates | None:
-        """The rates since the last reading, None if there was no step to measure."""
-        if self._start is None or self._steps == 0:
+        """The rates since the newest reading that is ``WINDOW_S`` old, or the start; None if there was no new step."""
+        if self._start is None or self._sums[0] == self._read:
             return None
-        now = self._clock()
-        seconds = now - self._start
-        rates = Rates(*(x / seconds for x in (self._steps, self._samples, self._flops, self._waited)))
-        self._start, self._steps, self._samples, self._flops, self._waited = now, 0, 0, 0.0, 0.0
-        return rates
+        now = self._clock() - self._start
+        while len(self._marks) > 1 and self._marks[1][0] <= now - WINDOW_S:
+            self._marks.popleft()
+        then, sums = self._marks[0]
+        self._marks.append((now, self._sums))
+        self._read = self._sums[0]
+        return Rates(*((self._sums - sums) / max(now - then, 1e-9)).tolist())
 
 
 class Writer:
