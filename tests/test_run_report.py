@@ -9,7 +9,7 @@ from test_boards import values
 
 from metacanvas_jax.cli.main import main
 from metacanvas_jax.config.read import experiment
-from metacanvas_jax.launch import run_report, summary
+from metacanvas_jax.launch import run_charts, run_report, summary
 from metacanvas_jax.launch.prepare import prepare
 from metacanvas_jax.launch.training import train
 from metacanvas_jax.report.canvas_maps import laid_over
@@ -88,14 +88,33 @@ def test_metrics_share_charts_by_group():
         {"step": i, "loss": 1.0 / i, "finite": 1.0, "flow_loss/t2i": 0.3 / i, "flow_loss/edit": 0.2 / i} for i in (1, 2)
     ]
     rows[0]["mfu"] = None
-    charts = run_report.charts_of(rows)
+    charts = run_charts.charts_of(rows)
     assert [chart.title for chart in charts] == ["Training loss", "Validation loss"]
     assert set(charts[1].lines) == {"t2i", "edit"}
 
 
+def test_the_losses_with_and_without_canvas_share_a_chart_and_nothing_is_shown_twice():
+    rows = [
+        {
+            "step": i,
+            "val_loss": 1.0 / i,
+            "val_loss_text_to_image": 1.0 / i,
+            "val_loss_no_canvas": 2.0,
+            "score": -1.0 / i,
+        }
+        for i in (1, 2)
+    ]
+    rows[0]["val_loss_no_canvas"] = 3.0
+    (chart,) = run_charts.charts_of(rows)
+    assert chart.title == "Validation loss" and list(chart.lines) == ["with canvas", "without canvas"]
+    shown = run_report.facts(rows, None)
+    assert ("Validation loss", "0.5", "2 without canvas") in [(one.label, one.value, one.note) for one in shown]
+    assert "Score" not in [one.label for one in shown], "the negative of the loss says nothing more"
+
+
 def test_more_than_six_lines_take_several_charts():
     rows = [{"step": i} | {f"flow_loss/{n}": float(i + n) for n in range(8)} for i in (1, 2)]
-    assert [len(chart.lines) for chart in run_report.charts_of(rows)] == [6, 2]
+    assert [len(chart.lines) for chart in run_charts.charts_of(rows)] == [6, 2]
 
 
 def test_a_map_lies_over_its_picture():

@@ -116,6 +116,26 @@ def test_collecting_makes_a_table_and_a_page(tmp_path):
     assert written[1].read_text().splitlines()[2].startswith("| good | c.py | 20 | 1.5 | 0.25 |")
     page = written[2].read_text()
     assert page.count("<svg") == 2 and "good" in page and "0.25" in page
+    assert (
+        "Training loss" in page and "2 of 3 points have begun" in page and ">a.b<" in page and ">overall seen<" in page
+    )
+
+
+def test_points_of_a_large_sweep_can_be_told_apart(tmp_path):
+    points = [sweeps.Point(f"p{number}", "c.py") for number in range(8)]
+    for number, point in enumerate(points):
+        logs(tmp_path, point.name, [3.0, 2.0 + number], val_loss=1.0 + number)
+    page = sweeps.as_page("some", points, sweeps.collect(points, tmp_path), tmp_path)
+    assert page.count("<svg") == 4 and page.count(">Validation loss<") == 2, "six lines to a chart"
+    assert [page.count(f">{point.name}</span>") for point in points] == [2] * 8, "each named in each legend"
+
+
+def test_own_samples_are_those_of_every_point(capsys):
+    call = ["sweep", "--config", "configs/t2i_scratch.py:miniature", "--sweep", "configs/sweeps/conditioning.py"]
+    assert main([*call, "--data", "my pictures", "--print"]) == 0
+    assert all(line.endswith("--data 'my pictures'") for line in capsys.readouterr().out.splitlines())
+    assert main([*call, "--data", "my_pictures", "--launch", "--dry-run"]) == 2
+    assert "--data goes with runs on this machine" in capsys.readouterr().err
 
 
 def test_a_run_that_ended_with_an_error_is_listed_with_it(tmp_path):

@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_config(parser)
     parser.add_argument("--sweep", type=Path, required=True, help="file with a function sweep(add): see configs/sweeps")
     parser.add_argument(
+        "--data", metavar="FOLDER", help="your own samples for every point, as in metacanvas train; not with TPU slices"
+    )
+    parser.add_argument(
         "--workdir", help="folder of all runs of the sweep, local or gs:// (runs/sweeps/NAME; on TPUs RUNS/NAME)"
     )
     how = parser.add_mutually_exclusive_group()
@@ -48,13 +51,16 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("dry_run", "yes"):
         if getattr(arguments, name) and not (arguments.launch or arguments.teardown):
             raise UserError(f"--{name.replace('_', '-')} goes with --launch or --teardown")
+    slices = arguments.tpu or arguments.launch or arguments.status or arguments.teardown
+    if arguments.data is not None and slices:
+        raise UserError("--data goes with runs on this machine; for slices set --config.sources[0].path and .kind")
     points = sweeps.read(arguments.sweep, arguments.config)
-    extra = arguments.overrides
     # Every point is a config, before the first one is begun.
-    configs = [load_config(point.config, [*point.overrides, *extra]) for point in points]
-    if arguments.tpu or arguments.launch or arguments.status or arguments.teardown:
+    configs = [load_config(point.config, [*point.overrides, *arguments.overrides]) for point in points]
+    if slices:
         _on_slices(arguments, points, configs)
         return
+    extra = [*arguments.overrides, *([] if arguments.data is None else ["--data", arguments.data])]
     workdir = paths.workdir(configs[0], arguments.workdir, f"sweeps/{arguments.sweep.stem}")
     if arguments.print:
         for point in points:

@@ -10,24 +10,15 @@ from PIL import Image
 
 from metacanvas_jax import files
 from metacanvas_jax.launch import summary
+from metacanvas_jax.launch.run_charts import charts_of
 from metacanvas_jax.paint import previews
 from metacanvas_jax.paint.runs import Trained
 from metacanvas_jax.report import page, sections
 from metacanvas_jax.report.canvas_maps import canvas_maps, keyframes, laid_over, shown_at
-from metacanvas_jax.report.charts import SERIES, Chart
 from metacanvas_jax.report.sections import Section, Sheet, Table
-from metacanvas_jax.train.boards import group
 from metacanvas_jax.train.metrics import is_number, read_metrics
 
 SHEETS = 4  # previews of a task that are shown, from the first to the last
-TITLES = {  # group of a metric's name to the title of its charts; the order is that of the page
-    "loss": "Training loss",
-    "score": "Score",
-    "flow_loss": "Validation loss",
-    "speed": "Speed",
-    "memory": "Memory",
-    "optimizer": "Optimizer",
-}
 
 
 def write(run: Path, trained: Trained | None = None, out: Path | None = None, *, seed: int = 0) -> Path:
@@ -70,9 +61,13 @@ def facts(rows: Sequence[Mapping[str, Any]], known: summary.Summary | None) -> l
 
     steps = max((row["step"] for row in rows), default=0)
     found = [page.Fact("Steps", f"{steps:,}", f"of {known.steps:,}" if known else "")]
-    for name, title, note in (("loss", "Loss", "last logged"), ("score", "Score", "last evaluation")):
-        if (value := last(name)) is not None:
-            found.append(page.Fact(title, f"{value:.4g}", note))
+    if (loss := last("loss")) is not None:
+        found.append(page.Fact("Training loss", f"{loss:.4g}", "last logged"))
+    bare = last("val_loss_no_canvas")
+    if (loss := last("val_loss")) is not None:
+        found.append(page.Fact("Validation loss", f"{loss:.4g}", f"{bare:.4g} without canvas" if bare else "last"))
+    elif (score := last("score")) is not None:
+        found.append(page.Fact("Score", f"{score:.4g}", "last evaluation"))
     rates = [row["samples_per_second"] for row in rows if is_number(row.get("samples_per_second"))]
     if rates:
         devices = known.devices if known else ""
@@ -83,33 +78,6 @@ def facts(rows: Sequence[Mapping[str, Any]], known: summary.Summary | None) -> l
         frozen = f"parameters, beside {summary.count(known.frozen)} frozen"
         found.append(page.Fact("Trained", summary.count(known.trained), frozen))
     return found
-
-
-def charts_of(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """One chart for every metric that changes; metrics that share a group and a unit share charts."""
-    skipped = {"step", "finite", "steps_per_second"}
-    names = list(dict.fromkeys(name for row in rows for name in row if name not in skipped))
-    lines: dict[str, tuple[list[float], list[float]]] = {}
-    for name in names:
-        points = [(row["step"], row[name]) for row in rows if is_number(row.get(name))]
-        if any(value != points[0][1] for _, value in points):
-            lines[name] = ([step for step, _ in points], [value for _, value in points])
-    order = {key: place for place, key in enumerate(TITLES)}
-    together: dict[tuple[str, str], list[str]] = {}
-    for name in sorted(lines, key=lambda name: order.get(group(name), len(order))):
-        key = (group(name), "" if "/" in name else name)
-        together.setdefault(key, []).append(name)
-    charts = []
-    for (kind, single), members in together.items():
-        for start in range(0, len(members), SERIES):
-            shown = members[start : start + SERIES]
-            title = TITLES.get(kind, kind.replace("_", " "))
-            title = title if not single or single in ("loss", "score") else single.replace("_", " ")
-            positive = all(value > 0 for name in shown for value in lines[name][1])
-            values = {name.partition("/")[2] or name: lines[name] for name in shown}
-            log = positive and kind in ("loss", "flow_loss")
-            charts.append(Chart(title, "step", shown[0].split("/")[0], values, smooth=kind == "loss", log=log))
-    return charts
 
 
 def sheets(folder: Path) -> list[Sheet]:
@@ -161,10 +129,10 @@ def tables(known: summary.Summary | None) -> list[Table]:
     if known is None:
         return []
     parts = [(part, f"{trained:,}", f"{frozen:,}") for part, (trained, frozen) in known.parameters.items()]
-    data = [(name, f"{count:,}") for name, count in known.data.items()]
+    data = [(name, f"{count:,}", f"{known.held_out.get(name, 0):,}") for name, count in known.data.items()]
     mesh = [(axis, str(size)) for axis, size in known.mesh.items()]
     return [
         Table("Parameters", ("part", "trained", "frozen"), parts),
-        Table("Data", ("bucket", "samples"), data),
+        Table("Data", ("bucket", "to train on", "for validation"), data, "\n".join(known.notes.values())),
         Table(f"Mesh of {known.devices}", ("axis", "devices"), mesh),
     ]

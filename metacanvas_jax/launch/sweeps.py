@@ -22,12 +22,15 @@ from metacanvas_jax import files
 from metacanvas_jax.config.load import blame
 from metacanvas_jax.errors import UserError, first_line
 from metacanvas_jax.locks import locked
-from metacanvas_jax.report import charts
-from metacanvas_jax.report.document import document, table
+from metacanvas_jax.report.charts import SERIES, Chart
+from metacanvas_jax.report.page import ReportData, render
+from metacanvas_jax.report.sections import Section, Table, listed, tables
 from metacanvas_jax.train.metrics import is_number, read_metrics, read_scores
 
 ERROR = "error.txt"
 """File of a run with the error that it ended with, in one line. It is removed when the run goes on."""
+CURVES = {"loss": "Training loss", "val_loss": "Validation loss", "score": "Score"}
+"""Metrics whose curves the page shows, and their titles."""
 LAST = 0.1  # share of a run at its end over which its losses are averaged
 
 
@@ -90,13 +93,15 @@ def _blamed(path: Path) -> Iterator[None]:
 
 
 def train_command(point: Point, workdir: Path, extra: Sequence[str] = ()) -> list[str]:
-    """`metacanvas train` of a point; ``extra`` are further ``--config.KEY=VALUE``."""
+    """`metacanvas train` of a point; ``extra`` are further arguments."""
     folder = ["--workdir", str(workdir / point.name)]
     return ["metacanvas", "train", "--config", point.config, *folder, *point.overrides, *extra]
 
 
 def run(points: Sequence[Point], workdir: Path, extra: Sequence[str] = ()) -> None:
     """Trains the points one after another, each in a process of its own; runs that were begun go on.
+
+    ``extra`` are further arguments of `metacanvas train`.
 
     A point that fails does not stop the others. Raises UserError that names all that failed, with their own errors, or
     when another process runs a sweep in the folder.
@@ -181,22 +186,38 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_page(title: str, points: Sequence[Point], rows: Sequence[Mapping[str, Any]], workdir: Path) -> str:
-    """Loss and score over steps, at most six runs to a chart, and the table, as one HTML file."""
-    parts = []
-    for key in ("loss", "score"):
+    """The table, the errors, and the curves of all points, at most six to a chart, as one HTML file."""
+    columns = [column for column in _columns(rows) if column != "error"]
+    texts = [[_shown(row.get(column)) for column in columns] for row in rows]
+    errors = [(row["name"], row["error"]) for row in rows if row.get("error")]
+    parts = [
+        Section("points", "Points", tables([Table("", [_head(column) for column in columns], texts)])),
+        Section("errors", "Points that ended with an error", listed(errors)),
+    ]
+    begun = sum(bool(row["steps"]) for row in rows)
+    return render(
+        ReportData(
+            title=title,
+            summary=f"A sweep of metacanvas_jax in {workdir}: {begun} of {len(points)} points have begun.",
+            charts=list(_charts({point.name: history(workdir / point.name) for point in points})),
+            sections=[part for part in parts if part.body],
+        )
+    )
+
+
+def _charts(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Chart]:
+    """One chart of every kind for each six points that have logged its values."""
+    for key, title in CURVES.items():
         lines = {}
-        for point in points:
-            logged = [entry for entry in history(workdir / point.name) if is_number(entry.get(key))]
-            if logged:
-                lines[point.name] = ([entry["step"] for entry in logged], [entry[key] for entry in logged])
+        for name, logged in histories.items():
+            points = [(entry["step"], entry[key]) for entry in logged if is_number(entry.get(key))]
+            if points:
+                lines[name] = ([step for step, _ in points], [value for _, value in points])
         names = list(lines)
-        for start in range(0, len(names), charts.SERIES):
-            part = {name: lines[name] for name in names[start : start + charts.SERIES]}
-            chart = charts.Chart(key, "step", key, part, smooth=key == "loss")
-            parts.append(f"<h2>{key}</h2>{charts.line_chart(chart)}{charts.legend(chart)}")
-    columns = _columns(rows)
-    parts.append(table(columns, ([_shown(row.get(column)) for column in columns] for row in rows)))
-    return document(title, "".join(parts), _STYLE)
+        for start in range(0, len(names), SERIES):
+            shown = {name: lines[name] for name in names[start : start + SERIES]}
+            log = key != "score" and all(value > 0 for _, values in shown.values() for value in values)
+            yield Chart(title, "step", "", shown, smooth=key == "loss", log=log)
 
 
 def write(title: str, points: Sequence[Point], workdir: Path) -> list[Path]:
@@ -215,17 +236,12 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row))
 
 
+def _head(column: str) -> str:
+    """A column's name on the page: of a changed value its key, of a number of the runs words."""
+    return column if "." in column else column.replace("_", " ")
+
+
 def _shown(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-_COLOURS = ("#1f6f78", "#c8742b", "#7a4fb5", "#1a7f4b", "#b8323f", "#6b6f7a")
-_STYLE = (
-    "svg{width:100%}.line{fill:none;stroke-width:2}.faint{opacity:.3;stroke-width:1}.rule{stroke:#ddd}"
-    ".tick,.axis{font-size:11px}.key{margin-right:1.2em;border-left:12px solid;padding-left:6px}"
-) + "".join(
-    f"path.s{i}{{stroke:{colour}}}circle.s{i}{{fill:{colour}}}.key.s{i}{{border-color:{colour}}}"
-    for i, colour in enumerate(_COLOURS)
-)

@@ -22,8 +22,8 @@ class Chart:
 
     With ``smooth`` each line is drawn faintly and its running mean over about a twentieth of it strongly. With ``log``
     the y axis is logarithmic and values that are not positive are left out. ``level`` draws a dashed line across, e.g.
-    a score to reach; ``y_range`` fixes the y axis (powers of ten if ``log``). Raises ValueError for lines of unequal x
-    and y and for more than six lines.
+    a score to reach; ``y_range`` fixes the y axis (powers of ten if ``log``). Without ``y_label`` the title names
+    the values. Raises ValueError for lines of unequal x and y and for more than six lines.
     """
 
     title: str
@@ -70,7 +70,7 @@ def line_chart(chart: Chart) -> str:
         parts.append(f'<path class="line s{i}" d="{_path(place(_thinned(points)))}"/>')
         if len(points) <= 24:
             parts += [f'<circle class="dot s{i}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in place(points)]
-    title = html.escape(f"{chart.title}: {chart.y_label} over {chart.x_label}", quote=True)
+    title = html.escape(f"{chart.title}: {chart.y_label or 'value'} over {chart.x_label}", quote=True)
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}">{"".join(parts)}</svg>'
 
 
@@ -154,14 +154,18 @@ def _axes(chart: Chart, x_limits: tuple[float, float], y_limits: tuple[float, fl
         f'<text class="axis" x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{html.escape(chart.x_label)}</text>'
     )
     height = (_TOP + _HEIGHT - _BOTTOM) / 2
-    parts.append(
-        f'<text class="axis" transform="translate(13 {height}) rotate(-90)" text-anchor="middle">'
-        f"{html.escape(chart.y_label)}</text>"
-    )
+    if chart.y_label:
+        parts.append(
+            f'<text class="axis" transform="translate(13 {height}) rotate(-90)" text-anchor="middle">'
+            f"{html.escape(chart.y_label)}</text>"
+        )
     return "".join(parts)
 
 
 def _decades(low: float, high: float) -> list[tuple[float, str]]:
     """Ticks of a logarithmic axis; ``low`` and ``high`` are powers of ten already."""
     values = [10.0**e * m for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
-    return [(math.log10(v), f"{v:g}") for v in values if low <= math.log10(v) <= high]
+    found = [value for value in values if low <= math.log10(value) <= high]
+    if len(found) < 3:  # less than a decade
+        found = [value for value in ticks(10.0**low, 10.0**high) if value > 0]
+    return [(math.log10(value), f"{value:g}") for value in found]

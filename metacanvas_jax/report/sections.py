@@ -26,20 +26,22 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of plain texts; all columns but the first are numbers."""
+    """A table of plain texts; all columns but the first are numbers. Lines of ``note`` stand below it."""
 
     title: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
+    note: str = ""
 
 
 def sheets(shown: Sequence[Sheet]) -> str:
-    """Every picture under its title, at its own size or the width of the page."""
-    return "".join(
-        f'<h3>{html.escape(one.title)}</h3><div class="card"><img style="max-width:100%;height:auto" '
+    """Every picture under its title, at its own size or the width of the page; as many beside each other as fit."""
+    cards = "".join(
+        f'<div class="card"><h3>{html.escape(one.title)}</h3><img style="max-width:100%;height:auto" '
         f'src="{data_uri(one.picture)}" alt="{html.escape(one.title, quote=True)}"></div>'
         for one in shown
     )
+    return f'<div class="sheets">{cards}</div>' if cards else ""
 
 
 def tables(shown: Sequence[Table]) -> str:
@@ -56,5 +58,15 @@ def tables(shown: Sequence[Table]) -> str:
             for first, *rest in one.rows
         )
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        parts.append(f'<h3>{html.escape(one.title)}</h3><div class="scroll">{table}</div>')
+        notes = "".join(f'<p class="soft">{html.escape(line)}</p>' for line in one.note.splitlines())
+        title = f"<h3>{html.escape(one.title)}</h3>" if one.title else ""
+        parts.append(f'{title}<div class="scroll">{table}</div>{notes}')
     return "".join(parts)
+
+
+def listed(pairs: Sequence[tuple[str, str]]) -> str:
+    """A table of names and texts that may be long; nothing for none."""
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(text)}</td></tr>' for name, text in pairs
+    )
+    return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>' if rows else ""
