@@ -5,6 +5,8 @@ and ``mc.load_run``. They are imported when they are first used.
 """
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,8 +45,18 @@ NAMES = frozenset(
 def __getattr__(name: str) -> Any:
     """A name of the library, which is imported for it."""
     if name in NAMES:
+        _without_noise()
         return getattr(importlib.import_module("metacanvas_jax.library"), name)
     raise AttributeError(f"module 'metacanvas_jax' has no attribute {name!r}")
+
+
+def _without_noise() -> None:
+    """Keeps JAX from loading libtpu where there is no TPU, as the command line does: libtpu complains on stderr."""
+    if "jax" not in sys.modules:
+        from metacanvas_jax.hardware import platforms
+
+        if (known := platforms()) is not None:
+            os.environ.setdefault("JAX_PLATFORMS", known)
 
 
 def __dir__() -> list[str]:

@@ -9,10 +9,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from metacanvas_jax.data.samples import Sample
-from metacanvas_jax.paint.previews import side_by_side
+from metacanvas_jax.paint.previews import LINE, side_by_side
 from metacanvas_jax.report import pictures
 from metacanvas_jax.tasks import Bucket
-from metacanvas_jax.train.boards import grouped
+from metacanvas_jax.train.boards import Guarded, grouped
 from metacanvas_jax.train.log import Log
 from metacanvas_jax.train.metrics import read_metrics
 from metacanvas_jax.train.tensorboard import TensorBoard
@@ -105,6 +105,7 @@ def test_a_board_that_fails_is_one_warning_and_the_training_goes_on(at, tmp_path
         ("learning_rate", "optimizer/learning_rate"),
         ("memory_gib", "memory/memory_gib"),
         ("mse_loss", "loss/mse_loss"),
+        ("val_loss_no_canvas", "loss/val_loss_no_canvas"),
         ("scenes_score", "score/scenes_score"),
         ("error", "other/error"),
         ("score/seen", "score/seen"),
@@ -112,6 +113,15 @@ def test_a_board_that_fails_is_one_warning_and_the_training_goes_on(at, tmp_path
 )
 def test_every_metric_has_a_group(name, shown):
     assert grouped(name) == shown
+
+
+def test_boards_show_no_curve_of_what_never_changes(tmp_path):
+    board = Guarded("TensorBoard", lambda: TensorBoard(tmp_path), print)
+    for step, skipped in ((1, 0.0), (2, 0.0), (3, 1.0)):
+        board.write(step, {"loss": 1.0, "finite": 1.0, "skipped": skipped}, {})
+    board.close()
+    tags = [(step, value.tag) for step, value in values(tmp_path) if value.tag != "loss/loss"]
+    assert tags == [(3, "optimizer/skipped")]
 
 
 def fake_wandb(runs):
@@ -163,10 +173,11 @@ def test_previews_name_their_columns():
     video = np.zeros((3, 4, 6, 3), np.uint8)
     sample = Sample("a cat", target=video + 10, source=video)
     strips, headings = side_by_side([sample], video[None] + 20, Bucket("video_editing", (16, 16), 5))
-    assert headings == [("source", 18), ("target", 18), ("drawn", 18)]
-    assert strips[0].shape == (4, 54, 3) and [int(strips[0][0, x, 0]) for x in (0, 18, 36)] == [0, 10, 20]
+    assert headings == [("source", 19), ("target", 19), ("drawn", 18)]
+    shades = [int(strips[0][0, x, 0]) for x in (0, 18, 19, 37, 38)]
+    assert strips[0].shape == (4, 56, 3) and shades == [0, LINE, 10, LINE, 20], "a line between the parts"
     plain, named = (pictures.grid(strips, ["a cat"], 1, headings=given) for given in ([], headings))
     band = named.shape[0] - plain.shape[0]
     assert band > 0 and (named[band + 8 :] == plain[8:]).all(), "the pictures only move down"
-    thirds = np.split(named[8 : band + 8, 11:-11], 3, axis=1)
+    thirds = np.array_split(named[8 : band + 8, 11:-11], 3, axis=1)
     assert all((third < 128).any() for third in thirds), "a name stands above each part"

@@ -1,6 +1,8 @@
 """The names of ``import metacanvas_jax``, and the notebooks that show them."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +37,14 @@ def test_the_names_are_there_and_others_are_not():
     assert set(dir(mc)) >= mc.NAMES
     with pytest.raises(AttributeError, match="no attribute 'paint_it'"):
         _ = mc.paint_it
+
+
+def test_a_machine_without_a_tpu_hears_nothing_of_tpus():
+    pytest.importorskip("libtpu", reason="needs the [tpu] extra")
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    program = "import metacanvas_jax as mc; mc.Sample; import jax; jax.devices()"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert not re.search("tpu", done.stderr, re.IGNORECASE), done.stderr
 
 
 @pytest.mark.miniature

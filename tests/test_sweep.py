@@ -75,6 +75,11 @@ def test_a_wrong_sweep_file_is_named(tmp_path, text, message):
         sweeps.read(tmp_path / "none.py", "configs/t2i_scratch.py")
 
 
+def test_a_sweep_that_ships_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(sweeps.read("configs/sweeps/connector.py", "configs/connector_ablation.py")) == 6
+
+
 POINTS = [sweeps.Point("good", "c.py"), sweeps.Point("bad", "c.py:x"), sweeps.Point("late", "c.py", (("a.b", 1.5),))]
 
 

@@ -65,7 +65,7 @@ fi
 wanted=(machines)
 if [ "${TAKES:-}" = train ]; then wanted=(train ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}); fi
 found="$(PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" "$HERE/job.py" "${wanted[@]}")" ||
-  fail "no machine was touched (PYTHON=$PYTHON reads the run: it needs this project, pip install -e .)"
+  fail "no machine was touched"
 eval "$found"
 export TPU TOPOLOGY SLICES HOSTS HOST_CHIPS HOST_MEMORY HOST_DISK MACHINE TYPE RUNTIME NODE ZONES MACHINES
 
@@ -111,6 +111,10 @@ hosts_say() {
     echo "${HOSTS_SAY:-worker-0 running}"
     return
   fi
+  ask_hosts
+}
+
+ask_hosts() {
   on_workers "h=\$(hostname)
 if [ -f $LOG.code ]; then echo \"\$h ended \$(cat $LOG.code)\"
 elif [ ! -f $LOG.pid ]; then echo \"\$h no run\"

@@ -49,3 +49,7 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        lacks = f"{sys.executable} reads the run and has {str(error)[0].lower()}{str(error)[1:]}"
+        print(f"error: {lacks}; pip install -e . there, or set PYTHON", file=sys.stderr)
+        sys.exit(2)

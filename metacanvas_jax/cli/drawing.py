@@ -46,7 +46,8 @@ def add_result(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same result (default: 0)")
     parser.add_argument("--steps", type=int, help="sampling steps (default: the config's)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance; 1 is none (default: the config's)")
-    parser.add_argument("--size", metavar="ROWSxCOLUMNS", help="pixels of the result (default: the config's)")
+    size = "pixels of the result (default: the config's; of an edit as many, in the shape of what it changes)"
+    parser.add_argument("--size", metavar="ROWSxCOLUMNS", help=size)
     parser.add_argument("--frames", type=int, help="frames of the result (default: the config's)")
     parser.add_argument("--fps", type=float, help="frames a second of a video (default: the config's)")
 

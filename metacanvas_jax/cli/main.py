@@ -11,6 +11,7 @@ import types
 import shtab
 
 import metacanvas_jax
+from metacanvas_jax.cli import lines
 from metacanvas_jax.errors import Lost, Preempted, Unreachable, UserError, exit_code
 from metacanvas_jax.hardware import platforms
 
@@ -58,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{known.command} takes no --config.KEY=VALUE")
     known.overrides = overrides
     try:
-        return _module(known.command).run(known) or 0
+        with lines.shown():
+            return _module(known.command).run(known) or 0
     except OSError as error:  # what no module below expected: a name that is too long, a full disk, no permission
         if error.errno not in PLACES:
             raise

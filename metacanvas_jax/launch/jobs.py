@@ -92,14 +92,14 @@ def command(environment: Mapping[str, str], where: SliceName, changes: Sequence[
 
 def check_names(environment: Mapping[str, str]) -> None:
     """Raises UserError for names that a cloud, or the shell of a host, would not take as they are."""
+    if not environment.get("CONFIG"):  # after which the run is named, unless RUN is set
+        raise UserError("CONFIG is not set: name a config, such as CONFIG=configs/t2i_scratch.py")
     for key, pattern, expected in (
         ("NAME", NAME, "lower-case letters, digits and hyphens, a letter first, at most 62"),
         ("RUN", RUN, "letters, digits and _ . = + -, parts separated by /"),
     ):
         if not pattern.fullmatch(environment.get(key, "")):
             raise UserError(f"{key} is {environment.get(key, '')!r}, expected {expected}")
-    if not environment.get("CONFIG"):
-        raise UserError("CONFIG is not set: name a config, such as CONFIG=configs/t2i_scratch.py")
 
 
 def shell_variables(where: SliceName) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Writes what a config needs before it trains, as far as this machine can make it."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +30,17 @@ def prepare(setup: Experiment) -> list[Path]:
         places.append(records.prepare(setup.data.path, setup.world, setup.data.count, setup.seed))
         if setup.data.picture_weight:
             places.append(records.prepare_pictures(setup.data.pictures_path, setup.world.size))
+    samples = functools.cache(lambda: _samples(setup))  # read once, so that a bad one is named once
     tokenizer = files.folder(setup.mllm.tokenizer)
     if not tokenizer.exists():
-        save_tokenizer(_tokenizer(setup), tokenizer)
+        save_tokenizer(_tokenizer(setup, samples), tokenizer)
     places.append(tokenizer)
     fit = None if setup.vae is None else registry.of(setup.vae).fit
     if fit is not None and setup.vae_weights:
         folder = files.folder(setup.vae_weights)
         if not (folder / "params.json").exists():
             try:
-                params, psnr = fit(np.stack([sample.image for sample in _samples(setup)]), setup.vae)
+                params, psnr = fit(np.stack([sample.image for sample in samples()]), setup.vae)
             except ValueError as error:
                 raise UserError(f"the autoencoder {setup.vae_weights}: {error}") from error
             saved.save(folder, params, {"psnr": psnr})
@@ -64,12 +67,12 @@ def make_missing(setup: Experiment) -> None:
         raise UserError(f"{setup.vae_weights}: no such folder yet; `metacanvas prepare --config ...` makes it")
 
 
-def _tokenizer(setup: Experiment) -> PreTrainedTokenizerFast:
+def _tokenizer(setup: Experiment, samples: Callable[[], list[Sample]]) -> PreTrainedTokenizerFast:
     """A tokenizer of the words of the world; of the captions, where the samples are not drawn."""
     if all(source.kind in DRAWN | EMOJI for source in setup.sources):
         return train_tokenizer(sample_texts(setup.world))
     sizes = [setup.mllm.language.vocab] + ([] if setup.text is None else [setup.text.encoder.vocab])
-    return fitted_tokenizer([sample.prompt for sample in _samples(setup)], min(sizes))
+    return fitted_tokenizer([sample.prompt for sample in samples()], min(sizes))
 
 
 def _samples(setup: Experiment) -> list[Sample]:

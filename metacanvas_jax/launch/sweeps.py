@@ -51,9 +51,11 @@ class Point:
 def read(sweep: str | Path, config: str) -> list[Point]:
     """The points of a sweep file over a config. Words of the config's variant, such as ``miniature``, hold for all.
 
+    Like configs, the files that ship are found from any folder.
+
     Raises UserError for a file that is missing or has no ``sweep``, a point without name, and a name given twice.
     """
-    path = Path(sweep)
+    path = Path(sweep) if Path(sweep).exists() else files.ROOT / sweep
     if not path.is_file():
         raise UserError(f"no sweep file {sweep}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -135,10 +137,10 @@ def collect(points: Sequence[Point], workdir: Path) -> list[dict[str, Any]]:
         losses = [entry["loss"] for entry in logged if is_number(entry.get("loss"))]
         if losses:
             row["loss"] = float(np.mean(losses[-max(1, int(LAST * len(losses))) :]))
-        for key in ("score", "steps_per_second"):
+        for key in ("val_loss", "score", "steps_per_second"):
             values = [entry[key] for entry in logged if is_number(entry.get(key))]
             if values:
-                row[key] = values[-1] if key == "score" else float(np.median(values))
+                row[key] = float(np.median(values)) if key == "steps_per_second" else values[-1]
         scores = read_scores(workdir / point.name) or {}
         row |= {f"overall_{split}": found["overall"] for split, found in scores.items()}
         if error := read_error(workdir / point.name):
@@ -187,11 +189,12 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def as_page(title: str, points: Sequence[Point], rows: Sequence[Mapping[str, Any]], workdir: Path) -> str:
     """The table, the errors, and the curves of all points, at most six to a chart, as one HTML file."""
-    columns = [column for column in _columns(rows) if column != "error"]
+    columns = [column for column in _columns(rows) if column not in ("config", "error")]
     texts = [[_shown(row.get(column)) for column in columns] for row in rows]
     errors = [(row["name"], row["error"]) for row in rows if row.get("error")]
     parts = [
         Section("points", "Points", tables([Table("", [_head(column) for column in columns], texts)])),
+        Section("configs", "Configs", listed([(point.name, point.config) for point in points])),
         Section("errors", "Points that ended with an error", listed(errors)),
     ]
     begun = sum(bool(row["steps"]) for row in rows)
@@ -211,7 +214,7 @@ def _charts(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Ch
         lines = {}
         for name, logged in histories.items():
             points = [(entry["step"], entry[key]) for entry in logged if is_number(entry.get(key))]
-            if points:
+            if any(value != 0 for _, value in points):
                 lines[name] = ([step for step, _ in points], [value for _, value in points])
         names = list(lines)
         for start in range(0, len(names), SERIES):

@@ -19,6 +19,7 @@ from metacanvas_jax.worlds.requests import JUDGED
 from metacanvas_jax.worlds.scenes import eval_prompts
 
 SAMPLES, FRAMES = 4, 3  # of a task, and of a video (first, middle, last)
+LINE = 160  # grey of the lines between the parts of a preview
 PROMPTS = 16  # of a run on its world's pictures
 
 
@@ -70,13 +71,20 @@ def samples_of(inputs: Inputs, bucket: Bucket) -> list[Sample]:
 def side_by_side(
     samples: Sequence[Sample], painted: UInt8[np.ndarray, "n t h w 3"], bucket: Bucket
 ) -> tuple[list[UInt8[np.ndarray, "H W 3"]], list[tuple[str, int]]]:
-    """One picture per sample: what the DiT was given, the target, what was drawn; and their names and widths."""
+    """One picture per sample: what the DiT was given, the target, what was drawn; and their names and widths.
+
+    A grey line stands between them, as many pictures have a white ground.
+    """
     made, headings = [], []
     for sample, pixels in zip(samples, painted, strict=True):
         parts = {"source": sample.source, "first frame": sample.target[:1], "references": sample.references}
         given = TASKS[bucket.task].vae
         rows = {} if parts.get(given) is None else {given: np.stack(list(parts[given]))}
         strips = {name: _strip(video) for name, video in (rows | {"target": sample.target, "drawn": pixels}).items()}
+        line = np.full((pixels.shape[1], 1, 3), LINE, np.uint8)
+        strips = {
+            name: strip if name == "drawn" else np.concatenate([strip, line], axis=1) for name, strip in strips.items()
+        }
         made.append(np.concatenate(list(strips.values()), axis=1))
         headings = [(name, strip.shape[1]) for name, strip in strips.items()]
     return made, headings

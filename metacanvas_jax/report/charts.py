@@ -11,7 +11,7 @@ Line = tuple[Sequence[float], Sequence[float]]
 """(x, y) of the points; points that are not finite are left out."""
 
 _WIDTH, _HEIGHT = 560, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 16, 46
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 16, 46
 _POINTS = 400  # a line of more points is thinned to this many means
 SERIES = 6  # colours that the style sheet names
 
@@ -144,7 +144,7 @@ def _axes(chart: Chart, x_limits: tuple[float, float], y_limits: tuple[float, fl
         parts.append(
             f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 17}" text-anchor="middle">{value:g}</text>'
         )
-    y_ticks = _decades(*y_limits) if chart.log else [(value, f"{value:g}") for value in ticks(*y_limits)]
+    y_ticks = _decades(*y_limits) if chart.log else [(value, _label(value)) for value in ticks(*y_limits)]
     for value, label in y_ticks:
         _, y = place(np.array([[x_limits[0], value]]))[0]
         parts.append(f'<path class="rule" d="M{_LEFT},{y:.1f}H{_WIDTH - _RIGHT}"/>')
@@ -162,10 +162,15 @@ def _axes(chart: Chart, x_limits: tuple[float, float], y_limits: tuple[float, fl
     return "".join(parts)
 
 
+def _label(value: float) -> str:
+    """A number of at most seven letters, which fit beside the axis."""
+    return text if len(text := f"{value:g}") <= 7 else f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.1e}"
+
+
 def _decades(low: float, high: float) -> list[tuple[float, str]]:
     """Ticks of a logarithmic axis; ``low`` and ``high`` are powers of ten already."""
     values = [10.0**e * m for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
     found = [value for value in values if low <= math.log10(value) <= high]
     if len(found) < 3:  # less than a decade
         found = [value for value in ticks(10.0**low, 10.0**high) if value > 0]
-    return [(math.log10(value), f"{value:g}") for value in found]
+    return [(math.log10(value), _label(value)) for value in found]

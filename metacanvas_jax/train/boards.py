@@ -18,6 +18,9 @@ GROUPS = {
 CONSTANT = ("finite",)
 """Metrics that no board shows: a training whose loss is not finite ends, so that this one is always 1."""
 
+NONE = ("skipped", 0.0)
+"""A number of skipped batches that no board shows either: it stays so in nearly every run."""
+
 
 class Board(Protocol):
     """One place that shows a training. Process 0 alone has boards."""
@@ -46,7 +49,7 @@ class Guarded:
 
     def write(self, step: int, scalars: Mapping[str, float], pictures: Mapping[str, Picture]) -> None:
         """As the board's own, without what never changes."""
-        shown = {name: value for name, value in scalars.items() if name not in CONSTANT}
+        shown = {name: value for name, value in scalars.items() if name not in CONSTANT and (name, value) != NONE}
         if self._board is not None:
             self._try(lambda: self._board.write(step, shown, pictures))
 
@@ -71,7 +74,9 @@ class Guarded:
 def group(name: str) -> str:
     """The group of a metric: what stands before its slash, or where it belongs."""
     head, slash, _ = name.partition("/")
-    by_ending = next((kind for kind in ("loss", "score") if name.endswith(kind)), "other")
+    by_ending = (
+        "loss" if name.startswith("val_loss") else next((k for k in ("loss", "score") if name.endswith(k)), "other")
+    )
     return head if slash else GROUPS.get(name, by_ending)
 
 

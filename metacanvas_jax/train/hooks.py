@@ -59,6 +59,7 @@ class Hooks:
             for (doing, hook), wanted in zip(self._hooks.items(), due, strict=True):
                 if wanted and hook is not None:
                     self._watch.at(step, doing)
+                    self._log.doing(doing)
                     rows.append(hook(state, frozen, step) or {})
         for row in rows:
             self._log.write(step, row)

@@ -67,6 +67,10 @@ class Log:
         self._bar.set_description("training", refresh=False)
         self._bar.update()
 
+    def doing(self, what: str) -> None:
+        """What the run does now beside its steps, in front of the bar until the next step."""
+        self._bar.set_description(what)
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Time inside does not count as training."""
