@@ -37,7 +37,7 @@ def test_it_is_the_mean_of_the_levels_with_and_without_canvas(alone, tmp_path):
     assert metrics["val_loss"] == metrics["val_loss_image_editing"] == -metrics["score"]
     np.testing.assert_allclose(metrics["val_loss"], np.mean(levels), rtol=1e-6)
     assert metrics["val_loss_no_canvas"] != metrics["val_loss"]
-    assert "image_editing, no canvas (4)" in alone.table()
+    assert "image_editing, no canvas (4 samples)" in alone.table()
     alone.save(tmp_path / "scores.json")
     assert json.loads((tmp_path / "scores.json").read_text())["samples"] == {"image_editing": 4}
 

@@ -28,6 +28,7 @@ from metacanvas_jax.evaluate.contract import Asked
 from metacanvas_jax.evaluate.flow_loss import FlowLoss
 from metacanvas_jax.evaluate.held_out import held_out
 from metacanvas_jax.launch import own_data
+from metacanvas_jax.launch import prepare as preparing
 from metacanvas_jax.train.metrics import read_scores
 
 MINIATURE = "configs/t2i_scratch.py:miniature"
@@ -185,6 +186,15 @@ def test_what_a_miniature_makes_lies_in_its_run_unless_it_is_named(tmp_path):
     assert large.mllm.tokenizer == large.mllm.weights == "weights/Qwen2.5-VL-7B-Instruct"
     world, setup, _ = used(tmp_path, folder, config="configs/miniature.py:canvas")
     assert setup.eval.evaluators == ("flow_loss",) and world.mllm.tokenizer.endswith("miniature/mllm/tokenizer")
+
+
+def test_a_bad_sample_is_named_once_while_a_miniature_makes_what_it_needs(tmp_path, caplog):
+    folder = loose(tmp_path / "mine", 40)
+    damaged = sorted(folder.glob("*.png"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    _, setup, _ = used(tmp_path, folder)
+    assert len(preparing.prepare(setup)) == 2
+    assert len([line for line in caplog.messages if "is corrupt" in line]) == 1
 
 
 def test_held_out_samples_are_drawn_beside_their_targets_with_and_without_canvas(tmp_path):

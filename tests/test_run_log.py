@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from metacanvas_jax import files
+from metacanvas_jax.cli import lines
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.launch.run_log import FILE, RUN, logged
 from metacanvas_jax.train.log import Log
@@ -29,6 +30,19 @@ def test_notes_and_warnings_are_kept_and_what_is_only_kept_is_not_shown(tmp_path
     assert shown.count("compiled in 2 s") == 1 and "trained to step 1" not in shown
     logging.getLogger("metacanvas_jax.data").warning("after the run")
     assert "after the run" not in (tmp_path / FILE).read_text()
+
+
+def test_warnings_on_the_terminal_are_lines_of_their_own(tmp_path, capsys, monkeypatch):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    with lines.shown(), Log(tmp_path, 0, 9, 1, progress=True, boards={}) as log:
+        logging.basicConfig()  # as libraries do
+        log.doing("draws previews")
+        logging.getLogger("metacanvas_jax.data").warning("record %d is damaged", 7)
+    shown = re.split(r"[\r\n]+", capsys.readouterr().err)
+    assert "warning: record 7 is damaged" in [line.strip() for line in shown], "not behind the bar"
+    assert any(line.startswith("draws previews:") for line in shown)
+    assert root.handlers == []
 
 
 def test_a_run_that_continues_appends(tmp_path):

@@ -12,7 +12,9 @@ from metacanvas_jax.config.read import experiment
 from metacanvas_jax.launch import run_charts, run_report, summary
 from metacanvas_jax.launch.prepare import prepare
 from metacanvas_jax.launch.training import train
+from metacanvas_jax.paint import runs
 from metacanvas_jax.report.canvas_maps import laid_over
+from metacanvas_jax.trees import flat
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,19 @@ def test_pictures_are_drawn_with_and_without_the_canvas(run, tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(out)
     page = out.read_text()
     assert page.count("without canvas: ") == page.count("canvas: ") - page.count("without canvas: ") > 0
+
+
+def test_an_earlier_checkpoint_is_drawn(run, capsys):
+    early, late = (runs.load(run, step=step) for step in (2, None))
+    assert (early.step, late.step) == (2, 4)
+    before, after = (flat(one.params)["canvas"] for one in (early, late))
+    assert np.abs(np.asarray(before) - np.asarray(after)).max() > 0
+    assert main(["sample", "--run", str(run), "--prompt", "a red cat", "--checkpoint", "3"]) == 2
+    assert "no complete checkpoint of step 3 in" in capsys.readouterr().err
+    assert main(["sample", "--config", "configs/t2i_lora.py", "--prompt", "a cat", "--checkpoint", "3"]) == 2
+    assert "--checkpoint goes with --run" in capsys.readouterr().err
+    assert main(["report", "--run", str(run), "--checkpoint", "2"]) == 2
+    assert "--checkpoint goes with --draw" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):

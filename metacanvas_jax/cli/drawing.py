@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser, count: str) -> None:
     parser.add_argument("--count", type=int, help=f"results of a prompt, side by side in one file (default: {count})")
     add_result(parser)
     parser.add_argument("--no-canvas", action="store_true", help="leave the canvas out")
+    options.add_checkpoint(parser)
     options.add_verify(parser)
     options.add_mesh(parser)
     parser.add_argument("--tile", type=int, default=0, help="decode in tiles of so many latents a side (0: at once)")
@@ -112,6 +113,8 @@ def setup_of(arguments: argparse.Namespace) -> "Experiment":
 
     if arguments.config is None and arguments.overrides:
         raise UserError("--config.KEY=VALUE changes a --config; the config of a --run is that of its training")
+    if arguments.config is not None and arguments.checkpoint is not None:
+        raise UserError("--checkpoint goes with --run; a --config has no checkpoints")
     if arguments.config is None:
         return runs.setup_of(arguments.run)
     return read.experiment(load_config(arguments.config, arguments.overrides))
@@ -123,7 +126,9 @@ def load(arguments: argparse.Namespace, painter: "Painter", needs: dict, results
 
     mesh = placing.mesh_for(painter.setup, needs, results=results, chosen=options.mesh(arguments.mesh))
     where = {"verify": arguments.verify, "mesh": mesh, "needs": needs, "painter": painter}
-    return runs.load(arguments.run, **where) if arguments.config is None else runs.assembled(painter.setup, **where)
+    if arguments.config is not None:
+        return runs.assembled(painter.setup, **where)
+    return runs.load(arguments.run, step=arguments.checkpoint, **where)
 
 
 def shape(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "OpenAI-compatible server",
     )
     parser.add_argument("--judge-model", help="of a server: the name of its model (default: the only one that it has)")
+    options.add_checkpoint(parser)
     options.add_verify(parser)
     options.add_mesh(parser)
 
@@ -104,7 +105,10 @@ def _benchmark(arguments: argparse.Namespace, asked: "Asked", writes: bool) -> N
     needs = painter.needs(shapes, guidance=asked.guidance, canvas=asked.canvas)
     mesh = placing.mesh_for(setup, needs, chosen=options.mesh(arguments.mesh))
     where = {"verify": arguments.verify, "mesh": mesh, "needs": needs, "painter": painter}
-    trained = runs.assembled(setup, **where) if arguments.base else runs.load(arguments.run, **where)
+    if arguments.base:
+        trained = runs.assembled(setup, **where)
+    else:
+        trained = runs.load(arguments.run, step=arguments.checkpoint, **where)
     asked = dataclasses.replace(asked, step=trained.step)
     drawn = runner.draw(arguments.benchmark, painter, trained.params, asked)
     if writes:
@@ -135,7 +139,8 @@ def _scores(arguments: argparse.Namespace, asked: "Asked", writes: bool) -> None
     painter = Painter(setup)
     held = painter.held()
     mesh = placing.mesh_for(painter.setup, held, chosen=options.mesh(arguments.mesh))
-    trained = runs.load(arguments.run, verify=arguments.verify, mesh=mesh, needs=held, painter=painter)
+    where = {"step": arguments.checkpoint, "mesh": mesh, "needs": held, "painter": painter}
+    trained = runs.load(arguments.run, verify=arguments.verify, **where)
     asked = dataclasses.replace(asked, step=trained.step)
     result = evaluators.run(painter, trained.params, (name,), asked)[name]
     if writes and not draws:
@@ -197,5 +202,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--seed is {arguments.seed}, expected a number from 0 to {(1 << 64) - 1}")
     if arguments.base and not arguments.benchmark:
         raise UserError("--base draws a --benchmark; without one it has no effect")
+    if arguments.base and arguments.checkpoint is not None:
+        raise UserError("--base draws without what the run trained; --checkpoint has no effect")
     if arguments.benchmark and arguments.out is None:
         raise UserError("--benchmark needs --out: the folder of its tree")

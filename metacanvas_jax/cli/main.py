@@ -25,7 +25,7 @@ COMMANDS = {
     "sample": "draw a prompt: a picture, or a video, from a run or from published weights",
     "edit": "change a picture or a video as a prompt says",
     "evaluate": "score a trained run",
-    "report": "write one HTML page about a run: curves, previews, canvas maps, data, devices",
+    "report": "write one HTML page about a run: curves, previews, data, devices; with --draw canvas maps",
     "maps": "draw a prompt and what the canvas adds to it, as colours",
     "plan": "tell whether a config fits a TPU slice and how fast it goes, without the TPU",
     "export": "write a trained run for PyTorch, PEFT and diffusers",

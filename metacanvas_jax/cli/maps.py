@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", help="PNG to write (RUN/maps.png): a map per keyframe; of a video also GIF: per frame")
     parser.add_argument("--moments", type=int, default=0, help="of pictures: a GIF of so many moments of the sampling")
     drawing.add_result(parser)
+    options.add_checkpoint(parser)
     options.add_verify(parser)
     options.add_mesh(parser)
 
@@ -54,7 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
         painter = Painter(setup)
         needs = painter.needs([shape], **how)
         mesh = placing.mesh_for(setup, needs, results=len(made), chosen=options.mesh(arguments.mesh))
-        trained = runs.load(arguments.run, verify=arguments.verify, mesh=mesh, needs=needs, painter=painter)
+        where = {"step": arguments.checkpoint, "mesh": mesh, "needs": needs, "painter": painter}
+        trained = runs.load(arguments.run, verify=arguments.verify, **where)
         drawn = trained.paint([sample for sample, _ in made], shape, seed=arguments.seed, **how)
         if writes and out.suffix.lower() == ".gif":
             videos = zip(*canvas_maps.moving(drawn.pixels, drawn.canvas), strict=True)

@@ -31,6 +31,13 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """``--checkpoint``."""
+    parser.add_argument(
+        "--checkpoint", type=int, metavar="STEP", help="the checkpoint of this step of the --run (default: the newest)"
+    )
+
+
 def add_mesh(parser: argparse.ArgumentParser) -> None:
     """``--mesh``, and the options of several processes."""
     parser.add_argument(

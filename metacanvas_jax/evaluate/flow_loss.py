@@ -29,6 +29,7 @@ from metacanvas_jax.tasks import TASKS, Bucket, for_dit, frame_levels, loss_mask
 from metacanvas_jax.train import objectives
 from metacanvas_jax.types import Params
 
+WIDTH = 46  # letters of a row's name in the table
 Losses = Mapping[float, float]
 """The mean loss at each noise level."""
 
@@ -53,12 +54,13 @@ class FlowLoss:
     def table(self) -> str:
         """One row per task and one column per noise level."""
         levels = list(next(iter(self.canvas.values())))
-        lines = ["".join(["loss at noise level".ljust(38), *(f"{level:9.2f}" for level in levels), "     mean"])]
+        lines = ["".join(["loss at noise level".ljust(WIDTH), *(f"{level:9.2f}" for level in levels), "     mean"])]
         for name, rows in (("", self.canvas), (", no canvas", self.bare or {})):
             for task, losses in rows.items():
                 values = [*losses.values(), mean(losses)]
-                label = f"{task}{name} ({self.samples[task]})"
-                lines.append("".join([label.ljust(38), *(f"{value:9.4f}" for value in values)]))
+                count = self.samples[task]
+                label = f"{task}{name} ({count} sample{'s' * (count > 1)})"
+                lines.append("".join([label.ljust(WIDTH), *(f"{value:9.4f}" for value in values)]))
         return "\n".join(lines)
 
     def save(self, path: Path) -> None:

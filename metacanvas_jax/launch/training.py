@@ -102,7 +102,10 @@ def train(
             if chief:
                 saved.save(workdir / "weights", params, {"name": setup.name, "step": int(state.step)})
         if chief:
-            RUN.info("trained to step %d; %s", int(state.step), run_report.write(workdir))
+            page = run_report.write(workdir)
+            RUN.info("trained to step %d; %s", int(state.step), page)
+            if progress:
+                print(f"report      {page}", file=sys.stderr)
     return setup
 
 

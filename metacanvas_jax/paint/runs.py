@@ -67,14 +67,17 @@ def load(
     mesh: Mesh | None = None,
     needs: Mapping[str, np.dtype] | None = None,
     painter: Painter | None = None,
+    step: int | None = None,
 ) -> Trained:
-    """The newest complete checkpoint of a run that paints; with ``verify``, its frozen weights are compared whole.
+    """The newest complete checkpoint of a run that paints, or that of a ``step``.
+
+    With ``verify``, its frozen weights are compared whole.
 
     It lies on ``mesh`` (None: the first device of this process), whatever the mesh of its training was. With ``needs``
     (`Painter.needs`) no other parameters are read, and these are held in the dtypes named there. ``painter`` is one of
     the same run, if there is one already.
 
-    Raises UserError for a folder that is no run, has no checkpoint, or misses its frozen weights or finds others.
+    Raises UserError for a folder that is no run, has no such checkpoint, or misses its frozen weights or finds others.
     """
     run = files.folder(run)
     painter = Painter(setup_of(run)) if painter is None else painter
@@ -83,14 +86,15 @@ def load(
     trainable, frozen = (flat(side) for side in partition(placing.abstract(setup, mesh=mesh), setup.train.rules))
     parameters.check_memory(held)
     with store.Store(run / "checkpoints", writable=False) as checkpoints:
-        steps = checkpoints.steps()
-        where = str(checkpoints.folder / str(steps[-1])) if steps else str(run)
+        step = checkpoints.step_of(step)
+        where = str(checkpoints.folder / str(step))
         now = parameters.identities(setup, whole=verify)
-        agreement.check_known(checkpoints.meta()["frozen"], now, folders(setup), where)
+        agreement.check_known(checkpoints.meta(step)["frozen"], now, folders(setup), where)
         wanted = {path: held.get(path, leaf) for path, leaf in trainable.items()}
-        trained = checkpoints.restore_params(nested(wanted), ema=setup.train.ema is not None, only=held.keys())
+        how = {"ema": setup.train.ema is not None, "step": step, "only": held.keys()}
+        trained = checkpoints.restore_params(nested(wanted), **how)
     frozen = {path: held[path] for path in frozen if path in held}
-    return Trained(painter, merge(trained, nested(frozen_params(setup, frozen, run))), steps[-1])
+    return Trained(painter, merge(trained, nested(frozen_params(setup, frozen, run))), step)
 
 
 def frozen_params(setup: Experiment, held: Mapping[str, Any], run: str | os.PathLike) -> dict[str, jax.Array]:

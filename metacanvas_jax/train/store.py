@@ -171,7 +171,7 @@ class Store:
 
     def meta(self, step: int | None = None) -> Meta:
         """The JSON of a checkpoint (the newest one by default). Raises UserError if it is damaged."""
-        step = self._step(step)
+        step = self.step_of(step)
         with self._reading(step):
             values = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         meta, where = seals.opened(values, self.folder / str(step) / "meta"), self.folder / str(step)
@@ -195,7 +195,7 @@ class Store:
                 shapes; a position in the data that only another number of processes can take up; files that cannot be
                 read.
         """
-        step = self._step(step)
+        step = self.step_of(step)
         where = self.folder / str(step)
         saved = self.meta(step)
         check_same(saved, meta, str(where))
@@ -235,7 +235,7 @@ class Store:
         Raises:
             UserError: as ``restore``, and if the run kept no moving average.
         """
-        step = self._step(step)
+        step = self.step_of(step)
         name, every = "ema" if ema else "params", flat(abstract)
         self._arguments(step, {name: abstract})
         wanted = {path: leaf for path, leaf in every.items() if only is None or path in only}
@@ -275,7 +275,8 @@ class Store:
         with self._writing():
             self._manager.close()
 
-    def _step(self, step: int | None) -> int:
+    def step_of(self, step: int | None) -> int:
+        """The step itself, of None the newest. Raises UserError where it has no complete checkpoint."""
         steps = self.steps()
         if not steps:
             raise UserError(f"no complete checkpoint in {self.folder}")
