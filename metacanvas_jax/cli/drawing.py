@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser, count: str) -> None:
         help="config that names folders of weights; what has none starts fresh (--config.KEY=VALUE changes it)",
     )
     parser.add_argument(
-        "--out", help="PNG, or MP4 for videos (samples/PROMPT beside the run); of several prompts a folder"
+        "--out", help="PNG, or MP4 for videos (RUN/samples/PROMPT, never an old file); of several prompts a folder"
     )
     parser.add_argument("--count", type=int, help=f"results of a prompt, side by side in one file (default: {count})")
     add_result(parser)
