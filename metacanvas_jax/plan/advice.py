@@ -16,7 +16,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.hardware import GIB, MIB
 from metacanvas_jax.nn.stack import REMAT_CHOICES
 from metacanvas_jax.parallel.mesh import AXES, MeshConfig, batch_shards, make_mesh
-from metacanvas_jax.plan import parts, programs
+from metacanvas_jax.plan import parts, programs, units
 from metacanvas_jax.plan.report import Report
 from metacanvas_jax.plan.topology import Slice
 from metacanvas_jax.tasks import Bucket
@@ -78,7 +78,7 @@ def advise(report: Report, step: Step) -> tuple[str, ...]:
     if report.passed:
         knobs = [knob for knob in _faster(report, step) if knob.saved > LEAST_S * report.seconds]
         ordered = sorted(knobs, key=lambda knob: -knob.saved)
-        return tuple(f"up to {knob.saved:.3f} s less: {knob.flags}  ({knob.why})" for knob in ordered)
+        return tuple(f"up to {units.seconds(knob.saved)} less: {knob.flags}  ({knob.why})" for knob in ordered)
     knobs = [knob for knob in _smaller(report, step) if knob.saved > LEAST_BYTES * report.limit]
     ordered = sorted(knobs, key=lambda knob: -knob.saved)
     lines = [f"about {size(knob.saved)} less: {knob.flags}  ({knob.why})" for knob in ordered]

@@ -4,7 +4,7 @@ import html as escape
 from collections.abc import Sequence
 
 from metacanvas_jax.hardware import GIB
-from metacanvas_jax.plan import parts
+from metacanvas_jax.plan import parts, units
 from metacanvas_jax.plan.report import Part, Report, lasts
 from metacanvas_jax.report.page import Fact, ReportData, render
 from metacanvas_jax.report.sections import Section, Table, tables
@@ -20,11 +20,11 @@ def html(reports: Sequence[Report]) -> str:
     first = reports[0]
     passed = sum(report.passed for report in reports)
     facts = [Fact("Verdict", "PASS" if passed == len(reports) else "FAIL", f"{passed} of {len(reports)} programs fit")]
-    facts += [Fact("Memory of a device", f"{first.needed / GIB:.2f} GiB", f"of {first.limit / GIB:.2f} GiB")]
+    facts += [Fact("Memory of a device", units.memory(first.needed), f"of {first.limit / GIB:.2f} GiB")]
     if first.parts:
-        facts += [Fact("Time of a step", f"{first.seconds:.3g} s", f"MFU {first.mfu:.1%}")]
+        facts += [Fact("Time of a step", units.seconds(first.seconds), f"MFU {first.mfu:.1%}")]
     if first.steps and first.parts:
-        facts += [Fact("Training", f"{first.days:.3g} days", f"{first.chip_hours:,.0f} chip-hours")]
+        facts += [Fact("Training", units.duration(86400 * first.days), f"{first.steps:,} such steps")]
     return render(
         ReportData(
             title="metacanvas plan",
@@ -46,9 +46,9 @@ def _body(report: Report) -> str:
     out = [
         f"<p>{report.topology}, {report.devices} devices, {mesh}, {report.samples} samples.</p>",
         f'<p><b class="{kind}">{escape.escape(report.verdict)}</b></p>',
-        f"<h3>Memory of a device: {report.needed / GIB:.2f} GiB of {report.limit / GIB:.2f} GiB</h3>",
+        f"<h3>Memory of a device: {units.memory(report.needed)} of {report.limit / GIB:.2f} GiB</h3>",
         _bar(
-            [(name, size, f"{size / GIB:.2f} GiB") for name, size in report.memory.items()],
+            [(name, size, units.memory(size)) for name, size in report.memory.items()],
             max(report.limit, sum(report.memory.values())),
             report.limit,
         ),
@@ -63,11 +63,12 @@ def _body(report: Report) -> str:
 
 def _step(report: Report) -> list[str]:
     """The time of a step by part, kernel and collective."""
+    (time, second), (work, flop) = units.time_unit(report.seconds), units.flop_unit(report.flops)
     out = [
-        f"<h3>Time of a step: {report.seconds:.3f} s, MFU {report.mfu:.1%}</h3>",
-        _bar([(part.name, part.seconds, f"{part.seconds:.3f} s") for part in report.parts], report.seconds),
-        f'<p class="soft">MFU = {report.model_flops / 1e15:.3f} PFLOP / ({report.devices} × '
-        f"{report.peak_flops / 1e12:.0f} TFLOP/s × {report.seconds:.3f} s)</p>",
+        f"<h3>Time of a step: {units.seconds(report.seconds)}, MFU {report.mfu:.1%}</h3>",
+        _bar([(part.name, part.seconds, units.seconds(part.seconds)) for part in report.parts], report.seconds),
+        f'<p class="soft">MFU = {report.model_flops / flop:.3f} {work} / ({report.devices} × '
+        f"{report.peak_flops / 1e12:.0f} TFLOP/s × {units.seconds(report.seconds)})</p>",
     ]
     if report.steps:
         out.append(f"<p>{escape.escape(lasts(report))}</p>")
@@ -77,30 +78,36 @@ def _step(report: Report) -> list[str]:
     if any(part.name in parts.CANVAS_PARTS for part in report.parts):
         seconds, work = report.canvas_share(), report.canvas_share("flops")
         out.append(f"<p>The canvas adds {seconds:.2%} of the seconds and {work:.2%} of the FLOPs.</p>")
-    shown = [Table("Parts", PART_HEADS, [_part(report, part) for part in report.parts])]
-    kernels = [(k.name, k.part, str(k.count), f"{k.flops / 1e12:.3f}", f"{k.seconds:.4f}") for k in report.kernels]
+    heads = ("part", work, "of written", *(f"{name} {time}" for name in TIMES), "share")
+    shown = [Table("Parts", heads, [_part(report, part, second, flop) for part in report.parts])]
+    kernels = [
+        (k.name, k.part, str(k.count), f"{k.flops / 1e12:.3f}", f"{k.seconds / second:.4f}") for k in report.kernels
+    ]
     if kernels:
-        shown.append(Table("Kernels, per device", ("kernel", "part", "count", "TFLOP", "seconds"), kernels))
+        shown.append(Table("Kernels, per device", ("kernel", "part", "count", "TFLOP", time), kernels))
     collectives = [
-        (c.kind, str(c.group), c.overlap, str(c.count), *(f"{x:.4f}" for x in (c.bytes / 1e9, c.seconds, c.exposed)))
+        (
+            *(c.kind, str(c.group), c.overlap, str(c.count)),
+            *(f"{value:.4f}" for value in (c.bytes / 1e9, c.seconds / second, c.exposed / second)),
+        )
         for c in report.collectives
     ]
     if collectives:
-        shown.append(Table("Collectives, per device", COLLECTIVE_HEADS, collectives))
+        shown.append(Table("Collectives, per device", (*COLLECTIVES, f"all {time}", f"exposed {time}"), collectives))
     out.append(tables(shown))
     return [*out, "<h3>Most expensive things to fix</h3>", _lines("ol", report.worst)] if report.worst else out
 
 
-PART_HEADS = ("part", "PFLOP", "of written", "products s", "kernels s", "memory s", "collectives s", "seconds", "share")
-COLLECTIVE_HEADS = ("collective", "devices", "overlap", "count", "GB", "seconds", "exposed s")
+TIMES = ("products", "kernels", "memory", "collectives", "all")
+COLLECTIVES = ("collective", "devices", "overlap", "count", "GB")
 
 
-def _part(report: Report, part: Part) -> tuple[str, ...]:
+def _part(report: Report, part: Part, second: float, flop: float) -> tuple[str, ...]:
     return (
         part.name,
-        f"{part.flops / 1e15:.3f}",
+        f"{part.flops / flop:.3f}",
         f"{part.flops / part.traced_flops:.3f}" if part.traced_flops else "–",
-        *(f"{x:.4f}" for x in (part.products, part.kernels, part.memory, part.collectives, part.seconds)),
+        *(f"{value / second:.4f}" for value in part.times),
         f"{part.seconds / report.seconds:.1%}",
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from metacanvas_jax.hardware import GIB, GPUS
-from metacanvas_jax.plan import gpu_cost, parts
+from metacanvas_jax.plan import gpu_cost, parts, units
 from metacanvas_jax.plan.compile import Compiled
 from metacanvas_jax.plan.hlo_cost import Item
 from metacanvas_jax.plan.programs import Program
@@ -50,6 +50,11 @@ class Part:
     def seconds(self) -> float:
         """The sum over products, kernels, memory and collectives."""
         return self.products + self.kernels + self.memory + self.collectives
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """Seconds of products, kernels, memory and collectives, and of all."""
+        return self.products, self.kernels, self.memory, self.collectives, self.seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +131,11 @@ class Report:
     def seconds(self) -> float:
         """The estimated time of one step."""
         return sum(part.seconds for part in self.parts)
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of one step on all devices, with recomputation."""
+        return sum(part.flops for part in self.parts)
 
     @property
     def model_flops(self) -> float:
@@ -288,7 +298,7 @@ def worst(costs: list[Item], peak: float, count: int = 5) -> list[str]:
             else:
                 what = "kernels" if item.sort == "kernel" else "products"
                 lost[f"{part}: {what} below peak FLOP/s"] += item.seconds - item.flops / peak
-    return [f"{seconds:.3f} s  {name}" for name, seconds in lost.most_common(count) if seconds > 0]
+    return [f"{units.seconds(seconds)}  {name}" for name, seconds in lost.most_common(count) if seconds > 0]
 
 
 def table(report: Report) -> str:
@@ -308,39 +318,43 @@ def table(report: Report) -> str:
         lines.append(f"  {'offloaded to the host':<22}{report.host_bytes / GIB:10.2f}")
     if not report.parts:
         return "\n".join(lines + advice(report)) + "\n"
+    (time, second), (work, flop) = units.time_unit(report.seconds), units.flop_unit(report.flops)
+    time = "seconds" if second == 1 else time
     lines += [
         "",
-        f"{'part':<20}{'PFLOP':>10}{'/ written':>10}{'products':>10}{'kernels':>10}{'memory':>10}{'exposed':>10}"
-        f"{'seconds':>10}{'share':>8}",
+        f"{'part':<20}{work:>10}{'/ written':>10}{'products':>10}{'kernels':>10}{'memory':>10}{'exposed':>10}"
+        f"{time:>10}{'share':>8}",
     ]
     for part in report.parts:
         ratio = f"{part.flops / part.traced_flops:.3f}" if part.traced_flops else "-"
         lines.append(
-            f"{part.name:<20}{part.flops / 1e15:>10.3f}{ratio:>10}{part.products:>10.4f}{part.kernels:>10.4f}"
-            f"{part.memory:>10.4f}{part.collectives:>10.4f}{part.seconds:>10.4f}{part.seconds / report.seconds:>8.1%}"
+            f"{part.name:<20}{part.flops / flop:>10.3f}{ratio:>10}"
+            + "".join(f"{value / second:>10.4f}" for value in part.times)
+            + f"{part.seconds / report.seconds:>8.1%}"
         )
     lines.append(
-        f"{'step':<20}{sum(p.flops for p in report.parts) / 1e15:>10.3f}{report.flops_ratio:>10.3f}"
-        f"{sum(p.products for p in report.parts):>10.4f}{sum(p.kernels for p in report.parts):>10.4f}"
-        f"{sum(p.memory for p in report.parts):>10.4f}{sum(p.collectives for p in report.parts):>10.4f}"
-        f"{report.seconds:>10.4f}{1:>8.0%}"
+        f"{'step':<20}{report.flops / flop:>10.3f}{report.flops_ratio:>10.3f}"
+        + "".join(
+            f"{sum(values) / second:>10.4f}" for values in zip(*(part.times for part in report.parts), strict=True)
+        )
+        + f"{1:>8.0%}"
     )
     if report.kernels:
-        lines += ["", f"{'kernel':<30}{'part':<20}{'count':>8}{'TFLOP':>10}{'seconds':>10}"]
+        lines += ["", f"{'kernel':<30}{'part':<20}{'count':>8}{'TFLOP':>10}{time:>10}"]
         lines += [
-            f"{row.name:<30}{row.part:<20}{row.count:>8}{row.flops / 1e12:>10.3f}{row.seconds:>10.4f}"
+            f"{row.name:<30}{row.part:<20}{row.count:>8}{row.flops / 1e12:>10.3f}{row.seconds / second:>10.4f}"
             for row in report.kernels
         ]
-    lines += ["", f"{'collective':<20}{'devices':>8}{'overlap':>9}{'count':>8}{'GB':>10}{'seconds':>10}{'exposed':>10}"]
+    lines += ["", f"{'collective':<20}{'devices':>8}{'overlap':>9}{'count':>8}{'GB':>10}{time:>10}{'exposed':>10}"]
     lines += [
-        f"{row.kind:<20}{row.group:>8}{row.overlap:>9}{row.count:>8}{row.bytes / 1e9:>10.3f}{row.seconds:>10.4f}"
-        f"{row.exposed:>10.4f}"
+        f"{row.kind:<20}{row.group:>8}{row.overlap:>9}{row.count:>8}{row.bytes / 1e9:>10.3f}"
+        f"{row.seconds / second:>10.4f}{row.exposed / second:>10.4f}"
         for row in report.collectives
     ]
     lines += [
         "",
-        f"MFU {report.mfu:.1%} = {report.model_flops / 1e15:.3f} PFLOP of the model / ({report.devices} devices x "
-        f"{report.peak_flops / 1e12:.0f} TFLOP/s x {report.seconds:.3f} s)",
+        f"MFU {report.mfu:.1%} = {report.model_flops / flop:.3f} {work} of the model / ({report.devices} devices x "
+        f"{report.peak_flops / 1e12:.0f} TFLOP/s x {units.seconds(report.seconds)})",
     ]
     if report.steps:
         lines.append(lasts(report))
@@ -359,8 +373,9 @@ def table(report: Report) -> str:
 
 def lasts(report: Report) -> str:
     """How long the whole training takes."""
+    hours = f"{report.chip_hours:,.0f}" if report.chip_hours >= 10 else f"{report.chip_hours:.2g}"
     return (
-        f"training: {report.steps:,} such steps take {report.days:.3g} days, {report.chip_hours:,.0f} chip-hours "
+        f"training: {report.steps:,} such steps take {units.duration(86400 * report.days)}, {hours} chip-hours "
         "(steps of smaller buckets take less)"
     )
 

@@ -1,0 +1,40 @@
+"""Units in which the figures of a plan can be read: those of full-size steps, and smaller ones for miniatures."""
+
+from typing import NamedTuple
+
+from metacanvas_jax.hardware import GIB
+
+
+class Unit(NamedTuple):
+    """A unit's name, and its size in the basic unit."""
+
+    name: str
+    size: float
+
+
+def time_unit(step: float) -> Unit:
+    """For the times of the parts of a step that takes so many seconds."""
+    return Unit("s", 1.0) if step >= 0.01 else Unit("µs", 1e-6)
+
+
+def flop_unit(step: float) -> Unit:
+    """For the FLOPs of the parts of a step that has so many."""
+    return Unit("PFLOP", 1e15) if step >= 1e13 else Unit("GFLOP", 1e9)
+
+
+def memory(size: float) -> str:
+    """Bytes: 1.23 GiB, 4.5 MiB."""
+    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / GIB * 1024:.1f} MiB"
+
+
+def seconds(value: float) -> str:
+    """A time: 1.234 s, 0.012 s, 25.7 µs."""
+    return f"{value:.3f} s" if value >= 0.001 or value == 0 else f"{value * 1e6:.3g} µs"
+
+
+def duration(value: float) -> str:
+    """How long a training of so many seconds takes: 12.3 days, 2.5 hours, 40 s, 0.5 ms."""
+    for name, size in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0), ("s", 1.0)):
+        if value >= size:
+            return f"{value / size:.3g} {name}"
+    return f"{value * 1e3:.2g} ms"
