@@ -189,7 +189,9 @@ def test_what_a_miniature_makes_lies_in_its_run_unless_it_is_named(tmp_path):
 
 
 def test_a_bad_sample_is_named_once_while_a_miniature_makes_what_it_needs(tmp_path, caplog):
-    folder = loose(tmp_path / "mine", 40)
+    folder, rng = loose(tmp_path / "mine", 40), np.random.default_rng(0)
+    for path in folder.glob("*.png"):  # noise, as an autoencoder is made of these pictures
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)).save(path)
     damaged = sorted(folder.glob("*.png"))[0]
     damaged.write_bytes(damaged.read_bytes()[:40])
     _, setup, _ = used(tmp_path, folder)
