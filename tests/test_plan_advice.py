@@ -135,14 +135,15 @@ def test_a_report_says_how_long_the_training_lasts_and_shows_its_advice():
 
 def test_a_miniature_has_figures_that_can_be_read():
     report = passed(step(), steps=20)
-    small = [dataclasses.replace(part, flops=3e9, products=2e-5, memory=1e-5, collectives=0.0) for part in report.parts]
+    parts = (*report.parts, dataclasses.replace(report.parts[0], name="canvas write"))
+    small = [dataclasses.replace(part, flops=3e9, products=2e-5, memory=1e-5, collectives=0.0) for part in parts]
     report = dataclasses.replace(report, parts=tuple(small), memory={"batch": 3e6}, needed=3e6, steps=20)
     for text in (table(report), page.html([report])):
         assert (
             "GFLOP" in text and "30.0000" in text and "µs" in text and "PFLOP" not in text.partition("MFU = model")[0]
         )
         assert f"20 such steps take {20e3 * report.seconds:.2g} ms" in text
-    assert "batch: 2.9 MiB" in page.html([report])
+    assert "batch: 2.9 MiB" in page.html([report]) and "The canvas adds" in page.html([report])
 
 
 def test_the_page_of_a_failure_shows_all_that_is_in_memory_and_where_the_chip_ends():

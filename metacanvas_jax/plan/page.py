@@ -3,7 +3,6 @@
 import html as escape
 from collections.abc import Sequence
 
-from metacanvas_jax.hardware import GIB
 from metacanvas_jax.plan import parts, units
 from metacanvas_jax.plan.report import Part, Report, lasts
 from metacanvas_jax.report.page import Fact, ReportData, render
@@ -20,7 +19,7 @@ def html(reports: Sequence[Report]) -> str:
     first = reports[0]
     passed = sum(report.passed for report in reports)
     facts = [Fact("Verdict", "PASS" if passed == len(reports) else "FAIL", f"{passed} of {len(reports)} programs fit")]
-    facts += [Fact("Memory of a device", units.memory(first.needed), f"of {first.limit / GIB:.2f} GiB")]
+    facts += [Fact("Memory of a device", units.memory(first.needed), f"of {units.memory(first.limit)}")]
     if first.parts:
         facts += [Fact("Time of a step", units.seconds(first.seconds), f"MFU {first.mfu:.1%}")]
     if first.steps and first.parts:
@@ -46,7 +45,7 @@ def _body(report: Report) -> str:
     out = [
         f"<p>{report.topology}, {report.devices} devices, {mesh}, {report.samples} samples.</p>",
         f'<p><b class="{kind}">{escape.escape(report.verdict)}</b></p>',
-        f"<h3>Memory of a device: {units.memory(report.needed)} of {report.limit / GIB:.2f} GiB</h3>",
+        f"<h3>Memory of a device: {units.memory(report.needed)} of {units.memory(report.limit)}</h3>",
         _bar(
             [(name, size, units.memory(size)) for name, size in report.memory.items()],
             max(report.limit, sum(report.memory.values())),
@@ -76,8 +75,8 @@ def _step(report: Report) -> list[str]:
         rest = report.without(parts.VAE)
         out.append(f"<p>Without VAE: {rest.seconds:.3f} s, MFU {rest.mfu:.1%}.</p>")
     if any(part.name in parts.CANVAS_PARTS for part in report.parts):
-        seconds, work = report.canvas_share(), report.canvas_share("flops")
-        out.append(f"<p>The canvas adds {seconds:.2%} of the seconds and {work:.2%} of the FLOPs.</p>")
+        shares = report.canvas_share(), report.canvas_share("flops")
+        out.append(f"<p>The canvas adds {shares[0]:.2%} of the seconds and {shares[1]:.2%} of the FLOPs.</p>")
     heads = ("part", work, "of written", *(f"{name} {time}" for name in TIMES), "share")
     shown = [Table("Parts", heads, [_part(report, part, second, flop) for part in report.parts])]
     kernels = [

@@ -303,17 +303,18 @@ def worst(costs: list[Item], peak: float, count: int = 5) -> list[str]:
 
 def table(report: Report) -> str:
     """The report as text for a terminal."""
+    unit, byte = units.memory_unit(report.needed)
     mesh = " x ".join(f"{axis} {size}" for axis, size in report.mesh.items() if size > 1) or "one device"
     lines = [
         f"{report.config}: {report.program}, {report.samples} samples, on {report.topology} "
         f"({report.devices} devices, {mesh})",
         report.verdict,
         "",
-        f"{'memory of a GPU' if report.chip in GPUS else 'HBM per device'}, GiB",
+        f"{'memory of a GPU' if report.chip in GPUS else 'HBM per device'}, {unit}",
     ]
-    lines += [f"  {name:<22}{size / GIB:10.2f}" for name, size in report.memory.items()]
+    lines += [f"  {name:<22}{size / byte:10.2f}" for name, size in report.memory.items()]
     share = report.needed / report.limit
-    lines.append(f"  {'peak':<22}{report.needed / GIB:10.2f}  of {report.limit / GIB:.2f} ({share:.0%})")
+    lines.append(f"  {'peak':<22}{report.needed / byte:10.2f}  of {report.limit / byte:.2f} ({share:.0%})")
     if report.host_bytes:
         lines.append(f"  {'offloaded to the host':<22}{report.host_bytes / GIB:10.2f}")
     if not report.parts:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from metacanvas_jax.hardware import GIB
+from metacanvas_jax.hardware import GIB, MIB
 
 
 class Unit(NamedTuple):
@@ -22,9 +22,15 @@ def flop_unit(step: float) -> Unit:
     return Unit("PFLOP", 1e15) if step >= 1e13 else Unit("GFLOP", 1e9)
 
 
+def memory_unit(peak: float) -> Unit:
+    """For what makes a peak of so many bytes."""
+    return Unit("GiB", GIB) if peak >= 0.1 * GIB else Unit("MiB", MIB)
+
+
 def memory(size: float) -> str:
     """Bytes: 1.23 GiB, 4.5 MiB."""
-    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / GIB * 1024:.1f} MiB"
+    unit = memory_unit(size)
+    return f"{size / unit.size:.{2 if unit.size == GIB else 1}f} {unit.name}"
 
 
 def seconds(value: float) -> str:
