@@ -91,8 +91,9 @@ def load(
         now = parameters.identities(setup, whole=verify)
         agreement.check_known(checkpoints.meta(step)["frozen"], now, folders(setup), where)
         wanted = {path: held.get(path, leaf) for path, leaf in trainable.items()}
-        how = {"ema": setup.train.ema is not None, "step": step, "only": held.keys()}
-        trained = checkpoints.restore_params(nested(wanted), **how)
+        trained = checkpoints.restore_params(
+            nested(wanted), ema=setup.train.ema is not None, step=step, only=held.keys()
+        )
     frozen = {path: held[path] for path in frozen if path in held}
     return Trained(painter, merge(trained, nested(frozen_params(setup, frozen, run))), step)
 
