@@ -13,7 +13,7 @@ CATEGORIES = ("group", "position", "place")
 EACH = 2  # prompts per category and split
 SPLITS = ("held_out", "seen")
 FILMED = ("two red cats left of a blue car", "a green tree above a yellow star", "three purple ducks")
-FPS, STILL = 5.0, 10  # of the film; how often its last frame is repeated
+FPS, STILL = 5.0, 10  # of the film; how many frames the pictures stand still
 
 
 def samples(trained: Trained) -> list[report.Sample]:
@@ -50,4 +50,4 @@ def film(trained: Trained, prompts: Sequence[str] = FILMED) -> bytes:
     drawn = trained.draw(prompts, seed=setup.eval.seed, moments=setup.sampler.steps // 2 + 1)
     films = drawn.pixels if drawn.canvas is None else moving(drawn.pixels, drawn.canvas)
     sheets = [pictures.grid(frames, prompts, columns=len(prompts)) for frames in zip(*films, strict=True)]
-    return pictures.gif(sheets + sheets[-1:] * STILL, FPS)
+    return pictures.gif(sheets[-1:] * STILL + sheets, FPS)  # what does not move shows the first frame

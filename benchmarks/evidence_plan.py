@@ -1,0 +1,98 @@
+"""What benchmarks/evidence.py runs, and what the paper lets us expect: both were written before the runs.
+
+Every hypothesis compares two variants that were trained on the same scenes with the same seeds.
+"""
+
+import dataclasses
+from typing import Any
+
+SEEDS = (0, 1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A variant of configs/evidence.py, and values that differ from it."""
+
+    name: str
+    title: str
+    config: str = "canvas"
+    changes: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypothesis:
+    """The paper's claim that ``better`` reaches more than ``worse`` in a figure of ``evidence.figures``."""
+
+    claim: str
+    better: str
+    worse: str
+    figure: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A figure or table of the paper."""
+
+    name: str
+    title: str
+    variants: tuple[str, ...]
+    hypotheses: tuple[Hypothesis, ...]
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("canvas", "text and canvas"),
+        Variant("canvas_only", "canvas only", "canvas_only"),
+        Variant("text", "text only", "text"),
+        Variant("metaquery", "MetaQuery", "metaquery"),
+        Variant("text_metaquery", "text and MetaQuery", "text_metaquery"),
+        Variant("no_time", "no time in the DiT block", "no_time"),
+        Variant("no_dit_block", "no DiT block", "no_dit_block"),
+        Variant("no_vanilla_block", "no vanilla block", "no_vanilla_block"),
+        Variant("before_patchify", "canvas added before patchify", "before_patchify"),
+        Variant("one_row", "canvas numbered as one row", changes=(("canvas.dims", 1),)),
+        Variant("like_text", "canvas numbered like text", changes=(("canvas.rope", False),)),
+    )
+}
+
+SEEN, HELD_OUT, CURVE = "seen", "held out", "mean of the curve"
+
+EXPERIMENTS = (
+    Experiment(
+        "figure_4",
+        "How the prompt reaches the DiT (paper, Fig. 4)",
+        ("canvas", "canvas_only", "text", "metaquery", "text_metaquery"),
+        (
+            Hypothesis("Text and canvas end better than text alone.", "canvas", "text", SEEN),
+            Hypothesis("The same holds for combinations that training never showed.", "canvas", "text", HELD_OUT),
+            Hypothesis("Text and canvas learn faster than text alone.", "canvas", "text", CURVE),
+            Hypothesis("Text and canvas end better than text and MetaQuery.", "canvas", "text_metaquery", SEEN),
+            Hypothesis("Text and canvas learn faster than text and MetaQuery.", "canvas", "text_metaquery", CURVE),
+            Hypothesis("A canvas without text ends better than MetaQuery.", "canvas_only", "metaquery", SEEN),
+        ),
+    ),
+    Experiment(
+        "table_3",
+        "The parts of the canvas connector (paper, Table 3)",
+        ("canvas", "no_time", "no_dit_block", "no_vanilla_block", "before_patchify", "text"),
+        tuple(
+            Hypothesis(f"The full connector ends better than the one with {lacks}.", "canvas", name, SEEN)
+            for name, lacks in (
+                ("no_time", "no time in the DiT block"),
+                ("no_dit_block", "no DiT block"),
+                ("no_vanilla_block", "no vanilla block"),
+                ("before_patchify", "the canvas added before patchify"),
+            )
+        ),
+    ),
+    Experiment(
+        "table_10",
+        "How canvas tokens are numbered (paper, Table 10)",
+        ("canvas", "one_row", "like_text"),
+        (
+            Hypothesis("Multimodal RoPE ends better than positions like text.", "canvas", "like_text", SEEN),
+            Hypothesis("Rows and columns end better than one row.", "canvas", "one_row", SEEN),
+        ),
+    ),
+)

@@ -1,0 +1,61 @@
+"""The paper's comparisons in miniature: OpenMoji scenes, a taught MLLM and a taught text encoder, both frozen.
+
+Command:   python benchmarks/evidence.py           (what is missing of all runs, one after another; hours on a CPU)
+           metacanvas train --config configs/evidence.py:canvas --workdir runs/evidence/canvas
+Variants:  canvas            text and canvas (the method)                            Fig. 4 (1), Table 3 row 1
+           canvas_only       canvas; the text encoder gets the empty prompt          Fig. 4 (2)
+           text              the DiT's own text encoder, no MLLM                     Fig. 4 (3)
+           metaquery         16 learnable queries in place of the text               Fig. 4 (4)
+           text_metaquery    the text, followed by the 16 queries                    Fig. 4 (5)
+           no_time, no_dit_block, no_vanilla_block, before_patchify                  Table 3 rows 2 to 5
+Hardware:  2 CPU cores
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, miniature
+from metacanvas_jax.config import schema
+from metacanvas_jax.connectors.queries import QueriesConfig
+from metacanvas_jax.text.gemma2.network import Gemma2Config
+
+FIGURE_4 = ("canvas", "canvas_only", "text", "metaquery", "text_metaquery")
+TABLE_3 = ("no_time", "no_dit_block", "no_vanilla_block", "before_patchify")
+VARIANTS = (*FIGURE_4, *TABLE_3)
+TEXT = f"{miniature.CACHE}/text"
+STEPS = 1500
+
+
+def get_config(variant: str = "canvas") -> ConfigDict:
+    """A way in which the prompt reaches the DiT, or a row of the connector's ablation."""
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/evidence.py has the variants {', '.join(VARIANTS)}, not {variant!r}")
+    config = miniature.get_config("text" if variant in ("text", "metaquery", "text_metaquery") else "canvas")
+    config.name = f"evidence_{variant}"
+    queries = config.context_connector
+    config.context_connector = None
+    if variant != "metaquery":
+        encoder = Gemma2Config(
+            vocab=527, width=128, layers=3, heads=4, kv_heads=2, head_width=32, mlp=256, query_scalar=32.0
+        )
+        text = schema.TextSection(encoder, TEXT, str(miniature.SHIPPED / "tokenizer"), length=24, instruction=False)
+        config.text = base.section(text, reads_prompt=variant != "canvas_only")
+    if variant in ("metaquery", "text_metaquery"):
+        config.queries = base.section(QueriesConfig(16, after_context=False))
+        config.context_connector = queries
+    if variant == "text":
+        config.mllm.context_memory = 0.0  # nothing reads the MLLM
+    if variant == "no_time":
+        config.canvas_connector.time_modulation = False
+    if variant == "no_dit_block":
+        config.canvas_connector.dit_block = False
+    if variant == "no_vanilla_block":
+        config.canvas_connector.vanilla_block = False
+    if variant == "before_patchify":
+        config.canvas_connector.fuse = "before_patchify"
+    config.train.rules = (("(mllm|text|vae)/.*", "freeze"), (".*", "train"))
+    config.train.steps = config.optimizer.total_steps = STEPS
+    config.train.preview_every = 0
+    config.train.evaluate_every = STEPS // 6
+    config.eval.during_training = 20
+    config.eval.per_category = config.eval.per_category_held_out = 100
+    return config
