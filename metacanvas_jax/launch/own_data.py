@@ -36,7 +36,8 @@ def use(config: ConfigDict, data: str, workdir: str | os.PathLike, overrides: Se
         raise UserError(f"{given[0]} has no effect with --data, which makes the sources; leave one of them out")
     found = own.look(data)
     sections, notes = [], {}
-    by_size_of = {source["task"] for source in config.get("sources") or () if source.get("by_size")}
+    configured: Any = config.get("sources") or ()
+    by_size_of = {source["task"] for source in configured if source.get("by_size")}
     for task, (size, clip) in _shapes(config).items():
         if found.by_size:
             sections.append(dataclasses.asdict(_sorted(found, task, clip)))
