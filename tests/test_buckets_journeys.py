@@ -18,7 +18,8 @@ from metacanvas_jax.train.metrics import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.miniature]
 SHORT = ["--config.train.steps=2", "--config.train.batch=8", "--config.train.checkpoint_every=2"]
-SCENES = [*SHORT, "--config.data.count=64", "--config.train.log_every=1", "--config.optimizer.total_steps=2"]
+SCENES = [*SHORT, "--config.data.count=64", "--config.train.log_every=1"]
+SCENES += ["--config.optimizer.total_steps=2", "--config.optimizer.warmup_steps=1"]
 TWO_STEPS = ["--steps", "2", "--guidance", "1"]
 
 
