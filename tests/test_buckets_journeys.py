@@ -112,13 +112,13 @@ def test_a_report_draws_with_the_weights_of_the_bucket(run, capsys):
 def test_an_mllm_is_taught_in_a_bucket(bucket, capsys):
     taught, places = f"{bucket.url}/taught", [f"--config.data.path={bucket.url}/scenes"]
     places += [f"--config.mllm.tokenizer={bucket.url}/tokenizer"]
-    teach = ["teach", "--workdir", f"{bucket.url}/run", "--out", taught, "--questions", "8"]
+    teach = ["teach", "--workdir", f"{bucket.url}/run", "--out", taught, "--questions", "96"]
     assert main([*teach, *places, *SCENES]) == 2, "two steps teach nothing"
     shown = capsys.readouterr()
     assert "taught, but missed its bars" in shown.err and "words" in shown.out
     there = files.listing(taught, deep=True)
     assert {"params.json", "params.safetensors", "exam.json", "README.md", "tokenizer/tokenizer.json"} < there.keys()
-    assert files.read_json(f"{taught}/exam.json")["questions"] == 8
+    assert files.read_json(f"{taught}/exam.json")["questions"] == 96
 
 
 def test_the_demo_runs_in_a_bucket(bucket, capsys, monkeypatch):
