@@ -162,7 +162,7 @@ def other(out):
 
 
 REFUSED = {
-    removed: r"out: no folder 24x12, which the bucket of 24 x 12 pixels reads; there are 12x24 \(6\), 24x12 \(4\)",
+    removed: r"out: no folder 24x12, which the bucket of 24 x 12 pixels reads; there are 12x24 \(6\), 24x24 \(8\);",
     edited: r"sizes.json is damaged: it is not what was written",
     exchanged: r"24x12: these 6 samples are not the 4 that sizes.json names; delete .*out and sort them again",
     unfinished: r"out: no sizes.json there; a source with by_size is a folder that `metacanvas prepare",

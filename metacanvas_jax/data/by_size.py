@@ -100,10 +100,12 @@ def at(experiment: Experiment, bucket: Bucket) -> list[SourceSection]:
         folder = files.join(section.path, name(bucket.size))
         count = there.samples.get(bucket.size)
         if count is None or (count and not (files.folder(folder) / RECIPE).is_file()):
+            left = {size: n for size, n in there.samples.items() if (_folder(section, size) / RECIPE).is_file()}
+            left = dataclasses.replace(there, samples=left)
             raise UserError(
                 f"{section.path}: no folder {name(bucket.size)}, which the bucket of {bucket.size[0]} x "
-                f"{bucket.size[1]} pixels reads; there are {there.there()}; sort the samples for this config by "
-                "`metacanvas prepare --by-bucket`"
+                f"{bucket.size[1]} pixels reads; there are {left.there()}; sort the samples for this "
+                "config by `metacanvas prepare --by-bucket`"
             )
         if count:
             share = count / sum(there.samples.get(size, 0) for size in {*sizes, bucket.size})
@@ -180,6 +182,10 @@ def identity(experiment: Experiment) -> dict[str, Any]:
                 for size, count in sorted(there.samples.items())
             ]
     return found
+
+
+def _folder(section: SourceSection, size: Size) -> files.Path:
+    return files.folder(files.join(section.path, name(size)))
 
 
 def _check(path: str | os.PathLike, size: Size, there: Sorted) -> None:
