@@ -122,6 +122,8 @@ def test_every_shipped_miniature_is_evaluated_at_its_end_with_few_results(file):
         for miniature, first in (("miniature", "tasks"), ("emoji", "flow_loss")):
             setup = build(file, f"{variant}.{miniature}")
             names = evaluators.names_of(setup)
+            if variant == "ratios":
+                first = "flow_loss"  # the judges know drawings of the world's own size only
             assert names[0] == first and "flow_loss" in names
             config = fit_config(setup)
             assert [step for step in range(1, config.steps + 1) if config.due(step).evaluate] == [config.steps]
