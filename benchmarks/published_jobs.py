@@ -40,13 +40,6 @@ JOBS = (
         topology="v5p:2x2x1",
         mesh=MeshConfig(data=1, context=4),
         make=wan_program,
-        difference=(
-            "Two thirds of the estimate are attention at 97 % of peak, which the schedule of this project's kernels "
-            "reaches (docs/kernels.md), with five products in the backward pass. MaxDiffusion uses the splash kernels "
-            "of JAX, whose separate passes for dq and for dk, dv need seven. A schedule also does not include waits "
-            "for HBM. If attention were the whole difference, theirs would run at 38 % of peak. The other job has "
-            "little attention, and its estimate agrees with the published time."
-        ),
     ),
     Measured(
         name="FLUX.1-dev text-to-image, 1024x1024, batch 8, v5p-8 (4 chips)",

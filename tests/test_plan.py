@@ -20,6 +20,7 @@ from metacanvas_jax.nn.stack import REMAT_CHOICES
 from metacanvas_jax.parallel.flags import FLAGS, flags_for, libtpu_arguments
 from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh, parse_mesh
 from metacanvas_jax.plan import hlo, hlo_cost, parts, planning
+from metacanvas_jax.plan.calibration import KINDS, Factors
 from metacanvas_jax.plan.compile import compilation_key, does_not_fit
 from metacanvas_jax.plan.hlo_cost import Machine
 from metacanvas_jax.plan.report import Kernel, Part, Report, as_json, table
@@ -376,7 +377,8 @@ def test_reports_survive_json_and_tell_what_latents_computed_ahead_would_save():
     assert report.without("VAE").mfu == pytest.approx(1e12 / (4 * 197e12 * 3.0))
 
 
-def test_search_ranks_by_time_per_sample_and_says_why_others_lose():
+def test_search_ranks_by_time_per_sample_and_says_why_others_lose(monkeypatch):
+    monkeypatch.setattr(Report, "factors", Factors(dict.fromkeys(KINDS, 1.0), 0.0, 0.1, "none"))
     slow, best = outcome(3.0, collectives=2.0), outcome(3.0, batch=32)
     found = ranked([slow, outcome(0.1, passed=False), best])
     assert [o.report for o in found[:2]] == [best.report, slow.report]

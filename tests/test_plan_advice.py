@@ -126,9 +126,9 @@ def test_a_step_that_fits_gets_what_saves_time_and_has_room():
 
 def test_a_report_says_how_long_the_training_lasts_and_shows_its_advice():
     report = passed(step(), steps=86_400, advice=("up to 0.2 s less: --config.dit.remat=none",))
-    assert report.days == pytest.approx(1.0) and report.chip_hours == pytest.approx(96)
+    assert report.days == pytest.approx(report.expected) and report.chip_hours == pytest.approx(96 * report.expected)
     for text in (table(report), page.html([report])):
-        assert "86,400 such steps take 1 days, 96 chip-hours" in text
+        assert f"86,400 such steps take {report.expected:.3g} days, {96 * report.expected:.0f} chip-hours" in text
         assert "--config.dit.remat=none" in text and "make it faster" in text
     assert Report.from_dict(report.to_dict()) == report
 
@@ -142,7 +142,10 @@ def test_a_miniature_has_figures_that_can_be_read():
         assert (
             "GFLOP" in text and "30.0000" in text and "µs" in text and "PFLOP" not in text.partition("MFU = model")[0]
         )
-        assert f"20 such steps take {20e3 * report.seconds:.2g} ms" in text
+        assert f"20 such steps take {20e3 * report.expected:.2g} ms" in text
+        low, high = report.factors.interval(report.expected)
+        assert f"expected: {1e6 * report.expected:.3g} µs ({1e6 * low:.3g} to {1e6 * high:.3g})" in text
+        assert f"memory x {report.factors.values['memory']:.2f}: +" in text and "+0.000 s" not in text
     assert "batch: 2.9 MiB" in page.html([report]) and "The canvas adds" in page.html([report])
 
 

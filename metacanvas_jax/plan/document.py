@@ -11,8 +11,8 @@ from metacanvas_jax.plan.report import ASSUMPTIONS, Report, as_json, table
 from metacanvas_jax.plan.shipped import Job
 
 HEADS = (
-    *("config", "program", "slice", "mesh", "samples", "fits", "peak GiB", "s per step", "MFU", "MFU without VAE"),
-    *("FLOPs / written", "canvas: seconds", "FLOPs"),
+    *("config", "program", "slice", "mesh", "samples", "fits", "peak GiB", "expected s per step", "range", "best s"),
+    *("expected MFU", "best MFU", "expected MFU without VAE", "FLOPs / written", "canvas: expected seconds", "FLOPs"),
 )
 
 
@@ -44,6 +44,7 @@ def page(folder: Path, jobs: Sequence[Job], published: Sequence[Measured]) -> st
         "",
         "`make plan-all` (`benchmarks/plan_all.py`) writes this page. Full-size configs are compiled ahead of time for",
         "their TPU slices, and their cost is estimated from the compiled program. No TPU is used.",
+        "[planning.md](planning.md) says what is compiled, what is fitted on measured jobs, and how far off that is.",
         "`metacanvas plan --config C --topology T` prints the same for one config.",
         "",
         *(f"- {note}." for note in ASSUMPTIONS),
@@ -54,21 +55,23 @@ def page(folder: Path, jobs: Sequence[Job], published: Sequence[Measured]) -> st
         "|---" * len(HEADS) + "|",
         *(_row(_cells(report)) for report in reports),
     ]
+    lines += [f"\n{note}." for note in dict.fromkeys(report.note for report in reports if report.note)]
     if truths:
         lines += [
             "",
-            "## Jobs that others measured",
+            "## Published jobs",
             "",
-            _row(("job", "published", "estimate", "estimate / published", "assumptions")),
+            "These are programs of this project for jobs that others have measured. Those jobs ran other kernels and",
+            "kept other values, so their times are no check of these rows. [planning.md](planning.md) compares plans",
+            "of the jobs as they were run.",
+            "",
+            _row(("job", "published", "expected", "best", "assumptions")),
             "|---" * 5 + "|",
         ]
         for truth, report in truths:
             published_time = f"{truth.seconds:.3f} s ({truth.source})"
-            ratio = f"{report.seconds / truth.seconds:.2f}" if report.passed else "-"
-            estimate = f"{report.seconds:.3f} s" if report.passed else report.verdict
-            lines.append(_row((truth.name, published_time, estimate, ratio, truth.assumptions)))
-        for truth, _ in truths:
-            lines += ["", f"*{truth.name}.* {truth.difference}"] if truth.difference else []
+            times = [f"{report.expected:.3f} s", f"{report.seconds:.3f} s"] if report.passed else [report.verdict, "-"]
+            lines.append(_row((truth.name, published_time, *times, truth.assumptions)))
     lines += ["", "## In detail"]
     for report in [*reports, *(report for _, report in truths)]:
         name = f"{report.config}: {report.program}, {report.topology}"
@@ -82,11 +85,13 @@ def _cells(report: Report) -> list[str]:
     cells += ["PASS" if report.passed else "FAIL", f"{report.needed / GIB:.1f} of {report.limit / GIB:.1f}"]
     if not report.passed:
         return cells + ["-"] * (len(HEADS) - len(cells))
-    cells += [f"{report.seconds:.3f}", f"{report.mfu:.1%}"]
-    cells.append(f"{report.without(parts.VAE).mfu:.1%}" if report.runs_vae else "-")
+    low, high = report.factors.interval(report.expected)
+    cells += [f"{report.expected:.3f}", f"{low:.3f} to {high:.3f}", f"{report.seconds:.3f}"]
+    cells += [f"**{report.expected_mfu:.1%}**", f"{report.mfu:.1%}"]
+    cells.append(f"{report.without(parts.VAE).expected_mfu:.1%}" if report.runs_vae else "-")
     cells.append(f"{report.flops_ratio:.3f}")
     canvas = any(part.name in parts.CANVAS_PARTS for part in report.parts)
-    return cells + ([f"+{report.canvas_share(what):.2%}" for what in ("seconds", "flops")] if canvas else ["-", "-"])
+    return cells + ([f"+{report.canvas_share(what):.2%}" for what in ("expected", "flops")] if canvas else ["-", "-"])
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -5,14 +5,16 @@ estimated as follows:
 
 - *products* (fusions with a matrix product or convolution): the compiler's cycles divided by the clock. The lower limit
   is the time at peak FLOP/s or at full bandwidth. The upper limit is the time at 60 % of peak plus that of the memory
-  traffic, because the cycles of small products are several times too large.
+  traffic, because the cycles of small products are several times too large. On v6e and tpu7x the cycles of all products
+  are too large. There the upper limit is the longer of two times: at the share of peak that a large product reached on
+  hardware (``MEASURED_PRODUCT``), and that of the memory traffic.
 - *memory* (everything else): HBM bytes at 85 % of the bandwidth.
 - *kernels* (Pallas): the longer of two times. One is that of the declared FLOPs at the share of peak which the kernel's
   static schedule reaches (``kernel_share``). The other is that of the declared bytes.
 - *collectives*: bytes on the wire of one device over two links of the torus, or over the data-centre network between
   slices. Only the time that is not hidden behind other operations counts.
 
-Nothing here was measured on a TPU.
+These are the best times that the compiled program allows. ``calibration.py`` makes expected times of them.
 """
 
 import collections
@@ -30,6 +32,8 @@ FREE = {
 }
 BEST_BANDWIDTH = 0.85
 LEAST_PRODUCT_SHARE = 0.6
+MEASURED_PRODUCT = {"v6e": 0.90, "tpu7x": 0.83}  # 8192^3, 16384^3 (benchmarks/calibration/jobs.json)
+HOST = "host copy"  # the ``kind`` of an item that moves data between HBM and the memory of the host
 HOST_BANDWIDTH = 16e9  # bytes per second and device between HBM and the memory of the host
 
 
@@ -142,7 +146,10 @@ class Walk:
         if not flops:
             return self.add(self.item(op, "memory", times, 0.0, moved, memory)) if moved else 0.0
         least = max(flops / chip.flops, moved / chip.hbm_bandwidth)
-        most = flops / chip.flops / LEAST_PRODUCT_SHARE + memory
+        if chip.name in MEASURED_PRODUCT:
+            most = max(flops / chip.flops / MEASURED_PRODUCT[chip.name], memory)
+        else:
+            most = flops / chip.flops / LEAST_PRODUCT_SHARE + memory
         seconds = min(max(op.cycles / chip.clock, least), most) if op.cycles else most
         return self.add(self.item(op, "product", times, flops, moved, seconds))
 
@@ -184,7 +191,8 @@ class Walk:
         bandwidth = HOST_BANDWIDTH if hlo.host_bytes(start.type) else BEST_BANDWIDTH * self.machine.chip.hbm_bandwidth
         item = self.item(start, "memory", times, 0.0, moved, moved / bandwidth)
         exposed = max(moved / bandwidth - covered, 0.0) * times
-        return self.add(dataclasses.replace(item, exposed=exposed, overlap="beside"))
+        kind = HOST if hlo.host_bytes(start.type) else item.kind
+        return self.add(dataclasses.replace(item, exposed=exposed, overlap="beside", kind=kind))
 
     def _fused_collectives(self, op: Op, fused: dict[str, list], seconds: float) -> None:
         """A fused collective appears in a start fusion, in the fusions that run beside it, and in a done fusion."""

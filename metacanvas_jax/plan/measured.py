@@ -22,7 +22,7 @@ from metacanvas_jax.types import Given, States
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A job with a published step time, the assumptions about it, and the reason why the estimate differs."""
+    """A job with a published step time, and the assumptions of the program that is compiled for it."""
 
     name: str
     seconds: float
@@ -31,7 +31,6 @@ class Measured:
     topology: str
     mesh: MeshConfig
     make: Callable[[Mesh], Program]
-    difference: str = ""
 
 
 def dit_program(name: str, network: nn.Module, inputs: dict[str, Any], mesh: Mesh) -> Program:

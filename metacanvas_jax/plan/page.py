@@ -4,7 +4,7 @@ import html as escape
 from collections.abc import Sequence
 
 from metacanvas_jax.plan import parts, units
-from metacanvas_jax.plan.report import Part, Report, lasts
+from metacanvas_jax.plan.report import Part, Report, lasts, outlook
 from metacanvas_jax.report.page import Fact, ReportData, render
 from metacanvas_jax.report.sections import Section, Table, tables
 
@@ -14,14 +14,17 @@ WIDE = 0.1  # share of a bar in which a name has room
 
 def html(reports: Sequence[Report]) -> str:
     """The page."""
-    told = list(dict.fromkeys(note for report in reports for note in report.assumptions))
+    told = [note for report in reports for note in (*report.assumptions, report.note) if note]
     sections = [Section(f"plan{place}", _title(report), _body(report)) for place, report in enumerate(reports)]
     first = reports[0]
     passed = sum(report.passed for report in reports)
     facts = [Fact("Verdict", "PASS" if passed == len(reports) else "FAIL", f"{passed} of {len(reports)} programs fit")]
-    facts += [Fact("Memory of a device", units.memory(first.needed), f"of {units.memory(first.limit)}")]
     if first.parts:
-        facts += [Fact("Time of a step", units.seconds(first.seconds), f"MFU {first.mfu:.1%}")]
+        facts += [
+            Fact("Expected step", units.seconds(first.expected), f"at best {units.seconds(first.seconds)}"),
+            Fact("Expected MFU", f"{first.expected_mfu:.1%}", f"at best {first.mfu:.1%}"),
+        ]
+    facts += [Fact("Memory of a device", units.memory(first.needed), f"of {units.memory(first.limit)}")]
     if first.steps and first.parts:
         facts += [Fact("Training", units.duration(86400 * first.days), f"{first.steps:,} such steps")]
     return render(
@@ -29,7 +32,7 @@ def html(reports: Sequence[Report]) -> str:
             title="metacanvas plan",
             summary=f"{first.config} on {first.topology}, estimated without the machine.",
             facts=facts,
-            sections=[*sections, Section("method", "How it was estimated", _lines("ul", told))],
+            sections=[*sections, Section("method", "How it was estimated", _lines("ul", list(dict.fromkeys(told))))],
         )
     )
 
@@ -61,24 +64,24 @@ def _body(report: Report) -> str:
 
 
 def _step(report: Report) -> list[str]:
-    """The time of a step by part, kernel and collective."""
+    """The expected and the best time of a step by part, kernel and collective."""
     (time, second), (work, flop) = units.time_unit(report.seconds), units.flop_unit(report.flops)
+    expected = [(part, report.expected_of(part)) for part in report.parts]
     out = [
-        f"<h3>Time of a step: {units.seconds(report.seconds)}, MFU {report.mfu:.1%}</h3>",
-        _bar([(part.name, part.seconds, units.seconds(part.seconds)) for part in report.parts], report.seconds),
-        f'<p class="soft">MFU = {report.model_flops / flop:.3f} {work} / ({report.devices} × '
-        f"{report.peak_flops / 1e12:.0f} TFLOP/s × {units.seconds(report.seconds)})</p>",
+        f"<h3>Time of a step: expected {units.seconds(report.expected)}, MFU {report.expected_mfu:.1%}</h3>",
+        _bar([(part.name, value, units.seconds(value)) for part, value in expected], report.expected),
+        f'<p class="soft">{"<br>".join(map(escape.escape, outlook(report)))}</p>',
     ]
     if report.steps:
         out.append(f"<p>{escape.escape(lasts(report))}</p>")
     if report.runs_vae:
         rest = report.without(parts.VAE)
-        out.append(f"<p>Without VAE: {rest.seconds:.3f} s, MFU {rest.mfu:.1%}.</p>")
+        out.append(f"<p>Without VAE: expected {units.seconds(rest.expected)}, MFU {rest.expected_mfu:.1%}.</p>")
     if any(part.name in parts.CANVAS_PARTS for part in report.parts):
         shares = report.canvas_share(), report.canvas_share("flops")
-        out.append(f"<p>The canvas adds {shares[0]:.2%} of the seconds and {shares[1]:.2%} of the FLOPs.</p>")
-    heads = ("part", work, "of written", *(f"{name} {time}" for name in TIMES), "share")
-    shown = [Table("Parts", heads, [_part(report, part, second, flop) for part in report.parts])]
+        out.append(f"<p>The canvas adds {shares[0]:.2%} of the expected seconds and {shares[1]:.2%} of the FLOPs.</p>")
+    heads = ("part", work, "of written", *TIMES, "share")
+    shown = [Table(f"Parts, times in {time}", heads, [_part(report, *row, second, flop) for row in expected])]
     kernels = [
         (k.name, k.part, str(k.count), f"{k.flops / 1e12:.3f}", f"{k.seconds / second:.4f}") for k in report.kernels
     ]
@@ -97,17 +100,17 @@ def _step(report: Report) -> list[str]:
     return [*out, "<h3>Most expensive things to fix</h3>", _lines("ol", report.worst)] if report.worst else out
 
 
-TIMES = ("products", "kernels", "memory", "collectives", "all")
+TIMES = ("products", "kernels", "memory", "collectives", "best", "expected")
 COLLECTIVES = ("collective", "devices", "overlap", "count", "GB")
 
 
-def _part(report: Report, part: Part, second: float, flop: float) -> tuple[str, ...]:
+def _part(report: Report, part: Part, expected: float, second: float, flop: float) -> tuple[str, ...]:
     return (
         part.name,
         f"{part.flops / flop:.3f}",
         f"{part.flops / part.traced_flops:.3f}" if part.traced_flops else "–",
-        *(f"{value / second:.4f}" for value in part.times),
-        f"{part.seconds / report.seconds:.1%}",
+        *(f"{value / second:.4f}" for value in (*part.times, expected)),
+        f"{expected / report.expected:.1%}",
     )
 
 

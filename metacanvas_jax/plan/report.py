@@ -1,24 +1,21 @@
-"""The report of ``metacanvas plan`` on one program and one slice, made from the costs; as a table or as JSON."""
+"""The report of ``metacanvas plan`` on one program and one slice, as a table or as JSON."""
 
-import collections
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from metacanvas_jax.hardware import GIB, GPUS
-from metacanvas_jax.plan import gpu_cost, parts, units
-from metacanvas_jax.plan.compile import Compiled
-from metacanvas_jax.plan.hlo_cost import Item
+from metacanvas_jax.plan import calibration, gpu_cost, parts, units
+from metacanvas_jax.plan.calibration import Factors
 from metacanvas_jax.plan.programs import Program
 from metacanvas_jax.plan.topology import Slice
-from metacanvas_jax.train import flops
-from metacanvas_jax.train.flops import Count
 
 ASSUMPTIONS = (
-    "Times are estimates, not measurements: products by the compiler's cycles, other operations by HBM bytes at 85 % "
-    "of the bandwidth, kernels by their static schedule, collectives by bytes over two links of the torus",
+    "Best times are a bound by the compiled program, not measurements: products by the compiler's cycles, other "
+    "operations by HBM bytes at 85 % of the bandwidth, kernels by their static schedule, collectives by bytes over two "
+    "links of the torus. Expected times multiply them with factors that were fitted on jobs which others measured; "
+    "their range is the largest error over jobs that were not fitted (docs/planning.md)",
     "MFU = model FLOPs / (devices x peak FLOP/s x step seconds). Model FLOPs are those of the forward pass and of the "
     "backward passes that training needs (frozen networks once, attention three times its forward). Recomputation does "
     "not count",
@@ -45,6 +42,8 @@ class Part:
     kernels: float
     memory: float
     collectives: float  # only the time that is not hidden behind other operations
+    host: float = 0.0  # of the memory's seconds, copies to and from the host that nothing hides
+    starts: int = 0  # products, each run counted
 
     @property
     def seconds(self) -> float:
@@ -86,7 +85,7 @@ class Report:
     """The report of one program. ``memory`` is in bytes per device by category; ``seconds`` are those of one step.
 
     ``recomputed`` are the seconds of a step that repeat its forward pass, ``steps`` those of the whole training (0:
-    none), ``advice`` what would make it fit or faster (`plan/advice.py`).
+    none), ``advice`` what would make it fit or faster (`plan/advice.py`). ``note`` is what else a reader must know.
     """
 
     config: str
@@ -111,6 +110,7 @@ class Report:
     recomputed: float = 0.0
     steps: int = 0
     advice: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def assumptions(self) -> tuple[str, ...]:
@@ -118,9 +118,45 @@ class Report:
         return (*gpu_cost.ASSUMPTIONS, *ASSUMPTIONS[1:3]) if self.chip in GPUS else ASSUMPTIONS
 
     @property
+    def factors(self) -> Factors:
+        """What makes expected seconds of best ones."""
+        return calibration.factors_of(self.chip)
+
+    def best_of(self, part: Part) -> dict[str, float]:
+        """The best seconds of a part by kind."""
+        attention = [(row.name, row.seconds) for row in self.kernels if row.part == part.name]
+        return calibration.best_seconds(
+            part.products, part.kernels, part.memory, part.collectives, part.host, attention
+        )
+
+    def expected_of(self, part: Part) -> float:
+        """The expected seconds of a part."""
+        return sum(self.factors.expected(self.best_of(part), part.starts).values())
+
+    @property
+    def expected(self) -> float:
+        """The expected seconds of a step, by factors fitted on measured jobs."""
+        return sum(self.expected_of(part) for part in self.parts)
+
+    @property
+    def best_by_kind(self) -> dict[str, float]:
+        """The best seconds of a step by kind."""
+        return calibration.sums(self.best_of(part) for part in self.parts)
+
+    @property
+    def expected_by_kind(self) -> dict[str, float]:
+        """The expected seconds of a step by kind."""
+        return self.factors.expected(self.best_by_kind, sum(part.starts for part in self.parts))
+
+    @property
+    def carried(self) -> list[str]:
+        """Which factors make the difference between best and expected seconds."""
+        return calibration.carried(self.best_by_kind, self.expected_by_kind, self.factors)
+
+    @property
     def days(self) -> float:
-        """The estimated time of a training whose steps are all such."""
-        return self.steps * self.seconds / 86400
+        """The expected time of a training whose steps are all such."""
+        return self.steps * self.expected / 86400
 
     @property
     def chip_hours(self) -> float:
@@ -129,7 +165,7 @@ class Report:
 
     @property
     def seconds(self) -> float:
-        """The estimated time of one step."""
+        """The best time of one step by the compiled program: a lower bound."""
         return sum(part.seconds for part in self.parts)
 
     @property
@@ -144,8 +180,16 @@ class Report:
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs utilisation: the share of the slice's peak FLOP/s."""
-        return self.model_flops / (self.devices * self.peak_flops * self.seconds) if self.seconds else 0.0
+        """The best model FLOPs utilisation, the share of the slice's peak FLOP/s: an upper bound."""
+        return self._utilisation(self.seconds)
+
+    @property
+    def expected_mfu(self) -> float:
+        """The expected model FLOPs utilisation."""
+        return self._utilisation(self.expected)
+
+    def _utilisation(self, seconds: float) -> float:
+        return self.model_flops / (self.devices * self.peak_flops * seconds) if seconds else 0.0
 
     def without(self, *names: str) -> "Report":
         """The same step without some parts, as if their results had been computed ahead of training."""
@@ -162,19 +206,27 @@ class Report:
         traced = sum(part.traced_flops for part in self.parts)
         return sum(part.flops for part in self.parts) / traced if traced else 0.0
 
-    def canvas_share(self, what: str = "seconds") -> float:
-        """The cost of the canvas relative to the step without it, in "seconds" or "flops"."""
-        of_canvas = sum(getattr(part, what) for part in self.parts if part.name in parts.CANVAS_PARTS)
-        rest = sum(getattr(part, what) for part in self.parts) - of_canvas
+    def canvas_share(self, what: str = "expected") -> float:
+        """The cost of the canvas relative to the step without it, in "expected" seconds, best "seconds" or "flops"."""
+        value = self.expected_of if what == "expected" else lambda part: getattr(part, what)
+        of_canvas = sum(value(part) for part in self.parts if part.name in parts.CANVAS_PARTS)
+        rest = sum(value(part) for part in self.parts) - of_canvas
         return of_canvas / rest if rest else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the derived figures."""
         derived = {
             "seconds": self.seconds,
+            "expected_seconds": self.expected,
+            "expected_range": self.factors.interval(self.expected),
             "model_flops": self.model_flops,
             "mfu": self.mfu,
+            "expected_mfu": self.expected_mfu,
             "mfu_without_vae": self.without(parts.VAE).mfu,
+            "expected_mfu_without_vae": self.without(parts.VAE).expected_mfu,
+            "factors": self.factors.values,
+            "factors_note": self.factors.note,
+            "factors_carried": self.carried,
             "flops_ratio": self.flops_ratio,
             "canvas_seconds_share": self.canvas_share(),
             "canvas_flops_share": self.canvas_share("flops"),
@@ -192,36 +244,6 @@ class Report:
         fields["kernels"] = tuple(Kernel(**row) for row in fields.get("kernels", ()))
         fields["collectives"] = tuple(Collective(**row) for row in fields["collectives"])
         return cls(**fields | {"worst": tuple(fields["worst"]), "advice": tuple(fields.get("advice", ()))})
-
-
-def make_report(
-    config: str, program: Program, where: Slice, compiled: Compiled, costs: list[Item], counts: list[Count]
-) -> Report:
-    """The report of a program that compiled."""
-    held = sum(program.held.values())
-    memory = dict(program.held) | {"activations": max(compiled.peak - held, 0.0)}
-    return Report(
-        config=config,
-        program=program.name,
-        topology=where.name,
-        chip=where.chip.name,
-        devices=where.size,
-        mesh=dict(program.mesh.shape),
-        samples=program.samples,
-        passed=True,
-        verdict="PASS",
-        memory=memory,
-        needed=compiled.peak,
-        limit=where.limit,
-        parts=_parts(costs, counts, where.size),
-        kernels=_kernels(costs),
-        collectives=_collectives(costs),
-        worst=tuple(worst(costs, where.chip.flops)),
-        peak_flops=where.chip.flops,
-        host_bytes=compiled.host,
-        compile_seconds=compiled.seconds,
-        recomputed=sum(item.exposed for item in costs if parts.is_recomputed(item.scope, item.name)),
-    )
 
 
 def failed_report(config: str, program: Program, where: Slice, message: str, needed: float) -> Report:
@@ -243,64 +265,6 @@ def failed_report(config: str, program: Program, where: Slice, message: str, nee
     )
 
 
-def _parts(costs: list[Item], counts: list[Count], devices: int) -> tuple[Part, ...]:
-    sums: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    columns = {"product": "products", "kernel": "kernels", "memory": "memory", "collective": "collectives"}
-    for item in costs:
-        row = sums[parts.part_of(item.scope, item.sort)]
-        row["flops"] += item.flops * devices
-        row[columns[item.sort]] += item.exposed
-    for count in counts:
-        row = sums[parts.part_of(count.scope, "kernel" if count.kernel else "product")]
-        row["traced_flops"] += count.flops
-        row["model_flops"] += flops.model_flops([count])
-    names = [field.name for field in dataclasses.fields(Part) if field.name != "name"]
-    rows = [Part(name, **{key: row[key] for key in names}) for name, row in sums.items()]
-    return tuple(sorted(rows, key=lambda part: -part.seconds))
-
-
-def _kernels(costs: list[Item]) -> tuple[Kernel, ...]:
-    sums: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0, 0.0, 0.0])
-    for item in costs:
-        if item.sort == "kernel":
-            row = sums[re.sub(r"[.\d]+$", "", item.name), parts.part_of(item.scope, item.sort)]
-            for i, value in enumerate((item.count, item.flops, item.seconds)):
-                row[i] += value
-    rows = [Kernel(*key, int(row[0]), *row[1:]) for key, row in sums.items()]
-    return tuple(sorted(rows, key=lambda row: -row.seconds))
-
-
-def _collectives(costs: list[Item]) -> tuple[Collective, ...]:
-    sums: dict[tuple[str, int, str], list[float]] = collections.defaultdict(lambda: [0, 0.0, 0.0, 0.0])
-    for item in costs:
-        if item.sort == "collective":
-            row = sums[item.kind, item.group, item.overlap]
-            for i, value in enumerate((item.count, item.bytes, item.seconds, item.exposed)):
-                row[i] += value
-    rows = [Collective(*key, int(row[0]), *row[1:]) for key, row in sums.items()]
-    return tuple(sorted(rows, key=lambda row: -row.bytes))
-
-
-def worst(costs: list[Item], peak: float, count: int = 5) -> list[str]:
-    """The largest avoidable costs: seconds beyond the products at peak FLOP/s, by cause and part."""
-    lost: collections.Counter[str] = collections.Counter()
-    for item in costs:
-        part = parts.part_of(item.scope, item.sort)
-        if item.sort == "collective":
-            how = "partly overlapped" if item.overlap == "beside" else "not overlapped"
-            lost[f"{part}: {item.kind} over {item.group} devices, {how}"] += item.exposed
-        elif item.sort == "memory":
-            lost[f"{part}: reading and writing HBM outside of products"] += item.exposed
-        else:
-            again = parts.is_recomputed(item.scope, item.name)
-            if again:
-                lost[f"{part}: recomputed in the backward pass"] += item.seconds
-            else:
-                what = "kernels" if item.sort == "kernel" else "products"
-                lost[f"{part}: {what} below peak FLOP/s"] += item.seconds - item.flops / peak
-    return [f"{units.seconds(seconds)}  {name}" for name, seconds in lost.most_common(count) if seconds > 0]
-
-
 def table(report: Report) -> str:
     """The report as text for a terminal."""
     unit, byte = units.memory_unit(report.needed)
@@ -320,24 +284,24 @@ def table(report: Report) -> str:
     if not report.parts:
         return "\n".join(lines + advice(report)) + "\n"
     (time, second), (work, flop) = units.time_unit(report.seconds), units.flop_unit(report.flops)
-    time = "seconds" if second == 1 else time
+    first, time = ("part", "seconds") if second == 1 else (f"part, times in {time}", time)
     lines += [
         "",
-        f"{'part':<20}{work:>10}{'/ written':>10}{'products':>10}{'kernels':>10}{'memory':>10}{'exposed':>10}"
-        f"{time:>10}{'share':>8}",
+        f"{first:<20}{work:>10}{'/ written':>10}{'products':>10}{'kernels':>10}{'memory':>10}{'exposed':>10}"
+        f"{'best':>10}{'expected':>10}{'share':>8}",
     ]
     for part in report.parts:
+        expected = report.expected_of(part)
         ratio = f"{part.flops / part.traced_flops:.3f}" if part.traced_flops else "-"
         lines.append(
             f"{part.name:<20}{part.flops / flop:>10.3f}{ratio:>10}"
-            + "".join(f"{value / second:>10.4f}" for value in part.times)
-            + f"{part.seconds / report.seconds:>8.1%}"
+            + "".join(f"{value / second:>10.4f}" for value in (*part.times, expected))
+            + f"{expected / report.expected:>8.1%}"
         )
+    totals = (sum(values) for values in zip(*(part.times for part in report.parts), strict=True))
     lines.append(
         f"{'step':<20}{report.flops / flop:>10.3f}{report.flops_ratio:>10.3f}"
-        + "".join(
-            f"{sum(values) / second:>10.4f}" for values in zip(*(part.times for part in report.parts), strict=True)
-        )
+        + "".join(f"{value / second:>10.4f}" for value in (*totals, report.expected))
         + f"{1:>8.0%}"
     )
     if report.kernels:
@@ -352,24 +316,37 @@ def table(report: Report) -> str:
         f"{row.seconds / second:>10.4f}{row.exposed / second:>10.4f}"
         for row in report.collectives
     ]
-    lines += [
-        "",
-        f"MFU {report.mfu:.1%} = {report.model_flops / flop:.3f} {work} of the model / ({report.devices} devices x "
-        f"{report.peak_flops / 1e12:.0f} TFLOP/s x {units.seconds(report.seconds)})",
-    ]
+    lines += ["", *outlook(report)]
     if report.steps:
         lines.append(lasts(report))
     if report.runs_vae:
         rest = report.without(parts.VAE)
-        lines.append(f"without VAE: {rest.seconds:.3f} s, MFU {rest.mfu:.1%} of {rest.model_flops / 1e15:.3f} PFLOP")
+        lines.append(
+            f"without VAE: expected {units.seconds(rest.expected)}, MFU {rest.expected_mfu:.1%} of "
+            f"{rest.model_flops / flop:.3f} {work} (best {units.seconds(rest.seconds)}, {rest.mfu:.1%})"
+        )
     if any(part.name in parts.CANVAS_PARTS for part in report.parts):
         lines.append(
-            f"canvas: +{report.canvas_share():.2%} of the seconds and +{report.canvas_share('flops'):.2%} of the FLOPs "
-            "of the step without it"
+            f"canvas: +{report.canvas_share():.2%} of the expected seconds and "
+            f"+{report.canvas_share('flops'):.2%} of the FLOPs of the step without it"
         )
     lines += ["", "most expensive things to fix", *(f"  {line}" for line in report.worst)]
-    lines += [*advice(report), "", *report.assumptions]
+    lines += [*advice(report), "", *report.assumptions, *([report.note] if report.note else [])]
     return "\n".join(lines) + "\n"
+
+
+def outlook(report: Report) -> list[str]:
+    """Lines with the best and the expected seconds and MFU, and with what makes the difference."""
+    low, high = report.factors.interval(report.expected)
+    (work, flop), best = units.flop_unit(report.flops), units.seconds(report.seconds)
+    lines = [
+        f"best by the schedule (a bound): {best}, MFU {report.mfu:.1%} = {report.model_flops / flop:.3f} {work} of the "
+        f"model / ({report.devices} devices x {report.peak_flops / 1e12:.0f} TFLOP/s x {best})",
+        f"expected: {units.between(report.expected, low, high)}, MFU {report.expected_mfu:.1%} "
+        f"({report.mfu * report.seconds / high:.1%} to {report.mfu * report.seconds / low:.1%})",
+        f"  {report.factors.note}",
+    ]
+    return lines + [f"  {line}" for line in report.carried]
 
 
 def lasts(report: Report) -> str:

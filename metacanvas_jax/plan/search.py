@@ -48,9 +48,9 @@ class Outcome:
 
     @property
     def per_sample(self) -> float:
-        """Seconds per sample on the whole slice; infinite if the step does not fit."""
+        """Expected seconds per sample on the whole slice; infinite if the step does not fit."""
         fits = self.report is not None and self.report.passed
-        return self.report.seconds / self.report.samples if fits else float("inf")
+        return self.report.expected / self.report.samples if fits else float("inf")
 
 
 def candidates(
@@ -108,7 +108,7 @@ def search(
 
 
 def ranked(outcomes: list[Outcome]) -> list[Outcome]:
-    """The outcomes sorted by seconds per sample, each with the reason why it is not the best."""
+    """The outcomes sorted by expected seconds per sample, each with the reason why it is not the best."""
     outcomes = sorted(outcomes, key=lambda outcome: outcome.per_sample)
     best = outcomes[0].report if outcomes and outcomes[0].per_sample < float("inf") else None
     return [
@@ -123,19 +123,18 @@ def why_not(report: Report, best: Report | None) -> str:
         return report.verdict.removeprefix("FAIL: ")
     if best is None or report is best:
         return ""
-    columns = {
+    names = {
         "products": "products",
-        "kernels": "attention kernels",
+        "attention forward": "attention kernels",
+        "attention backward": "attention kernels of the backward pass",
         "memory": "reading and writing HBM",
         "collectives": "exposed collectives",
+        "host": "copies to and from the host",
     }
-
-    def of(x: Report, column: str) -> float:
-        return sum(getattr(part, column) for part in x.parts) / x.samples
-
-    more = {text: of(report, column) - of(best, column) for column, text in columns.items()}
+    ours, others = report.expected_by_kind, best.expected_by_kind
+    more = {text: ours[kind] / report.samples - others[kind] / best.samples for kind, text in names.items()}
     worst = max(more, key=lambda text: more[text])
-    slower = report.seconds / report.samples / (best.seconds / best.samples) - 1
+    slower = report.expected / report.samples / (best.expected / best.samples) - 1
     return f"{slower:.0%} slower: {worst} cost {1e3 * more[worst]:.1f} ms per sample more"
 
 
@@ -147,7 +146,7 @@ def table(outcomes: list[Outcome]) -> str:
         figures = f"{'-':>10}{'-':>7}{'-':>10}"
         if report is not None:
             speed = f"{1e3 * outcome.per_sample:.1f}" if report.passed else "-"
-            figures = f"{speed:>10}{report.mfu if report.passed else 0:>7.1%}{report.needed / GIB:>10.2f}"
+            figures = f"{speed:>10}{report.expected_mfu if report.passed else 0:>7.1%}{report.needed / GIB:>10.2f}"
         lines.append(f"{figures}  {outcome.candidate}  {outcome.reason or 'best'}")
     return "\n".join(lines) + "\n"
 

@@ -10,7 +10,8 @@ from metacanvas_jax.plan import gpu_cost, hlo, hlo_cost
 from metacanvas_jax.plan.compile import DoesNotFit, compile_program
 from metacanvas_jax.plan.hlo_cost import Machine
 from metacanvas_jax.plan.programs import Program
-from metacanvas_jax.plan.report import Report, failed_report, make_report
+from metacanvas_jax.plan.report import Report, failed_report
+from metacanvas_jax.plan.summary import make_report
 from metacanvas_jax.plan.topology import Slice
 from metacanvas_jax.train import flops
 

@@ -38,6 +38,13 @@ def seconds(value: float) -> str:
     return f"{value:.3f} s" if value >= 0.001 or value == 0 else f"{value * 1e6:.3g} µs"
 
 
+def between(value: float, low: float, high: float) -> str:
+    """A time and its range: 1.234 s (0.987 to 1.543), 25.7 µs (20.6 to 32.1)."""
+    if value >= 0.001 or value == 0:
+        return f"{value:.3f} s ({low:.3f} to {high:.3f})"
+    return f"{value * 1e6:.3g} µs ({low * 1e6:.3g} to {high * 1e6:.3g})"
+
+
 def duration(value: float) -> str:
     """How long a training of so many seconds takes: 12.3 days, 2.5 hours, 40 s, 0.5 ms."""
     for name, size in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0), ("s", 1.0)):
