@@ -97,6 +97,7 @@ class Row:
         for kind, share, computed in zip(KINDS[1:3], shares, attention["computed"], strict=True):
             best[kind] = found[kind] * computed / (share * chip.flops)
         best["attention forward"] *= attention.get("forward", 1.0)
+        best |= job.get("replace", {})
         best = {kind: job.get("scale", {}).get(kind, 1.0) * seconds for kind, seconds in best.items()}
         best = {kind: job.get("more", {}).get(kind, 0.0) + seconds for kind, seconds in best.items()}
         return cls(job, best, found["starts"], measured_seconds(job))
