@@ -8,7 +8,7 @@ Variants:  dit_lora     adapters in the DiT; the MLLM is frozen            Table
            mllm_3b      as dit_lora, planned by Qwen2.5-VL-3B, for one GPU docs/quickstart_gpu.md
 Data:      BLIP3o-60k at 512 x 512
 Hardware:  16 TPU v6e chips (4x4), 20 images per chip
-Time:      about 4.5 h for 20,000 steps from stored latents (estimate: 0.77 s a step, docs/performance.md)
+Time:      about 3.5 h for 20,000 steps from stored latents (expected: 0.60 s a step, docs/performance.md)
 Score:     GenEval 0.86, 0.85, 0.87 in the order of the first three (MetaQuery-XL 0.80, BLIP3o-8B 0.84)
 Chosen here, as the paper does not say: adapters on every projection of the blocks, alpha = rank, the length, batch and
 learning rate of t2i_scratch.py.

@@ -8,7 +8,7 @@ Variants:  canvas          text and canvas (the method)                        F
            text_metaquery  the text, followed by the 256 queries               Fig. 4 (5)
 Data:      BLIP3o-60k at 512 x 512
 Hardware:  16 TPU v6e chips (4x4), 20 images per chip
-Time:      about 3 h for 20,000 steps from stored latents (estimate: 0.55 s a step, docs/performance.md)
+Time:      about 3 h for 20,000 steps from stored latents (expected: 0.46 s a step, docs/performance.md)
 Score:     GenEval 68.02 (canvas), 64.09 (text); (1) learns fastest and has the best score, (2) works without text
 """
 

@@ -153,9 +153,14 @@ def total_bytes(type_text: str) -> float:
     return sum(size for size, _ in _arrays(type_text))
 
 
-def first_bytes(type_text: str) -> float:
-    """Bytes of the first array of a type: those that an asynchronous copy moves."""
-    return next((size for size, _ in _arrays(type_text)), 0.0)
+def copied_bytes(start: Op) -> float:
+    """Bytes that an asynchronous copy moves: those of the first array of its type; of a slice or an update its own."""
+    found = [size for size, _ in _arrays(start.type)]
+    if start.kind == "dynamic-update-slice-start":  # type: ((whole, update, indices), whole, context)
+        return found[1]
+    if start.kind == "dynamic-slice-start":  # type: ((whole, indices), slice, context)
+        return max(found[1:])
+    return next(iter(found), 0.0)
 
 
 def hbm_bytes(type_text: str) -> float:

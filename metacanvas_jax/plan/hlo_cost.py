@@ -188,7 +188,7 @@ class Walk:
                 if op.kind.removesuffix("-start") in COLLECTIVES:
                     seconds += self._collective(op, inner, times, covered=covered, overlap="beside")
             return seconds
-        moved = hlo.first_bytes(start.type)
+        moved = hlo.copied_bytes(start)
         if not moved or not (hlo.hbm_bytes(start.type) or hlo.host_bytes(start.type)):
             return 0.0
         bandwidth = HOST_BANDWIDTH if hlo.host_bytes(start.type) else BEST_BANDWIDTH * self.machine.chip.hbm_bandwidth
