@@ -34,7 +34,7 @@ from metacanvas_jax.plan.hlo_cost import BEST_BANDWIDTH, HOST, MEASURED_PRODUCT,
 
 HERE = Path(__file__).parent
 JOBS, FEATURES, PLANS = HERE / "calibration" / "jobs.json", HERE / "calibration" / "features", HERE / "plans"
-DOCUMENT, MARKS = HERE.parent / "docs" / "planning.md", ("<!-- calibrate.py -->", "<!-- end -->")
+DOCUMENT, MARKS = HERE.parent / "docs" / "planning.md", ("<!-- calibrate -->", "<!-- end -->")
 START = 4e-6  # seconds of a product beside its work: 7x multiplies 1024^3 in 6.1 us and 2048^3 in 25 us
 # Standard deviations of logarithms: how far a measured job, a part of it by a profile, and a single kernel may lie from
 # what is expected, a factor of one chip from the generic one, and a generic factor from 1.
