@@ -112,7 +112,7 @@ def test_products_are_held_to_what_was_measured(chip, cycles):
     text = TEXT.replace("9000000", str(int(cycles)))
     items = hlo_cost.items(hlo.parse(text), Machine(CHIPS[chip], 4, lambda kernel: 1.0))
     (product,) = [item for item in items if item.sort == "product"]
-    seconds = {"v5e": cycles / 1.5e9, "v5p": 0.93 * cycles / 1.75e9, "v6e": 2 * 4096**3 / (0.9 * 918e12)}
+    seconds = {"v5e": 2 * 4096**3 / (0.95 * 197e12), "v5p": 0.93 * cycles / 1.75e9, "v6e": 2 * 4096**3 / (0.9 * 918e12)}
     assert product.seconds == pytest.approx(seconds[chip])
     (copy,) = [item for item in items if item.sort == "memory"]
     assert copy.kind == hlo_cost.HOST and copy.bytes == 2 * 4096**2
