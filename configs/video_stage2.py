@@ -6,8 +6,7 @@ Data:      704 x 1280; text-to-image 16 %, reconstruction 4 %, text-to-video 80 
            data/images and data/videos, written by `metacanvas prepare`
 Trained:   context connector, cross-attention of the DiT
 Hardware:  128 TPU v5p chips (4x4x8), 32 images or 3 videos per chip
-Time:      about 48 h for 15,000 steps (expected: 14 s a step of videos, 64 % of peak, a sixth of it a step of images;
-           docs/performance.md has the range)
+Time:      about 110 h for 15,000 steps (estimate: 730 PFLOP a step of videos, 126 of images, at 40 % of peak)
 Score:     none of its own; stage 3 starts from it
 """
 
