@@ -21,6 +21,12 @@ def get_config(variant: str = "") -> ConfigDict:
     name, miniature = base.choose("configs/connector_ablation.py", VARIANTS, variant)
     config = t2i_scratch.get_config("text" if name == "text" else "canvas")
     config.name = f"connector_{name}"
+    leave_out(config, name)
+    return tiny.shrink(config, miniature) if miniature else config
+
+
+def leave_out(config: ConfigDict, name: str) -> None:
+    """Changes a config with a canvas into the row ``name``."""
     if name == "no_time":
         config.canvas_connector.time_modulation = False
     if name == "no_dit_block":
@@ -29,4 +35,3 @@ def get_config(variant: str = "") -> ConfigDict:
         config.canvas_connector.vanilla_block = False
     if name == "before_patchify":
         config.canvas_connector.fuse = "before_patchify"
-    return tiny.shrink(config, miniature) if miniature else config

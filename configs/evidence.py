@@ -13,7 +13,7 @@ Hardware:  2 CPU cores
 
 from ml_collections import ConfigDict
 
-from configs import base, miniature
+from configs import base, connector_ablation, miniature
 from metacanvas_jax.config import schema
 from metacanvas_jax.connectors.queries import QueriesConfig
 from metacanvas_jax.text.gemma2.network import Gemma2Config
@@ -44,14 +44,7 @@ def get_config(variant: str = "canvas") -> ConfigDict:
         config.context_connector = queries
     if variant == "text":
         config.mllm.context_memory = 0.0  # nothing reads the MLLM
-    if variant == "no_time":
-        config.canvas_connector.time_modulation = False
-    if variant == "no_dit_block":
-        config.canvas_connector.dit_block = False
-    if variant == "no_vanilla_block":
-        config.canvas_connector.vanilla_block = False
-    if variant == "before_patchify":
-        config.canvas_connector.fuse = "before_patchify"
+    connector_ablation.leave_out(config, variant)
     config.train.rules = (("(mllm|text|vae)/.*", "freeze"), (".*", "train"))
     config.train.steps = config.optimizer.total_steps = STEPS
     config.train.preview_every = 0
