@@ -160,7 +160,6 @@ def test_a_stage_writes_its_result_and_the_folders_that_the_others_read(tmp_path
     assert json.loads((tmp_path / "t2i_lora.folders.json").read_text())["failed"].startswith("ZeroDivisionError")
 
 
-@pytest.mark.slow
 def test_the_script_runs_a_stage_at_tiny_sizes(tmp_path):
     table = session(tmp_path / "out", tmp_path / "place", "--tiny", STAGES="t2i_lora.folders", STAGE_SECONDS=900)
     assert "| t2i_lora.folders | written_GB" in table
@@ -168,8 +167,16 @@ def test_the_script_runs_a_stage_at_tiny_sizes(tmp_path):
 
 @pytest.mark.torch
 @pytest.mark.miniature
-@pytest.mark.slow
-@pytest.mark.parametrize("case", ["t2i_scratch", "t2i_lora", "image_editing", "video_25_cross", "video_25"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "t2i_lora",
+        *(
+            pytest.param(case, marks=pytest.mark.slow)
+            for case in ("t2i_scratch", "image_editing", "video_25_cross", "video_25")
+        ),
+    ],
+)
 def test_every_stage_passes_at_tiny_sizes_and_both_sides_train_the_same(tmp_path, monkeypatch, case):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import gpu_full
@@ -177,7 +184,8 @@ def test_every_stage_passes_at_tiny_sizes_and_both_sides_train_the_same(tmp_path
     stages, out = [name for name in gpu_full.ORDER if name.startswith(f"{case}.")], tmp_path / "out"
     command = [sys.executable, str(BENCHMARKS / "gpu_full.py"), "--tiny", "--run", *stages]
     command += ["--out", str(out), "--place", str(tmp_path / "place")]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device, as there
+    done = subprocess.run(command, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     found = {name: json.loads((out / f"{name}.json").read_text()) for name in stages}
     assert done.returncode == 0, {name: row["failed"] for name, row in found.items() if "failed" in row}
     assert not any("left_out" in row for row in found.values())
