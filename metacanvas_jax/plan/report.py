@@ -246,16 +246,23 @@ class Report:
         return cls(**fields | {"worst": tuple(fields["worst"]), "advice": tuple(fields.get("advice", ()))})
 
 
+def about(config: str, program: Program, where: Slice) -> dict[str, Any]:
+    """What a report says of its program and slice, whether it fits or not."""
+    return {
+        "config": config,
+        "program": program.name,
+        "topology": where.name,
+        "chip": where.chip.name,
+        "devices": where.size,
+        "mesh": dict(program.mesh.shape),
+        "samples": program.samples,
+    }
+
+
 def failed_report(config: str, program: Program, where: Slice, message: str, needed: float) -> Report:
     """The report of a program that does not fit."""
     return Report(
-        config=config,
-        program=program.name,
-        topology=where.name,
-        chip=where.chip.name,
-        devices=where.size,
-        mesh=dict(program.mesh.shape),
-        samples=program.samples,
+        **about(config, program, where),
         passed=False,
         verdict=f"FAIL: {message}",
         memory=dict(program.held) | {"activations": max(needed - sum(program.held.values()), 0.0)},

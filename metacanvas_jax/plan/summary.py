@@ -8,7 +8,7 @@ from metacanvas_jax.plan import parts, units
 from metacanvas_jax.plan.compile import Compiled
 from metacanvas_jax.plan.hlo_cost import HOST, Item
 from metacanvas_jax.plan.programs import Program
-from metacanvas_jax.plan.report import Collective, Kernel, Part, Report
+from metacanvas_jax.plan.report import Collective, Kernel, Part, Report, about
 from metacanvas_jax.plan.topology import Slice
 from metacanvas_jax.train import flops
 from metacanvas_jax.train.flops import Count
@@ -21,13 +21,7 @@ def make_report(
     held = sum(program.held.values())
     memory = dict(program.held) | {"activations": max(compiled.peak - held, 0.0)}
     return Report(
-        config=config,
-        program=program.name,
-        topology=where.name,
-        chip=where.chip.name,
-        devices=where.size,
-        mesh=dict(program.mesh.shape),
-        samples=program.samples,
+        **about(config, program, where),
         passed=True,
         verdict="PASS",
         memory=memory,
