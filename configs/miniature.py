@@ -100,7 +100,7 @@ def understanding(config: ConfigDict) -> ConfigDict:
     config.objective = "understand"
     config.facts = 0.3
     config.data = base.section(schema.DataSection(path=f"{CACHE}/lessons", count=40_000))
-    steps = 24000
+    steps = 30000
     config.optimizer = base.section(
         OptimizerConfig(learning_rate=3e-3, warmup_steps=100, schedule="cosine", total_steps=steps, b2=0.99)
     )
