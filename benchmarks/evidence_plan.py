@@ -21,7 +21,7 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Hypothesis:
-    """The paper's claim that ``better`` reaches more than ``worse`` in a figure of ``evidence.figures``."""
+    """A claim of the paper, or ours, that ``better`` reaches more than ``worse`` in a figure of a run."""
 
     claim: str
     better: str
@@ -53,10 +53,15 @@ VARIANTS = {
         Variant("before_patchify", "canvas added before patchify", "before_patchify"),
         Variant("one_row", "canvas numbered as one row", changes=(("canvas.dims", 1),)),
         Variant("like_text", "canvas numbered like text", changes=(("canvas.rope", False),)),
+        Variant("four_cells", "2 x 2 cells", "four_cells"),
+        Variant("one_cell", "one cell", "one_cell"),
+        Variant("mllm_lora", "adapters in the MLLM", "mllm_lora"),
     )
 }
 
 SEEN, HELD_OUT, CURVE = "seen", "held out", "mean of the curve"
+SECONDS = "seen, at equal seconds"
+"""The score of both when the faster one ends, by the median time of their steps."""
 
 EXPERIMENTS = (
     Experiment(
@@ -67,6 +72,7 @@ EXPERIMENTS = (
             Hypothesis("Text and canvas end better than text alone.", "canvas", "text", SEEN),
             Hypothesis("The same holds for combinations that training never showed.", "canvas", "text", HELD_OUT),
             Hypothesis("Text and canvas learn faster than text alone.", "canvas", "text", CURVE),
+            Hypothesis("They do so in seconds, too.", "canvas", "text", SECONDS),
             Hypothesis("Text and canvas end better than text and MetaQuery.", "canvas", "text_metaquery", SEEN),
             Hypothesis("Text and canvas learn faster than text and MetaQuery.", "canvas", "text_metaquery", CURVE),
             Hypothesis("A canvas without text ends better than MetaQuery.", "canvas_only", "metaquery", SEEN),
@@ -93,6 +99,24 @@ EXPERIMENTS = (
         (
             Hypothesis("Multimodal RoPE ends better than positions like text.", "canvas", "like_text", SEEN),
             Hypothesis("Rows and columns end better than one row.", "canvas", "one_row", SEEN),
+        ),
+    ),
+    Experiment(
+        "cells",
+        "How many cells the canvas has (not in the paper)",
+        ("canvas", "four_cells", "one_cell", "text"),
+        (
+            Hypothesis("Ours: 4 x 4 cells end better than 2 x 2.", "canvas", "four_cells", SEEN),
+            Hypothesis("Ours: 2 x 2 cells end better than one.", "four_cells", "one_cell", SEEN),
+        ),
+    ),
+    Experiment(
+        "adapters",
+        "Adapters in the MLLM, on canvas tokens only (paper, B.5)",
+        ("canvas", "mllm_lora"),
+        (
+            Hypothesis("With adapters in the MLLM it ends better.", "mllm_lora", "canvas", SEEN),
+            Hypothesis("The same holds for combinations that training never showed.", "mllm_lora", "canvas", HELD_OUT),
         ),
     ),
 )

@@ -8,6 +8,8 @@ Variants:  canvas            text and canvas (the method)                       
            metaquery         16 learnable queries in place of the text               Fig. 4 (4)
            text_metaquery    the text, followed by the 16 queries                    Fig. 4 (5)
            no_time, no_dit_block, no_vanilla_block, before_patchify                  Table 3 rows 2 to 5
+           mllm_lora         as canvas, with adapters of rank 8 in the MLLM          B.5
+           four_cells, one_cell    as canvas, with 2 x 2 cells or one, not 4 x 4     not in the paper
 Hardware:  2 CPU cores
 """
 
@@ -16,11 +18,13 @@ from ml_collections import ConfigDict
 from configs import base, connector_ablation, miniature
 from metacanvas_jax.config import schema
 from metacanvas_jax.connectors.queries import QueriesConfig
+from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.text.gemma2.network import Gemma2Config
 
 FIGURE_4 = ("canvas", "canvas_only", "text", "metaquery", "text_metaquery")
 TABLE_3 = ("no_time", "no_dit_block", "no_vanilla_block", "before_patchify")
-VARIANTS = (*FIGURE_4, *TABLE_3)
+SIZES = {"four_cells": (2, " A C I K"), "one_cell": (1, " A")}  # cells along a side, and their first names
+VARIANTS = (*FIGURE_4, *TABLE_3, "mllm_lora", *SIZES)
 TEXT = f"{miniature.CACHE}/text"
 STEPS = 1500
 
@@ -45,7 +49,15 @@ def get_config(variant: str = "canvas") -> ConfigDict:
     if variant == "text":
         config.mllm.context_memory = 0.0  # nothing reads the MLLM
     connector_ablation.leave_out(config, variant)
-    config.train.rules = (("(mllm|text|vae)/.*", "freeze"), (".*", "train"))
+    if variant in SIZES:
+        side, config.canvas.start = SIZES[variant]
+        config.canvas.rows = config.canvas.columns = side
+    adapters: tuple[tuple[str, str], ...] = ()
+    if variant == "mllm_lora":
+        with config.ignore_type():
+            config.mllm.language.lora = base.section(LoraConfig(rank=8, alpha=8.0))
+        adapters = (("mllm/.*_lora/.*", "train"),)
+    config.train.rules = (*adapters, ("(mllm|text|vae)/.*", "freeze"), (".*", "train"))
     config.train.steps = config.optimizer.total_steps = STEPS
     config.train.preview_every = 0
     config.train.evaluate_every = STEPS // 6

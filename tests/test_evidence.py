@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import evidence_page  # noqa: E402
-from evidence_plan import EXPERIMENTS, SEEDS, VARIANTS  # noqa: E402
+from evidence_plan import EXPERIMENTS, SECONDS, SEEDS, VARIANTS  # noqa: E402
 
 from configs import evidence  # noqa: E402
 from metacanvas_jax.config.read import experiment  # noqa: E402
@@ -31,7 +31,8 @@ def test_every_variant_is_a_config_of_frozen_readers(variant):
     setup = experiment(evidence.get_config(variant))
     assert (setup.canvas is None) == (variant in ("text", "metaquery", "text_metaquery"))
     assert (setup.text is None) == (variant == "metaquery") and (setup.queries is None) == ("query" not in variant)
-    assert setup.train.rules[0] == ("(mllm|text|vae)/.*", "freeze")
+    assert ("(mllm|text|vae)/.*", "freeze") in setup.train.rules
+    assert (setup.train.rules[0] == ("mllm/.*_lora/.*", "train")) == (variant == "mllm_lora")
 
 
 def test_what_is_compared_is_run():
@@ -56,6 +57,13 @@ def test_differences_are_paired_by_seed():
     assert abs(mean - 0.1) < 1e-9 and error < 1e-9 and count == 2
     page = evidence_page.page(rows)
     assert "| text and canvas | 3 | 0.600 ± 0.058 |" in page and "Not run: canvas_only 0" in page
+
+
+def test_at_equal_seconds_the_slower_run_is_read_where_the_faster_one_ends():
+    rows = {("text", seed): row("text", seed, 0.4) for seed in SEEDS}
+    rows |= {("canvas", seed): row("canvas", seed, 0.6) | {"seconds_per_step": 0.2} for seed in SEEDS}
+    mean, error, count = evidence_page.difference(rows, "canvas", "text", SECONDS)
+    assert abs(mean + 0.1) < 1e-9 and error < 1e-9 and count == 3  # .3 after half of the steps, against .4
 
 
 def test_the_page_follows_from_the_rows_of_the_repository():
