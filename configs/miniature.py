@@ -100,7 +100,7 @@ def understanding(config: ConfigDict) -> ConfigDict:
     config.objective = "understand"
     config.facts = 0.3
     config.data = base.section(schema.DataSection(path=f"{CACHE}/lessons", count=40_000))
-    steps = 30000
+    steps = 24000
     config.optimizer = base.section(
         OptimizerConfig(learning_rate=3e-3, warmup_steps=100, schedule="cosine", total_steps=steps, b2=0.99)
     )
@@ -114,7 +114,7 @@ def understanding(config: ConfigDict) -> ConfigDict:
 
 def painting(config: ConfigDict, canvas: bool) -> ConfigDict:
     """SANA from scratch under a frozen MLLM."""
-    steps = 4500
+    steps = 6000
     if canvas:
         config.canvas = base.section(CanvasConfig(rows=4, columns=4, start=CELLS))
         config.canvas_connector = base.section(CanvasConnectorConfig, vanilla_ratio=2.0, mlp_ratio=1.5)

@@ -30,7 +30,7 @@ def prompter():
 def spoken(prompter, example):
     """The runs of tokens that weigh 1, as text."""
     runs, ids = [], example["tokens"]
-    learned = np.flatnonzero(example["weights"] > 0.0)
+    learned = np.flatnonzero(example["weights"] == 1.0)
     for run in np.split(learned, np.flatnonzero(np.diff(learned) > 1) + 1):
         assert ids[run[-1]] == prompter.ids[END]
         runs.append(prompter.decode(ids[run[:-1]]))
@@ -56,7 +56,7 @@ def test_the_picture_stands_before_the_first_question_and_is_not_to_be_said(prom
     slots = example["slots"][0]
     np.testing.assert_array_equal(np.diff(slots), 1)
     assert not example["weights"][slots].any()
-    first_answer = np.argmax(example["weights"] > 0.0)
+    first_answer = np.argmax(example["weights"] == 1.0)
     assert slots[-1] < first_answer
     # An image of 5 x 5 merged patches takes 5 positions, so that text goes on before its own number of tokens.
     assert example["positions"][0, first_answer] == first_answer - 25 + 5

@@ -1,11 +1,10 @@
 """What teaches a small MLLM, as network inputs: questions about a scene with their answers, and sheets of facts."""
 
 import functools
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from metacanvas_jax.data.examples import Batch, Example, stacked
 from metacanvas_jax.data.formats.records import scene_of
@@ -41,12 +40,9 @@ class UnderstandExamples:
     A *sheet* is a prompt and, where a canvas would stand after it, the names of all cells. In a share ``empty_share``
     of them the prompt is empty. Examples have ``facts`` [l f], what the state of a token should tell
     (``worlds/facts.py``), and ``telling`` [l]: which tokens should. These are the tokens of a prompt, its end, the
-    cells of a sheet, where a picture has one token per cell of the patch grid, the tokens of the picture, and the last
-    word of a question where it names an object of the picture or prompt: what is known of the object. An answer needs
-    two steps, to find the object and to say what is asked of it; this teaches the first.
+    cells of a sheet and, where a picture has one token per cell of the patch grid, the tokens of the picture.
 
-    In the loss, the tokens of an answer share the weight 1, and all others have ``context_weight``, by default 0. The
-    one word that names a colour then counts as much as the list of everything in the picture. A model that learns to
+    In the loss, tokens of answers have weight 1 and all others ``context_weight``, by default 0. A model that learns to
     predict prompts also learns which combinations never occur, and its hidden states then represent these badly. For
     the same reason prompts contain any combination, while pictures contain only those of the training split.
     """
@@ -85,13 +81,11 @@ class UnderstandExamples:
         if about_picture:
             scene = scene_of(sample)
             exchanges, everything = picture_exchanges(rng, self.world, scene), None
-            known = self.facts.of_items(scene.items)
         else:
             request, prompt = sample_words(rng, self.world, "place" if rng.random() < self.place_share else None)
             if rng.random() < self.sheet_share:
                 return self.sheet(*((None, "") if rng.random() < self.empty_share else (request, prompt)))
             exchanges, everything = text_exchanges(rng, self.world, request, prompt), things_to_draw(request)
-            known = self.facts.of_groups(request)
         order = [exchanges[i] for i in rng.permutation(len(exchanges))]
         if not about_picture and rng.random() < self.plan_share:
             order.sort(key=lambda exchange: exchange.answer != everything)
@@ -101,7 +95,7 @@ class UnderstandExamples:
             if used + cost <= self.length:
                 chosen.append(exchange)
                 used += cost
-        example = self.encode(chosen or order[:1], sample.image if about_picture else None, known)
+        example = self.encode(chosen or order[:1], sample.image if about_picture else None)
         if not about_picture:
             self._tell_prompt(example, request, prompt)
         elif example["slots"].shape[1] == len(self.names):
@@ -151,22 +145,8 @@ class UnderstandExamples:
     def _between(self) -> np.ndarray:
         return self.prompter.text("\n")
 
-    @functools.cached_property
-    def _closing(self) -> int:
-        """Tokens from the last word of a question to its answer: the question mark, and the turn of the assistant."""
-        return len(self._turn("cat ?").tokens) - self._upto("cat")
-
-    def encode(
-        self,
-        exchanges: Sequence[Exchange],
-        image: UInt8[np.ndarray, "h w 3"] | None,
-        known: Mapping[str, Float[np.ndarray, " f"]] = MappingProxyType({}),
-    ) -> Example:
-        """The arrays of a conversation. Raises UserError when it is longer than ``length``.
-
-        ``known`` are facts by the name of an object: where a question ends with the name, its last token should tell
-        them.
-        """
+    def encode(self, exchanges: Sequence[Exchange], image: UInt8[np.ndarray, "h w 3"] | None) -> Example:
+        """The arrays of a conversation. Raises UserError when it is longer than ``length``."""
         question = exchanges[0].question
         if image is None:
             opening = self._turn(question)
@@ -188,12 +168,8 @@ class UnderstandExamples:
         after = opening.positions.max() + 1 + np.arange(len(flat) - opened, dtype=np.int32)
         positions.append(np.broadcast_to(after, (3, len(after))))
         example = self._row(flat, np.concatenate(positions, axis=1))
-        for exchange, answer in zip(exchanges, answers, strict=True):
-            example["weights"][answer] = 1.0 / (answer.stop - answer.start)
-            name = exchange.question.removesuffix(" ?").split(" ")[-1]
-            if name in known:
-                example["facts"][answer.start - self._closing - 1] = known[name]
-                example["telling"][answer.start - self._closing - 1] = True
+        for answer in answers:
+            example["weights"][answer] = 1.0
         for patches, places in opening.media:
             example["patches"][0] = patches.values
             example["slots"][0] = places

@@ -123,7 +123,7 @@ def _answers(logits_at, params: Params, examples: UnderstandExamples, asked: lis
     rows = asked + [asked[0]] * (BATCH - len(asked))
     batch = examples.collate([examples.encode([exchange], image) for exchange, image in rows])
     # Cut the right answers off again; what follows them is as the model writes it.
-    questions = np.argmax(batch["weights"] > 0.0, axis=1)
+    questions = np.argmax(batch["weights"] == 1.0, axis=1)
     lengths = batch["mask"].sum(axis=1)
     width = batch["tokens"].shape[1]
     longest = int((lengths - questions).max())

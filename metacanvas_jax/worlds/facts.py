@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from metacanvas_jax.worlds.requests import OTHER_WORDS, PLACES, RELATIONS, Group, Request, plural, third
+from metacanvas_jax.worlds.requests import OTHER_WORDS, PLACES, RELATIONS, Group, Request, third
 from metacanvas_jax.worlds.scenes import Item, SceneWorld, place_request
 
 GROUPS = 2  # of a request, at most
@@ -96,32 +96,15 @@ class Facts:
 
     def picture(self, items: Sequence[Item]) -> Float[np.ndarray, "n f"]:
         """What each cell of a picture shows, as certainties: object, colour and place of a drawing, and which part."""
-        vectors = self.empty(self.columns**2)
+        vectors, half = self.empty(self.columns**2), self.world.cell / 2
         for item in items:
             parts = self.parts(item)
-            vectors += parts.any(-1, keepdims=True) * self.drawing(item) + self.likely(
+            spot = third(item.x + half, self.world.size), third(item.y + half, self.world.size)
+            shows = self.known(object=item.object, colour=item.colour, place=PLACE_AT[spot])
+            vectors += parts.any(-1, keepdims=True) * shows + self.likely(
                 np.stack([parts, *[np.zeros_like(parts)] * (GROUPS - 1)], 1)
             )
         return vectors
-
-    def drawing(self, item: Item) -> Float[np.ndarray, " f"]:
-        """The object, colour and place of one drawing."""
-        half = self.world.cell / 2
-        spot = third(item.x + half, self.world.size), third(item.y + half, self.world.size)
-        return self.known(object=item.object, colour=item.colour, place=PLACE_AT[spot])
-
-    def of_items(self, items: Sequence[Item]) -> dict[str, Float[np.ndarray, " f"]]:
-        """What a picture tells of every object of which it shows one drawing, by its name."""
-        names = [item.object for item in items]
-        return {item.object: self.drawing(item) for item in items if names.count(item.object) == 1}
-
-    def of_groups(self, request: Request) -> dict[str, Float[np.ndarray, " f"]]:
-        """What a prompt tells of each of its groups, by the name of its objects ("cat", "cats")."""
-        found = {}
-        for group, role in zip(request.groups, roles(request), strict=True):
-            name = group.object if group.count == 1 else plural(group.object)
-            found[name] = self.known(**named(group), place=group.place, relation=role)
-        return found
 
     def likely(self, chances: Float[np.ndarray, "n g q"]) -> Float[np.ndarray, "n f"]:
         """Vectors of chances only."""
