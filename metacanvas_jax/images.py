@@ -4,6 +4,8 @@ import io
 
 from PIL import Image, ImageCms
 
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits per channel or fewer
+
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """The picture in RGB and sRGB; what is transparent lies on white.

@@ -189,6 +189,33 @@ def test_qwen_image_patches_equal_those_of_transformers(sides):
     np.testing.assert_allclose(ours.values, np.asarray(theirs["pixel_values"]), atol=2e-6)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_qwen_image_patches_have_transparency_on_white(mode):
+    cutout = Image.new("RGBA", (56, 56), (200, 30, 30, 255))
+    cutout.paste((0, 0, 0, 0), (0, 0, 28, 56))
+    white = np.asarray(cutout.convert(mode).convert("RGBA"))[..., :3].copy()
+    white[:, :28] = 255
+    np.testing.assert_array_equal(read_image(cutout.convert(mode), MEDIA).values, read_image(white, MEDIA).values)
+
+
+@pytest.mark.torch
+def test_qwen_image_patches_of_a_cutout_equal_those_of_transformers():
+    pytest.importorskip("torch")
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    cutout = picture(56, 84).convert("RGBA")
+    cutout.putalpha(Image.linear_gradient("L").resize(cutout.size))
+    theirs = Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 300 * 300})(cutout)
+    ours = read_image(cutout, MediaConfig(image_pixels=(56 * 56, 300 * 300)))
+    # Half a step of a byte and a bit: the two round the mixed colours in their own ways.
+    np.testing.assert_allclose(ours.values, np.asarray(theirs["pixel_values"]), atol=1.01 / 255 / min(MEDIA.std))
+
+
+def test_qwen_image_of_sixteen_bits_is_refused():
+    with pytest.raises(UserError, match="an image of mode I;16, expected 8 bits per channel"):
+        read_image(Image.new("I;16", (56, 56), 40_000), MEDIA)
+
+
 def test_qwen_video_patches_hold_two_frames_each_and_repeat_an_odd_last_one():
     frames = [np.full((28, 56, 3), value, np.uint8) for value in (0, 50, 100, 150, 200)]
     config = MediaConfig(video_pixels=(28 * 28, 56 * 56))

@@ -15,10 +15,9 @@ from metacanvas_jax import files
 from metacanvas_jax.config.sources import LIMITS, Limits
 from metacanvas_jax.data.transforms import Clip, fit_image, shown_frames
 from metacanvas_jax.errors import first_line
-from metacanvas_jax.images import to_rgb
+from metacanvas_jax.images import MODES, to_rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits per channel or fewer
 
 
 class MediaError(ValueError):

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.images import MODES, to_rgb
 from metacanvas_jax.types import Grid
 
 MAX_ASPECT = 200  # sides further apart than this are refused, as in the reference
@@ -142,12 +143,14 @@ def patchify(frames: Float[np.ndarray, "t h w c"], config: MediaConfig) -> tuple
 
 
 def as_image(image: Image.Image | np.ndarray) -> Image.Image:
-    """An RGB image; arrays must be uint8 ``[h w 3]``.
+    """An RGB image; what is transparent lies on white, as in the reference. Arrays must be uint8 ``[h w 3]``.
 
-    Raises UserError for other arrays.
+    Raises UserError for other arrays, and for images of more than 8 bits per channel.
     """
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        if image.mode not in MODES:
+            raise UserError(f"an image of mode {image.mode}, expected 8 bits per channel")
+        return to_rgb(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UserError(f"an image must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}")
     return Image.fromarray(image)
@@ -161,7 +164,7 @@ def _pixels(image: Image.Image, size: tuple[int, int], config: MediaConfig) -> n
 
 
 def read_image(image: Image.Image | np.ndarray, config: MediaConfig) -> Patches:
-    """An image as patches. Raises UserError for what is not an RGB image."""
+    """An image as patches. Raises UserError as ``as_image`` does."""
     image = as_image(image)
     size = target_size(image.height, image.width, config)
     return Patches(*patchify(_pixels(image, size, config)[None], config))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedTokenizerFast
 
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.images import to_rgb
 from metacanvas_jax.mllm.template import CHAT
 
 logger = logging.getLogger(__name__)
@@ -225,7 +226,7 @@ def read_medium(frames: Sequence[Image.Image], config: Mapping[str, Any], fps: f
     rows, columns = target_size(frames[0].height, frames[0].width, config, None if fps is None else len(frames))
     pixels = []
     for frame in frames:
-        frame = frame.convert("RGB")
+        frame = to_rgb(frame)
         if frame.size != (columns, rows):
             frame = frame.resize((columns, rows), Image.Resampling.BICUBIC)
         pixels.append(np.asarray(frame, np.float32) / np.float32(255) - np.float32(config["mean"]))

@@ -13,11 +13,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.images import to_rgb
+from metacanvas_jax.images import MODES, to_rgb
 from metacanvas_jax.sizes import fitting_size, latent_grid, nearest_size
 
 VERSION = 1
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits per channel or fewer
 VIDEOS = ("text_to_video", "image_to_video", "video_editing", "reference_to_video")
 EDITS = ("image_editing", "video_editing")
 FRAMES = {"target": 2.0, "least": 4, "most": 768, "multiple": 2}
