@@ -218,6 +218,65 @@ def test_pictures_are_read_upright_on_white_and_cropped():
         reading.picture(Image.new("I;16", (8, 8), 40000))
 
 
+def test_media_of_the_exported_mllm_have_transparency_on_white():
+    from metacanvas_jax.mllm import torch_side as prompt
+
+    media = MediaConfig(image_pixels=(784, 6000))
+    cutout = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)).convert("RGBA")
+    cutout.putalpha(Image.linear_gradient("L").resize(cutout.size))
+    theirs = prompt.read_medium([cutout], dataclasses.asdict(media))
+    np.testing.assert_allclose(theirs.patches, read_image(cutout, media).values, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(512, 512), (1024, 1024)])
+def test_an_exported_flux_samples_by_the_tokens_of_the_run(size):
+    """FLUX paints 2 x 2 latents a token, of which its schedule depends."""
+    from configs import image_editing
+    from metacanvas_jax.config import networks, read
+    from metacanvas_jax.data.shapes import latent_grid
+    from metacanvas_jax.dit.flux.torch_side import Side
+    from metacanvas_jax.paint.program import how_to, recipe_of
+    from metacanvas_jax.torch_export import samplers
+
+    setup = read.experiment(image_editing.get_config("canvas"))
+    bucket = dataclasses.replace(setup.shapes[0], size=size)
+    ours = recipe_of(setup, how_to(setup, bucket), networks.network(setup)).schedule
+    tokens = Side(None, None, {}).tokens(latent_grid(setup, bucket))
+    sigmas, times = samplers.schedule(dataclasses.asdict(setup.sampler), tokens)
+    np.testing.assert_array_equal(np.float32(sigmas), np.float32(ours.sigmas))
+    np.testing.assert_array_equal(np.float32(times), np.float32(ours.times))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_export_paints_no_black_for_what_is_not_finite(bad):
+    from types import SimpleNamespace
+
+    from metacanvas_jax.errors import UserError
+    from metacanvas_jax.torch_export.pipeline import MetaCanvasPipeline
+
+    pipeline = SimpleNamespace(vae=SimpleNamespace(decode=lambda x: x), backbone=SimpleNamespace(dtype=torch.float32))
+    latents = torch.zeros(1, 3, 1, 2, 2)
+    (picture,) = MetaCanvasPipeline.decode(pipeline, latents)
+    assert np.unique(picture).tolist() == [128]
+    latents[0, 0, 0, 1, 1] = bad
+    with pytest.raises(UserError, match="1 of 12 values of the result are not finite"):
+        MetaCanvasPipeline.decode(pipeline, latents)
+
+
+def test_every_seed_of_an_export_has_its_own_noise():
+    from types import SimpleNamespace
+
+    from metacanvas_jax.errors import UserError
+    from metacanvas_jax.torch_export.pipeline import MetaCanvasPipeline
+
+    pipeline, seeds = SimpleNamespace(index={"latent_channels": 3}), (0, 1, 2**32, 2**33, 2**64 - 1)
+    noise = [MetaCanvasPipeline.noise(pipeline, 1, (1, 2, 2), seed).numpy().tobytes() for seed in seeds]
+    assert len(set(noise)) == len(seeds)
+    for seed in (-1, 2**64):
+        with pytest.raises(UserError, match=f"the seed is {seed}, expected a number from 0 to 18446744073709551615"):
+            MetaCanvasPipeline.noise(pipeline, 1, (1, 2, 2), seed)
+
+
 @pytest.mark.parametrize("fps", [6.0, 24.0])
 @pytest.mark.parametrize("count", [5, 9, 121])
 def test_frames_that_the_mllm_reads_and_frames_of_a_clip_are_ours(count, fps):

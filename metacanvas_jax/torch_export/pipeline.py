@@ -129,7 +129,8 @@ class MetaCanvasPipeline:
             output: "pil", or "latent" for the latents ``[b c t h w]``.
 
         Raises:
-            UserError: a size that does not divide, or something this backbone cannot read.
+            UserError: a size that does not divide, something this backbone cannot read, a seed that is none, or a
+                result that is not finite.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if latents is not None:
@@ -149,7 +150,9 @@ class MetaCanvasPipeline:
         return latents if output == "latent" else self.decode(latents)
 
     def noise(self, count: int, grid: tuple[int, int, int], seed: int) -> Tensor:
-        """Noise ``[count c *grid]``."""
+        """Noise ``[count c *grid]``. Raises UserError for a seed outside of 0 to 2^64 - 1."""
+        if not 0 <= seed < 1 << 64:
+            raise UserError(f"the seed is {seed}, expected a number from 0 to {(1 << 64) - 1}")
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(count, self.index["latent_channels"], *grid, generator=generator)
 
@@ -270,13 +273,21 @@ class MetaCanvasPipeline:
         return self.vae.encode(video.to(self.device, self.backbone.dtype)).float()
 
     def decode(self, latents: Tensor) -> list[Any]:
-        """Pictures of latents ``[b c t h w]``; a list of frames each where t is more than 1."""
+        """Pictures of latents ``[b c t h w]``; a list of frames each where t is more than 1.
+
+        Raises UserError for NaN and infinity, which would become black.
+        """
         if self.vae is None:
             raise UserError(
                 "decoding needs the autoencoder: pass vae=FOLDER or base=FOLDER, or ask for output='latent'"
             )
-        pixels = self.vae.decode(latents.to(self.backbone.dtype)).float().clamp(-1, 1)
-        pixels = ((pixels + 1) * 127.5).round().byte().movedim(1, -1).cpu().numpy()
+        pixels = self.vae.decode(latents.to(self.backbone.dtype)).float()
+        if bad := int((~torch.isfinite(pixels)).sum()):
+            raise UserError(
+                f"{bad} of {pixels.numel()} values of the result are not finite; "
+                "a smaller guidance, more steps or float32 may help"
+            )
+        pixels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1).cpu().numpy()
         videos = [[Image.fromarray(frame) for frame in video] for video in pixels]
         return [video if len(video) > 1 else video[0] for video in videos]
 
