@@ -120,6 +120,7 @@ BAD = {
     "no picture": ("edit", "flux,qwen", ["--image", "CONFIG"], "config.json"),
     "no video": ("edit", "wan,qwen", ["--video", "PICTURE", "--config.dit.extra_channels=5"], "no MP4 or WebM"),
     "kind of file": ("sample", "sana", ["--size", "16x16", "--out", "x.mp4"], "expected a .png file"),
+    "place": ("sample", "sana", ["--size", "16x16", "--out", "BELOW"], "picture.png is no folder"),
     "steps": ("sample", "sana", ["--steps", "0"], "--steps is 0, expected at least 1"),
     "no MLLM": ("sample", "flux", [], "name an MLLM after a comma"),
     "MLLM that is none": ("sample", "wan,sana/vae", [], "the model is AutoencoderDC, expected qwen2_5_vl"),
@@ -137,7 +138,8 @@ def test_bad_requests_are_one_line_before_any_weight_is_read(folders, capsys, mo
         config = (folders / "sana" / "transformer" / "config.json").read_text()
         (broken / "transformer" / "config.json").write_text(config)
     monkeypatch.setattr(runs, "assembled", lambda *_: pytest.fail("weights were read"))
-    places = {"PICTURE": folders / "picture.png", "CONFIG": folders / "sana" / "transformer" / "config.json"}
+    places = {"PICTURE": folders / "picture.png", "BELOW": folders / "picture.png" / "x.png"}
+    places |= {"CONFIG": folders / "sana" / "transformer" / "config.json"}
     arguments = call(command, folders, names, *(str(places.get(option, option)) for option in options))
     assert re.search(message, said := fails(capsys, *arguments)), said
 

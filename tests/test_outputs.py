@@ -11,11 +11,15 @@ import pytest
 
 from metacanvas_jax import files
 from metacanvas_jax.cli import drawing
+from metacanvas_jax.cli.main import main
 from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.exchange import model_card
 from metacanvas_jax.launch.training import warned
+from metacanvas_jax.miniature import teaching
+from metacanvas_jax.paint.one_shape import OneShape, compiled
 from metacanvas_jax.paint.painter import NonFinitePixels, noise_key, to_bytes
+from metacanvas_jax.plan import planning
 
 
 def asked(**changes):
@@ -51,6 +55,25 @@ def test_pixels_that_are_not_finite_are_an_error(bad):
     np.testing.assert_array_equal(to_bytes(jnp.asarray([-2.0, -1.0, 0.0, 1.0, 2.0])), [0, 0, 128, 255, 255])
 
 
+def test_of_a_group_that_is_drawn_only_what_is_asked_for_must_be_finite():
+    def paint(params, batch, blank, key):
+        return SimpleNamespace(pixels=jnp.zeros((2, 1, 2, 2, 3)).at[1, 0, 1, 1, 0].set(jnp.nan))
+
+    empty = {"tokens": jnp.zeros((2, 1)), "positions": jnp.zeros((2, 3, 1)), "mask": jnp.zeros((2, 1))}
+    pending = [compiled(paint)({}, {}, empty, np.zeros((2, 2), np.uint32), jax.random.key(0))]
+    drawing = SimpleNamespace(_each=2)
+    (first,) = OneShape.fetch(drawing, pending, [1])  # the second fills up the group
+    np.testing.assert_array_equal(first, np.full((1, 1, 2, 2, 3), 128, np.uint8))
+    with pytest.raises(NonFinitePixels, match="a result holds values that are not finite"):
+        OneShape.fetch(drawing, pending, [2])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_report_with_a_seed_that_is_none_is_refused_before_the_run_is_looked_at(seed, tmp_path, capsys):
+    assert main(["report", "--run", str(tmp_path / "nowhere"), "--draw", f"--seed={seed}"]) == 2
+    assert f"--seed is {seed}, expected a number from 0 to" in capsys.readouterr().err
+
+
 def test_a_preview_that_is_not_finite_does_not_end_a_training(caplog):
     with warned("the preview", 7):
         to_bytes(jnp.full((2,), jnp.nan))
@@ -83,6 +106,13 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_made(tmp_path
             files.check_writable(place)
     files.check_writable(tmp_path / "new" / "deep" / "x.png")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_place_that_cannot_be_written_is_said_before_a_plan_or_a_teaching(tmp_path):
+    (tmp_path / "file").write_text("")
+    for work in (lambda out: planning.plan("none", None, out=out), lambda out: teaching.teach(None, tmp_path, out)):
+        with pytest.raises(UserError, match=r"cannot write .*file is no folder"):
+            work(tmp_path / "file" / "out")
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):

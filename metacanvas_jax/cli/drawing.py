@@ -154,8 +154,7 @@ def check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name} is {value}, expected at least {least}")
     if arguments.guidance is not None and not math.isfinite(arguments.guidance):
         raise UserError(f"--guidance is {arguments.guidance}, expected a finite number")
-    if not 0 <= arguments.seed < 1 << 64:
-        raise UserError(f"--seed is {arguments.seed}, expected a number from 0 to {(1 << 64) - 1}")
+    options.check_seed(arguments.seed)
     if arguments.fps is not None and not 0 < arguments.fps <= 1000:
         raise UserError(f"--fps is {arguments.fps}, expected a number above 0 and up to 1000")
 

@@ -198,8 +198,8 @@ def check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}, expected at least 1")
-    if arguments.seed is not None and not 0 <= arguments.seed < 1 << 64:
-        raise UserError(f"--seed is {arguments.seed}, expected a number from 0 to {(1 << 64) - 1}")
+    if arguments.seed is not None:
+        options.check_seed(arguments.seed)
     if arguments.base and not arguments.benchmark:
         raise UserError("--base draws a --benchmark; without one it has no effect")
     if arguments.base and arguments.checkpoint is not None:

@@ -110,6 +110,12 @@ def size(text: str | None) -> tuple[int, int] | None:
     return int(rows), int(columns)
 
 
+def check_seed(seed: int) -> None:
+    """Raises UserError for a ``--seed`` of which no noise is made."""
+    if not 0 <= seed < 1 << 64:
+        raise UserError(f"--seed is {seed}, expected a number from 0 to {(1 << 64) - 1}")
+
+
 def require(package: str, extra: str) -> None:
     """Raises UserError when an optional package is missing."""
     if importlib.util.find_spec(package) is None:

@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = files.folder(arguments.run)
     out = files.folder(arguments.out or folder / "report.html")
     files.check_writable(out)
+    options.check_seed(arguments.seed)
     if arguments.checkpoint is not None and not arguments.draw:
         raise UserError("--checkpoint goes with --draw")
     trained = runs.load(folder, step=arguments.checkpoint) if arguments.draw else None

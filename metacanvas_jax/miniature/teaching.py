@@ -120,8 +120,9 @@ def examine(setup: Experiment, params: Params, questions: int, seed: int = 1_000
 def teach(config: ConfigDict, workdir: Path, out: Path, questions: int = 3000, progress: bool = True) -> Exam:
     """Teaches the MLLM of a config, continuing what is in ``workdir``, and writes the folder ``out``.
 
-    Raises UserError for weights that are too large to ship.
+    Raises UserError for weights that are too large to ship and, before it teaches, for a folder that cannot be written.
     """
+    files.check_writable(out / "exam.json")
     setup = experiment(config)
     prepare(setup)
     train(config, workdir, progress=progress)

@@ -18,6 +18,8 @@ from metacanvas_jax.plan.study import study
 from metacanvas_jax.plan.topology import find_slice
 from metacanvas_jax.tasks import TASKS, Bucket
 
+FILE = "plan.json"  # the reports, for programs
+
 
 def plan(
     name: str,
@@ -43,8 +45,11 @@ def plan(
     written to the folder ``out``.
 
     Raises:
-        UserError: an unknown slice, GPU or bucket, a mesh that does not fit it, a batch that does not divide.
+        UserError: an unknown slice, GPU or bucket, a mesh that does not fit it, a batch that does not divide, and,
+            before anything is compiled, a folder ``out`` that cannot be written.
     """
+    if out is not None:
+        files.check_writable(out / FILE)
     experiment = read.experiment(config)
     experiment = experiment if pixels else programs.with_latents(experiment)
     asked = None if mesh is None else parse_mesh(mesh)  # else sampling chooses for itself
@@ -103,5 +108,5 @@ def size(bucket: Bucket) -> int:
 
 def write(folder: Path, reports: list[Report]) -> None:
     """Writes ``plan.json`` and ``plan.html`` into a folder, each atomically."""
-    for name, text in (("plan.json", as_json(reports)), ("plan.html", page.html(reports))):
+    for name, text in ((FILE, as_json(reports)), ("plan.html", page.html(reports))):
         files.write(folder / name, text)
