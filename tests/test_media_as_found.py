@@ -7,9 +7,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import GifImagePlugin, Image, ImageCms
 
-from metacanvas_jax.config.sources import SourceSection
+from metacanvas_jax.config.sources import Limits, SourceSection
 from metacanvas_jax.data.decoding import MediaError, decode_animation, decode_image
 from metacanvas_jax.data.formats.tars import load_index, make_index
 from metacanvas_jax.data.layout import Layout, place_of
@@ -81,15 +81,27 @@ def test_transparency_lies_on_white(mode):
     assert decode_image(buffer.getvalue()).getpixel((1, 1)) == (255, 255, 255)
 
 
-def test_delays_of_an_animation_are_kept():
-    frames = [Image.new("P", (4, 4), i) for i in range(5)]
-    for i, frame in enumerate(frames):
-        frame.putpalette([20 * i, 0, 0] * 256)
+def animation(kind="GIF", count=5) -> bytes:
+    """Frames of growing brightness; the first is shown for 0.4 s, the others for 0.1 s."""
+    frames = [Image.new("RGB", (4, 4), (20 * i, 20 * i, 20 * i)) for i in range(count)]
+    options = {"duration": [400, *[100] * (count - 1)], "loop": 0} | ({"lossless": True} if kind == "WEBP" else {})
     buffer = io.BytesIO()
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=[400, 100, 100, 100, 100], loop=0)
-    video, fps = decode_animation(buffer.getvalue(), Clip(frames=5, fps=10.0))
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_delays_of_an_animation_are_kept(kind):
+    video, fps = decode_animation(animation(kind), Clip(frames=5, fps=10.0))
     assert fps == 10.0
     assert video[:, 0, 0, 0].tolist() == [0, 0, 0, 0, 20]
+
+
+@pytest.mark.parametrize("limits", [Limits(frames=4), Limits(decoded_pixels=5 * 16 - 1)])
+def test_an_animation_beyond_the_limits_is_refused_before_it_is_decoded(limits, monkeypatch):
+    monkeypatch.setattr(GifImagePlugin.GifImageFile, "load", lambda _: pytest.fail("a frame was decoded"))
+    with pytest.raises(MediaError, match="an animation of 5 frames of 4 x 4 pixels is too large"):
+        decode_animation(animation(), Clip(), limits)
 
 
 # ---- Names of files ----
@@ -166,6 +178,9 @@ def test_paths_may_hold_what_means_something_to_glob(tmp_path):
 def test_what_a_task_does_not_need_may_be_anything(sidecar, tmp_path):
     write_tar(tmp_path / "x.tar", {"000.jpg": picture(kind="JPEG"), "000.json": json.dumps(sidecar).encode()})
     assert tar_source(tmp_path / "x.tar")[0].prompt == "space"
+    (tmp_path / "000.jpg").write_bytes(picture(kind="JPEG"))
+    (tmp_path / "rows.jsonl").write_text(json.dumps(sidecar | {"target": "000.jpg"}))
+    assert open_source(SourceSection("jsonl", str(tmp_path / "rows.jsonl")))[0].prompt == "space"
 
 
 def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path):
@@ -204,14 +219,37 @@ def test_a_damaged_header_is_not_lost_in_silence(tmp_path):
     assert any("!" in members for members in found.values())
 
 
+def resealed(header: bytes) -> bytes:
+    """A header of a member with the checksum that it should have."""
+    blank = header[:148] + b" " * 8 + header[156:512]
+    return header[:148] + b"%06o\0 " % sum(blank) + header[156:512]
+
+
 @pytest.mark.parametrize("size", [b"-0000000001\0", b"77777777777\0"])
 def test_impossible_sizes_are_damage(size, tmp_path):
-    data = bytearray(write_tar(tmp_path / "a.tar", {"0.txt": b"x", "1.txt": b"x"}))
-    data[124:136] = size
-    data[148:156] = b" " * 8
-    data[148:156] = b"%06o\0 " % sum(data[:512])
-    (tmp_path / "a.tar").write_bytes(data)
+    data = write_tar(tmp_path / "a.tar", {"0.txt": b"x", "1.txt": b"x"})
+    (tmp_path / "a.tar").write_bytes(resealed(data[:124] + size + data[136:512]) + data[512:])
     assert any("!" in members for members in make_index(tmp_path / "a.tar").values())
+
+
+def test_a_sparse_member_is_a_bad_record(tmp_path):
+    data = write_tar(tmp_path / "a.tar", {"0.txt": b"x", "1.txt": b"x"})
+    (tmp_path / "a.tar").write_bytes(resealed(data[:156] + b"S" + data[157:512]) + data[512:])
+    found = make_index(tmp_path / "a.tar")
+    assert found["0"] == {"!": "0.txt is a sparse file"} and set(found["1"]) == {"txt"}
+
+
+def test_thousands_of_extended_headers_are_damage(tmp_path):
+    """Python's reader calls itself for each of them."""
+    data = write_tar(tmp_path / "a.tar", {"0.txt": b"x", "1.txt": b"x"})
+    record = b"11 abc=def\n"
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, len(record)
+    extended = (header.tobuf() + record.ljust(512, b"\0")) * 2000
+    (tmp_path / "a.tar").write_bytes(data[:1024] + extended + data[1024:])
+    found = make_index(tmp_path / "a.tar")
+    assert set(found["0"]) == {"txt"}
+    assert any(members.get("!", "").startswith("the shard is damaged after byte") for members in found.values())
 
 
 def test_names_that_are_not_utf8_are_read(tmp_path):
@@ -261,6 +299,51 @@ def clip(rotation: int = 0, aspect: str = "1:1", size=(64, 96)) -> bytes:
         a, b, c, d = (turn * 65536 for turn in turns)
         data[at : at + 36] = b"".join(n.to_bytes(4, "big", signed=True) for n in (a, b, 0, c, d, 0, 0, 0, 1 << 30))
     return bytes(data)
+
+
+DOCUMENTED = {"mp4": ("mp4", "libx264"), "mov": ("mov", "libx264"), "mkv": ("matroska", "libx264")}
+DOCUMENTED["webm"] = ("webm", "libvpx-vp9")
+
+
+@pytest.mark.parametrize("extension", DOCUMENTED)
+def test_every_documented_video_is_read(extension, tmp_path):
+    av = pytest.importorskip("av")
+    container_format, codec = DOCUMENTED[extension]
+    with av.open(str(tmp_path / f"x.{extension}"), "w", format=container_format) as container:
+        stream = container.add_stream(codec, rate=4)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for _ in range(5):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 48, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode(None))
+    (tmp_path / "x.txt").write_text("a video")
+    sample = open_source(SourceSection("files", str(tmp_path), "text_to_video"))[0]
+    assert sample.target.shape == (5, 32, 48, 3) and sample.fps == 4
+
+
+def test_a_pause_of_hours_is_a_bad_record():
+    """Else the frame before it would be repeated for every moment of the pause."""
+    av = pytest.importorskip("av")
+    from metacanvas_jax.data.video import decode_video
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as container:
+        stream = container.add_stream("libx264", rate=1)
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "yuv420p"
+        for second in (0, 1, 100_000):
+            frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = second, Fraction(1)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(MediaError, match="a pause of 99999 s between two frames"):
+        decode_video(buffer.getvalue(), Clip(frames=9, fps=1.0))
+
+
+def test_pixels_that_are_made_square_stay_within_the_limits():
+    """A file may say that its pixels are ten thousand times as wide as high."""
+    from metacanvas_jax.data.video import decode_video
+
+    with pytest.raises(MediaError, match="frames of 64 x 192 pixels, at most 6144 in all are allowed"):
+        decode_video(clip(aspect="2:1"), limits=Limits(pixels=64 * 96))
 
 
 def test_a_turned_video_comes_out_upright():

@@ -44,6 +44,7 @@ ROWS = {
     "caption is a number": ({"target": "good.png", "prompt": 5}, {}, "the prompt is of type int, expected text"),
     "picture is a number": ({"target": 5, "prompt": "x"}, {}, "wanted the bytes of a picture or video, found int"),
     "fps is text": ({"target": "good.png", "prompt": "x", "fps": "fast"}, VIDEO, "fps is 'fast', expected a number"),
+    "fps is nearly zero": ({"target": "good.png", "prompt": "x", "fps": 1e-9}, VIDEO, "fps is 1e-09, expected a numb"),
     "fps is infinite": ({"target": "good.png", "prompt": "x", "fps": 1e300}, VIDEO, "fps is 1e.300, expected a number"),
     "not JSON": ("{", {}, "not valid JSON"),
     "JSON nested too deep": ("[" * 100_000, {}, "not valid JSON"),

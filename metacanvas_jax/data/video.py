@@ -93,6 +93,7 @@ def _take(
 
     def keep() -> None:
         nonlocal pixels
+        _check_size(*square_size(shown.width, shown.height, aspect), limits)
         taken.append(fit_image(upright(shown, aspect), clip.size))
         pixels += taken[-1].shape[0] * taken[-1].shape[1]
         if pixels > limits.decoded_pixels:
@@ -123,11 +124,16 @@ def upright(frame: Any, aspect: float) -> Image.Image:
     ``aspect`` is the width of a stored pixel over its height. One side is enlarged, none is shrunk.
     """
     image = frame.to_image()
-    if aspect > 0 and abs(aspect - 1) > 1e-3:
-        width, height = image.size
-        size = (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
+    if (size := square_size(*image.size, aspect)) != image.size:
         image = image.resize(size, Image.Resampling.BICUBIC)
     return image.rotate(frame.rotation, expand=True) if frame.rotation % 360 else image
+
+
+def square_size(width: int, height: int, aspect: float) -> tuple[int, int]:
+    """Width and height of a frame whose pixels, of this width over height, have been made square."""
+    if aspect <= 0 or abs(aspect - 1) <= 1e-3:
+        return width, height
+    return (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
 
 
 def _open(taken: list[np.ndarray], clip: Clip) -> bool:
