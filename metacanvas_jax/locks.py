@@ -122,6 +122,9 @@ def _create(path: Path, owner: Owner) -> bool:
                 file.write(text)
         except FileExistsError:
             return False
+        except OSError:  # a full disk: no lock without an owner remains
+            path.unlink(missing_ok=True)
+            raise
     return True
 
 

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from faults_support import fill_disk
 
-from metacanvas_jax import locks
+from metacanvas_jax import files, locks
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.locks import NAME, locked
 
@@ -72,6 +73,17 @@ def test_a_beating_lock_of_another_machine_is_respected(tmp_path, monkeypatch):
         pytest.fail("two processes hold one lock")
 
 
+def test_a_lock_in_a_bucket_is_respected_and_released(bucket):
+    run = f"{bucket.url}/run"
+    with locked(run), pytest.raises(UserError, match="/run is in use by process"), locked(run):
+        pytest.fail("two hold one lock")
+    assert NAME not in files.listing(run)
+    owner = dataclasses.replace(locks._this("t"), host="another")
+    files.write(files.folder(f"{run}/{NAME}"), json.dumps(dataclasses.asdict(owner)))
+    with locked(run, patience_s=1.0):  # a silent one
+        assert json.loads(files.read_text(f"{run}/{NAME}"))["pid"] == os.getpid()
+
+
 def test_a_number_that_another_process_has_now_is_no_owner(tmp_path):
     owner = dataclasses.replace(locks._this("t"), started="1")
     (tmp_path / NAME).write_text(json.dumps(dataclasses.asdict(owner)))
@@ -99,6 +111,16 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"), locked(tmp_path / "file" / "run"):
         pytest.fail("no folder can be there")
+
+
+def test_a_lock_on_a_full_disk_is_one_line_and_leaves_none(tmp_path):
+    try:
+        fill_disk(True)
+        with pytest.raises(UserError, match="cannot write "), locked(tmp_path):
+            pytest.fail("a lock without an owner")
+    finally:
+        fill_disk(False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_trainings_of_one_folder_are_refused_before_anything_is_written(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from faults_support import fill_disk
 from PIL import Image
 from sources_support import encoded, pairs, picture, write_rows, write_tar
 
@@ -180,6 +181,25 @@ def test_prepare_turns_each_layout_into_the_same_records(tmp_path):
             np.testing.assert_array_equal(found[number].target, picture(number, (6, 8))[None])
         with pytest.raises(UserError, match="differs in clip"):
             sources.prepare(SourceSection(kind=kind, path=str(path)), out, Clip(size=(4, 4)), QUIET)
+
+
+class Full(Numbered):
+    """The disk is full as soon as something is read."""
+
+    def read(self, index):
+        fill_disk(True)
+        return super().read(index)
+
+
+def test_prepare_on_a_full_disk_is_one_line_and_goes_on_when_there_is_room(tmp_path):
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*array_record.*\.tmp: ") as said:
+            shards.write(tmp_path / "out", {"a": 1}, Full(4), QUIET)
+    finally:
+        fill_disk(False)
+    assert "\n" not in str(said.value) and not (tmp_path / "out").exists()
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert len(_records(shards.write(tmp_path / "out", {"a": 1}, Numbered(4), QUIET))) == 4
 
 
 def test_prepare_as_jpeg_is_smaller_and_close(tmp_path):
