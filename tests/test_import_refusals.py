@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from weights_support import BFLOAT16, TABLE, abstract, published
 
+from metacanvas_jax.cli.main import main
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.weights import hf_import
 from metacanvas_jax.weights.hf_import import load_params
@@ -83,6 +84,25 @@ def test_wrong_tensors_are_one_clear_line_and_nothing_is_kept(tmp_path, case):
     del raised  # its traceback holds what was read so far
     gc.collect()
     assert len(jax.live_arrays()) <= live
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "diffusion_model."])
+def test_names_of_a_single_file_checkpoint_are_told_what_to_do(tmp_path, prefix):
+    save_file({f"{prefix}{name}": value for name, value in published().items()}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"is a name of a single-file checkpoint .*`save_pretrained`") as raised:
+        load_params(tmp_path, TABLE, abstract())
+    assert prefix in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_pipeline_that_is_imported_names_its_parts(tmp_path, capsys):
+    for name in ("transformer", "vae"):
+        (tmp_path / "pipeline" / name).mkdir(parents=True)
+        (tmp_path / "pipeline" / name / "config.json").write_text("{}")
+    (tmp_path / "pipeline" / "model_index.json").write_text("{}")
+    assert main(["import", "--from", str(tmp_path / "pipeline"), "--to", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "is a pipeline of diffusers; import one of its folders: transformer, vae" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_several_wrong_tensors_are_counted(tmp_path):

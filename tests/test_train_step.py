@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 
 from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.train.objectives import understanding
 from metacanvas_jax.train.optimizer import make_optimizer
 from metacanvas_jax.train.state import cast, new_state, step_key, update_ema
 from metacanvas_jax.train.step import make_step
@@ -87,6 +90,28 @@ def test_microbatches_count_by_their_weight(parts):
     assert "weight" not in metrics and "weight" not in expected
     for name in ("loss", "largest", "grad_norm"):
         np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+
+
+def test_answers_of_any_length_count_by_their_tokens_however_a_batch_is_split():
+    """The loss that teaches an MLLM, of answers of 1 and of 5 tokens by turns: microbatches have 2 or 10."""
+
+    class Model:
+        """States are rows of a table; so are logits."""
+
+        def apply(self, variables, given, cache=None, method=None):
+            return SimpleNamespace(hidden=variables["params"]["table"][given.tokens]) if method == "encode" else given
+
+    keys = jax.random.split(jax.random.key(1), 2)
+    params = {"table": jax.random.normal(keys[0], (7, 7))}
+    tokens, lengths = jax.random.randint(keys[1], (4, 6), 0, 7), jnp.array([1, 5, 1, 5])
+    weights = (jnp.arange(6)[None] >= 6 - lengths[:, None]).astype(jnp.float32)
+    batch = {"tokens": tokens, "positions": jnp.zeros((4, 3, 6), jnp.int32), "mask": weights == 1, "weights": weights}
+    found = []
+    for parts in (1, 2, 4):
+        step = make_step(*understanding(Model()), OPTIMIZER, accumulate=parts)
+        _, metrics = step(new_state(params, OPTIMIZER), {}, batch, SEED)
+        found.append([metrics[name] for name in ("loss", "accuracy", "grad_norm")])
+    np.testing.assert_allclose(found[1:], found[:1] * 2, rtol=1e-5)
 
 
 def test_microbatches_draw_different_noise_and_every_step_its_own():
