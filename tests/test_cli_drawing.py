@@ -137,7 +137,7 @@ def test_bad_requests_are_one_line_before_any_weight_is_read(folders, capsys, mo
         (broken / "model_index.json").write_text("{}")
         config = (folders / "sana" / "transformer" / "config.json").read_text()
         (broken / "transformer" / "config.json").write_text(config)
-    monkeypatch.setattr(runs, "assembled", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(runs, "assembled", lambda *_, **__: pytest.fail("weights were read"))
     places = {"PICTURE": folders / "picture.png", "BELOW": folders / "picture.png" / "x.png"}
     places |= {"CONFIG": folders / "sana" / "transformer" / "config.json"}
     arguments = call(command, folders, names, *(str(places.get(option, option)) for option in options))

@@ -153,8 +153,10 @@ class MetaCanvasPipeline:
         """Noise ``[count c *grid]``. Raises UserError for a seed outside of 0 to 2^64 - 1."""
         if not 0 <= seed < 1 << 64:
             raise UserError(f"the seed is {seed}, expected a number from 0 to {(1 << 64) - 1}")
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(count, self.index["latent_channels"], *grid, generator=generator)
+        shape = (count, self.index["latent_channels"], *grid)
+        if seed >> 32:  # torch's generator takes 32 bits of a seed
+            return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
     def plan(
         self,
