@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from weights_support import BFLOAT16, TABLE, abstract, assert_params, expected, published
 
+from metacanvas_jax import files
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.weights import hf_export
 from metacanvas_jax.weights.hf_export import new_folder, save_params
@@ -121,6 +122,19 @@ def test_a_folder_with_contents_is_refused_and_left_alone(tmp_path):
     (tmp_path / "empty").mkdir()
     save_params(params_of(published()), TABLE, tmp_path / "empty")
     assert (tmp_path / "empty" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("there", ["on this machine", "in a bucket"])
+def test_of_two_writers_of_one_new_folder_the_slower_is_refused(there, tmp_path, request):
+    place = str(tmp_path) if there == "on this machine" else request.getfixturevalue("bucket").url
+    with (
+        pytest.raises(UserError, match=r"out: .*[Nn]ot.* empty.*; nothing was written"),
+        new_folder(f"{place}/out") as slow,
+    ):
+        (slow / "slow.json").write_text("{}")
+        with new_folder(f"{place}/out") as fast:
+            (fast / "fast.json").write_text("{}")
+    assert list(files.listing(place, deep=True)) == ["out/fast.json"]
 
 
 class Leaf:

@@ -2,12 +2,16 @@
 
 import shutil
 
+import export_support as support
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from metacanvas_jax import files
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.exchange.export_run import export_run
+from metacanvas_jax.paint import runs
+from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.train.agreement import check_same
 from metacanvas_jax.train.store import describe
 from metacanvas_jax.weights import identity, saved
@@ -183,3 +187,14 @@ def test_a_saved_folder_of_version_01_has_no_sampled_hash_and_loads(ours):
     (ours / "params.json").write_text((ours / "params.json").read_text().replace("hash", "hask"))
     with pytest.raises(UserError, match=r"params\.json is damaged"):
         of(ours).identity()
+
+
+def test_a_run_is_neither_drawn_with_nor_exported_beside_other_frozen_weights(tmp_path):
+    run = support.save_drawing_run(tmp_path, "sana", Bucket("text_to_image", (24, 36), length=64))
+    values = load_file(tmp_path / "pca" / "params.safetensors")
+    shutil.rmtree(tmp_path / "pca")
+    saved.save(tmp_path / "pca", values | {"mean": values["mean"] + 1}, {})
+    for use in (runs.load, lambda run: export_run(run, tmp_path / "out", support.QUIET)):
+        with pytest.raises(UserError, match=rf"other frozen weights: those of vae in {tmp_path}/pca are not the same"):
+            use(run)
+    assert not (tmp_path / "out").exists()

@@ -124,22 +124,34 @@ def new_folder(folder: str | os.PathLike, needed_bytes: int = 0, *, inside: bool
 
 @contextlib.contextmanager
 def _new_in_bucket(folder: Path, needed_bytes: int, inside: bool) -> Iterator[Path]:
-    if folder.is_file() or files.listing(folder, deep=True):
-        raise UserError(f"{folder}: exists and is not an empty folder; nothing was written")
-    try:
-        if inside:
+    _check_empty(folder)
+    if inside:
+        with _removed_on_error(folder):
             yield folder
-            return
-        with tempfile.TemporaryDirectory(prefix="metacanvas-") as near:
-            _check_room(folder, Path(near), needed_bytes)
-            yield Path(near)
-            # A bucket knows no renaming: what readers look for, JSON files of the folder itself, is written last.
-            last = sorted(files.listing(near, deep=True), key=lambda name: ("/" not in name, name.endswith(".json")))
+        return
+    with tempfile.TemporaryDirectory(prefix="metacanvas-") as near:
+        _check_room(folder, Path(near), needed_bytes)
+        yield Path(near)
+        _check_empty(folder)  # another process may have been faster
+        # A bucket knows no renaming: what readers look for, JSON files of the folder itself, is written last.
+        last = sorted(files.listing(near, deep=True), key=lambda name: ("/" not in name, name.endswith(".json")))
+        with _removed_on_error(folder):
             for name in last:
                 files.upload(Path(near) / name, folder / name)
+
+
+@contextlib.contextmanager
+def _removed_on_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except BaseException:
         files.remove(folder)
         raise
+
+
+def _check_empty(folder: Path) -> None:
+    if folder.is_file() or files.listing(folder, deep=True):
+        raise UserError(f"{folder}: exists and is not an empty folder; nothing was written")
 
 
 def _check_room(folder: Path, draft: Path, needed_bytes: int) -> None:
