@@ -269,6 +269,48 @@ def test_a_key_that_is_not_built_is_refused_by_name(name, key, value, message, t
     assert str(tmp_path) in str(said.value) and "\n" not in str(said.value)
 
 
+PROCESSOR = {
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "max_pixels": 12845056,
+    "merge_size": 2,
+    "min_pixels": 3136,
+    "patch_size": 14,
+    "processor_class": "Qwen2_5_VLProcessor",
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "temporal_patch_size": 2,
+}
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "video_preprocessor_config.json"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("image_mean", [0.5, 0.5, 0.5]),
+        ("image_std", [0.5, 0.5, 0.5]),
+        ("patch_size", 16),
+        ("merge_size", 4),
+        ("resample", 2),
+        ("rescale_factor", 1.0),
+        ("do_normalize", False),
+    ],
+)
+def test_another_image_processor_is_refused_by_name(file, key, value, tmp_path):
+    (tmp_path / file).write_text(json.dumps(PROCESSOR))
+    expected = read("qwen", QWEN, tmp_path)
+    (tmp_path / file).write_text(json.dumps({"image_mean": PROCESSOR["image_mean"]}))
+    assert read("qwen", QWEN, tmp_path) == expected
+    (tmp_path / file).write_text(json.dumps(PROCESSOR | {key: value}))
+    with pytest.raises(UserError, match=f"{file}: {key} is .*; only .* is built here"):
+        read("qwen", QWEN, tmp_path)
+
+
 ABSENT = [  # keys without which the reference builds something else
     *(("dpm", "use_flow_sigmas"), ("unipc", "prediction_type"), ("euler", "use_dynamic_shifting")),
     *(

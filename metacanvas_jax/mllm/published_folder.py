@@ -1,10 +1,32 @@
 """What the published folders of the vision-language models have in common."""
 
 import functools
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from metacanvas_jax.mllm.media import MediaConfig
 from metacanvas_jax.mllm.vision_language import compared_sizes, example
+from metacanvas_jax.weights.published import Fields, read_json
 from metacanvas_jax.weights.record import Network
+
+PROCESSORS = ("preprocessor_config.json", "video_preprocessor_config.json")
+BICUBIC = 3  # Pillow's number
+
+
+def check_processors(folder: Path, config: Any, media: Mapping[str, Any]) -> None:
+    """Raises UserError where a folder says that its images are read in another way than ``mllm/media.py`` reads them.
+
+    A folder need not say how. Limits of pixels are not compared: ``mllm.image_pixels`` of a config chooses its own.
+    """
+    ours, vision = MediaConfig(**media), config.vision
+    for name in PROCESSORS if vision is not None else ():
+        if (folder / name).exists():
+            f = Fields(folder / name, read_json(folder / name))
+            f.only(image_mean=list(ours.mean), image_std=list(ours.std), rescale_factor=1 / 255, resample=BICUBIC)
+            f.only(patch_size=vision.patch, temporal_patch_size=vision.temporal_patch, merge_size=vision.merge)
+            f.only(do_resize=True, do_rescale=True, do_normalize=True)
+
 
 record = functools.partial(
     Network,
@@ -14,6 +36,7 @@ record = functools.partial(
     subfolder="text_encoder",
     free=("dtype", "remat", "unroll", "lora"),
     sizes=compared_sizes,
+    beside=check_processors,
 )
 """``Network`` of such a model."""
 

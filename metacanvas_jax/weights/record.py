@@ -67,6 +67,10 @@ def _no_entries(config: Any) -> list[Entry]:
     return []
 
 
+def _nothing_beside(folder: Path, config: Any, media: Mapping[str, Any]) -> None:
+    del folder, config, media
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A network of one family.
@@ -84,6 +88,7 @@ class Network:
     no published file decides. ``sizes`` corrects the sizes that are compared with a published folder. ``added`` lists
     the tensors of layers that a config adds to the published network. ``keep_float32`` are regular expressions of whole
     paths of parameters: these stay float32 when a run keeps frozen ones in another dtype, as the reference keeps them.
+    ``beside(folder, config, media)`` refuses other files of a published folder that ask for what is not built here.
     ``settings`` are fields that `configs/published.py` sets on top of the published sizes; those of an MLLM belong to
     its section of a config.
 
@@ -113,6 +118,7 @@ class Network:
     sizes: Callable[[Any, dict[str, Any]], dict[str, Any]] = lambda config, sizes: sizes
     added: Callable[[Any], list[Entry]] = _no_entries
     keep_float32: tuple[str, ...] = ()
+    beside: Callable[[Path, Any, Mapping[str, Any]], None] = _nothing_beside
     schedules: Mapping[str, Callable[[int, float, int], Any]] = dataclasses.field(default_factory=dict)
     samplings: Mapping[str, Callable[[Fields], Sampling]] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -136,6 +142,7 @@ class Network:
         config = published.read_all(file, values, name, self.read)
         if found := out_of_range(config):
             raise UserError(f"{file}: {found}")
+        self.beside(files.folder(folder), config, self.media)
         return config
 
     def check(self, folder: str | Path, config: Any, key: str) -> None:
