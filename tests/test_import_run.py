@@ -33,7 +33,7 @@ def test_import_of_an_exported_run_is_bit_exact(exported, backbone):
         assert np.asarray(back[path]).tobytes() == value.tobytes(), path
 
 
-def test_an_imported_export_is_a_run_with_the_same_parameters(exported, tmp_path):
+def test_an_imported_export_is_a_run_with_the_same_parameters(exported, tmp_path, monkeypatch):
     config, leaves, _, folder, _ = exported("sana")
     import_run(folder, tmp_path / "run")
     setup = read.experiment(config)
@@ -45,6 +45,9 @@ def test_an_imported_export_is_a_run_with_the_same_parameters(exported, tmp_path
             for path, value in leaves.items():
                 assert np.asarray(back[path]).tobytes() == value.tobytes(), path
     check_workdir(make_job(setup), fit_config(setup), tmp_path / "run")  # training would go on from it
+    monkeypatch.setattr("metacanvas_jax.exchange.import_run.read_exported", None)  # the place comes before the reading
+    with pytest.raises(UserError, match="not an empty folder; nothing was written"):
+        import_run(folder, tmp_path / "run")
 
 
 def test_a_run_starts_with_what_another_trained(exported):

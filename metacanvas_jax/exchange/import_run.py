@@ -59,13 +59,13 @@ def import_run(source: str | os.PathLike, to: str | os.PathLike, config: ConfigD
         config = ConfigDict(files.read_json(source / RUN_CONFIG))
     setup = experiment(config)
     trainable, _ = partition(parameters.param_shapes(setup), setup.train.rules)
-    if exported:
-        params, step = read_exported(source, setup, trainable), read_index(source)["step"]
-    else:
-        read = read_adapters if is_adapter(source) else read_connector
-        params, step = _completed(setup, trainable, read(source, setup, trainable)), 0
-    job = make_job(setup)
     with new_folder(to, inside=True) as draft:
+        if exported:
+            params, step = read_exported(source, setup, trainable), read_index(source)["step"]
+        else:
+            read = read_adapters if is_adapter(source) else read_connector
+            params, step = _completed(setup, trainable, read(source, setup, trainable)), 0
+        job = make_job(setup)
         save_imported(draft, job, fit_config(setup), params, step, str(source))
         write_config(config, draft)  # last: a folder without it is no run
     return to
