@@ -78,7 +78,7 @@ def get_config(folders: str = "") -> ConfigDict:
         ((f"({'|'.join(new)})/.*", "train"), (".*", "freeze")) if section.weights else ((".*", "freeze"),)
     )
     config.data.caption_dropout = 0.1 if paints.guidance != 1.0 else 0.0  # guidance needs the empty prompt
-    sampling = registry.published_sampling(pipeline)._asdict()
+    sampling = registry.published_sampling(pipeline, record)._asdict()
     sampler = schema.SamplerSection(steps=paints.steps, guidance=paints.guidance, rescale=paints.rescale, **sampling)
     config.sampler = base.section(sampler)
     return config

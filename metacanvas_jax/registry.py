@@ -84,14 +84,17 @@ def check_folder(folder: str | Path, config: Any, key: str) -> None:
     of(config).check(folder, config, key)
 
 
-def published_sampling(pipeline: str | Path) -> Sampling:
-    """What the scheduler in a published pipeline is in a config.
+def published_sampling(pipeline: str | Path, dit: Network | None = None) -> Sampling:
+    """What the scheduler in a published pipeline is in a config, as the record of its transformer reads it.
+
+    Another record reads a scheduler that ``dit`` does not name.
 
     Raises UserError for a scheduler that is not rebuilt here.
     """
     file = subfolder(pipeline, "scheduler") / "scheduler_config.json"
     values = read_json(file)
-    readers = {name: read for network in NETWORKS for name, read in network.samplings.items()}
+    asked = (*reversed(NETWORKS), *(() if dit is None else (dit,)))  # the last one decides
+    readers = {name: read for network in asked for name, read in network.samplings.items()}
     name = values.get("_class_name")
     if name not in readers:
         raise UserError(f"{file}: the scheduler is {name}, expected {' or '.join(readers)} with flow sigmas")

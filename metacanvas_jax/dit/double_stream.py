@@ -55,11 +55,27 @@ class Sizes(Protocol):
         ...
 
 
+@runtime_checkable
+class Half(Protocol):
+    """What a joint attention needs of a stream: the layers before it, and those after it."""
+
+    def before(
+        self, x: Float[Array, "b n d"], parts: Parts, rotation: Rotation
+    ) -> tuple[Float[Array, "b n h e"], Float[Array, "b n h e"], Float[Array, "b n h e"]]:
+        """Queries, keys and values, as ``Heads`` makes them."""
+        ...
+
+    def after(self, x: Float[Array, "b n d"], attended: Float[Array, "b n d"], parts: Parts) -> Float[Array, "b n d"]:
+        """The tokens after the attention and the MLP."""
+        ...
+
+
 class Heads(nn.Module):
     """Queries, keys and values of one stream, with a norm per head on queries and keys."""
 
     config: Sizes
     lora: LoraConfig | None = None
+    use_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -69,8 +85,8 @@ class Heads(nn.Module):
         config = self.config
 
         def project(name: str) -> Float[Array, "b n d"]:
-            y = adapted(Dense(config.width, ("embed", "heads"), config.dtype, name=name), x, self.lora)
-            return constrain(y, ("batch", "seq", "heads"))
+            layer = Dense(config.width, ("embed", "heads"), config.dtype, self.use_bias, name=name)
+            return constrain(adapted(layer, x, self.lora), ("batch", "seq", "heads"))
 
         gains = (Gain(config.head_width, None, name=name)() for name in ("q_norm", "k_norm"))
         q, k = prepare(project("q"), project("k"), *gains, cos, sin, EPS)
@@ -118,7 +134,7 @@ class Stream(nn.Module):
 
 
 def attend_jointly(
-    streams: tuple[Stream, Stream],
+    streams: tuple[Half, Half],
     tokens: tuple[Float[Array, "b l d"], Float[Array, "b n d"]],
     parts: tuple[Parts, Parts],
     rotations: tuple[Rotation, Rotation],

@@ -128,6 +128,12 @@ class Packed(Backbone):
         return F.pixel_shuffle(out[:, : math.prod(size)].transpose(1, 2).unflatten(2, size), 2)[:, :, None]
 
 
+def together(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """States ``[b l d]`` that the mask keeps, moved to the front: diffusers numbers them by their place."""
+    order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[:, : int(mask.sum(1).max())]
+    return states.gather(1, order[:, :, None].expand(-1, -1, states.shape[2])), mask.gather(1, order)
+
+
 def shifted(sigmas: np.ndarray, shift: float) -> np.ndarray:
     """Noise levels moved towards 1 by a factor on their odds; 1 changes nothing."""
     return shift * sigmas / (1 + (shift - 1) * sigmas)

@@ -51,13 +51,14 @@ class TimeEmbed(nn.Module):
     width: int
     dtype: Dtype
     sinusoid_width: int = SINUSOID_WIDTH
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, time: Float[Array, "*n"]) -> Float[Array, "*n d"]:
         """Embeds the timestep."""
         x = sinusoid(time, self.sinusoid_width)
-        x = jax.nn.silu(Dense(self.width, (None, "mlp"), self.dtype, name="fc1")(x))
-        return Dense(self.width, ("mlp", "embed"), self.dtype, name="fc2")(x)
+        x = jax.nn.silu(Dense(self.width, (None, "mlp"), self.dtype, self.use_bias, name="fc1")(x))
+        return Dense(self.width, ("mlp", "embed"), self.dtype, self.use_bias, name="fc2")(x)
 
 
 class AdaLNSingle(nn.Module):

@@ -124,12 +124,14 @@ def folded(axis: int, parts: int, size: int) -> Transform:
     """Cuts one axis into ``parts`` consecutive pieces of ``size``, which are an axis of their own in front of it."""
 
     def window(box: Box) -> tuple[Box, Box]:
-        start, stop = box[axis]
-        source = (*box[:axis], (start * size, stop * size), *box[axis + 2 :])
-        return source, (*box[: axis + 1], (0, size), *box[axis + 2 :])
+        (start, stop), (first, last) = box[axis : axis + 2]
+        if stop - start > 1:  # pieces lie apart: only whole ones are one block
+            first, last = 0, size
+        source = (*box[:axis], (start * size + first, (stop - 1) * size + last), *box[axis + 2 :])
+        return source, (*box[: axis + 1], (first, last), *box[axis + 2 :])
 
     return Transform(
-        lambda x: x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :]),
+        lambda x: x.reshape(*x.shape[:axis], -1, min(size, x.shape[axis]), *x.shape[axis + 1 :]),
         lambda x: x.reshape(*x.shape[:axis], parts * size, *x.shape[axis + 2 :]),
         window,
     )

@@ -1,11 +1,10 @@
 """Qwen-Image in PyTorch: ``QwenImageTransformer2DModel`` of diffusers."""
 
-import torch
 from diffusers import QwenImageTransformer2DModel
 from diffusers.loaders import QwenImageLoraLoaderMixin
 from torch import Tensor
 
-from metacanvas_jax.dit.torch_side import Given, Packed, Plan, changed_output
+from metacanvas_jax.dit.torch_side import Given, Packed, Plan, changed_output, together
 
 
 class Side(Packed):
@@ -28,9 +27,3 @@ class Side(Packed):
                 img_shapes=[[(1, *size) for size in sizes]] * len(latents),
             ).sample
         return self.unpacked(out, sizes[0])
-
-
-def together(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """States ``[b l d]`` that the mask keeps, moved to the front: diffusers numbers them by their place."""
-    order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[:, : int(mask.sum(1).max())]
-    return states.gather(1, order[:, :, None].expand(-1, -1, states.shape[2])), mask.gather(1, order)
