@@ -92,14 +92,15 @@ class Backbone:
 
 
 class Packed(Backbone):
-    """A transformer of images whose tokens are 2x2 latents: those of the target, then those of every reference."""
+    """A transformer of images whose tokens are squares of latents: the target's, then those of every reference."""
 
     name: str  # in messages
+    fold = 2  # latents along a side of a token
 
     @property
     def patch(self) -> tuple[int, int, int]:
         """See ``Backbone``."""
-        return (1, 2, 2)
+        return (1, self.fold, self.fold)
 
     def packed(self, latents: Tensor, given: Given) -> tuple[Tensor, list[tuple[int, int]]]:
         """Folded latents of all images along the sequence, and the (rows, columns) of tokens of each.
@@ -110,8 +111,10 @@ class Packed(Backbone):
             raise UserError(f"{self.name} makes images: it has no first frame")
         images = [latents, *(() if given.source is None else (given.source,)), *given.references]
         images = [image[:, :, 0] for image in images]
-        tokens = torch.cat([F.pixel_unshuffle(image, 2).flatten(2).transpose(1, 2) for image in images], dim=1)
-        return tokens.to(latents.dtype), [(image.shape[2] // 2, image.shape[3] // 2) for image in images]
+        tokens = torch.cat([F.pixel_unshuffle(image, self.fold).flatten(2).transpose(1, 2) for image in images], dim=1)
+        return tokens.to(latents.dtype), [
+            (image.shape[2] // self.fold, image.shape[3] // self.fold) for image in images
+        ]
 
     def fusing(self, size: tuple[int, int], time: Tensor, plan: Plan) -> Callable[[Tensor], Tensor]:
         """What adds the canvas to the target's tokens, the first of a sequence; ``size`` is its (rows, columns)."""
@@ -125,7 +128,8 @@ class Packed(Backbone):
 
     def unpacked(self, out: Tensor, size: tuple[int, int]) -> Tensor:
         """The velocity ``[b c 1 h w]`` of the target."""
-        return F.pixel_shuffle(out[:, : math.prod(size)].transpose(1, 2).unflatten(2, size), 2)[:, :, None]
+        grid = out[:, : math.prod(size)].transpose(1, 2).unflatten(2, size)
+        return F.pixel_shuffle(grid, self.fold)[:, :, None]
 
 
 def together(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
