@@ -39,7 +39,7 @@ def get_config(folders: str = "") -> ConfigDict:
         raise UserError("configs/published.py needs folders: configs/published.py:PIPELINE or :PIPELINE,MLLM")
     dit = registry.published_config(published.subfolder(pipeline, "transformer"), "dit")
     vae = registry.published_config(published.subfolder(pipeline, "vae"), "vae")
-    record, paints = registry.of(dit), registry.of(dit).pipeline
+    record, paints = registry.of(dit), described(pipeline, registry.of(dit).pipeline)
     config = base.get_config()
     config.name = Path(pipeline).name
     config.dit_weights = config.vae_weights = pipeline
@@ -52,7 +52,8 @@ def get_config(folders: str = "") -> ConfigDict:
     if own_text:
         encoder = registry.published_config(Path(pipeline) / "text_encoder", "text")
         tokenizer = str(published.subfolder(pipeline, "tokenizer"))
-        text = schema.TextSection(dataclasses.replace(encoder, dtype=DTYPE), pipeline, tokenizer)
+        encoder = dataclasses.replace(encoder, dtype=DTYPE)
+        text = schema.TextSection(encoder, pipeline, tokenizer, length=paints.text_length)
         config.text = base.section(text, kind=registry.of(encoder).name)
     if getattr(dit, "guidance", False):
         config.dit_guidance = paints.dit_guidance
@@ -82,6 +83,12 @@ def get_config(folders: str = "") -> ConfigDict:
     sampler = schema.SamplerSection(steps=paints.steps, guidance=paints.guidance, rescale=paints.rescale, **sampling)
     config.sampler = base.section(sampler)
     return config
+
+
+def described(pipeline: str, paints: Pipeline) -> Pipeline:
+    """How the pipeline paints by default, as its index says where there is one."""
+    index = files.folder(pipeline) / "model_index.json"
+    return dataclasses.replace(paints, **paints.indexed(published.read_json(index))) if index.is_file() else paints
 
 
 def native_prompt(pipeline: str, paints: Pipeline) -> NativePrompt | None:

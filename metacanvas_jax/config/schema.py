@@ -54,8 +54,9 @@ class TextSection:
     """The DiT's own text encoder, for a DiT that keeps it, and the text that it reads.
 
     ``kind`` is the name of the network in the registry, ``encoder`` its config. The DiT reads ``length`` states.
-    ``instruction`` puts the published instruction of the DiT before the prompt. With ``reads_prompt`` False the text
-    encoder always reads the empty prompt: only the canvas then tells the DiT what to draw (paper, Fig. 4).
+    ``instruction`` puts the published instruction of the DiT before the prompt; an encoder whose prompts have a wording
+    of their own has no instruction, and that wording always. With ``reads_prompt`` False the text encoder always reads
+    the empty prompt: only the canvas then tells the DiT what to draw (paper, Fig. 4).
     """
 
     encoder: Any

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,8 @@ class TextRows:
     ``length`` is the number of states that the DiT reads. ``instruction`` stands in front of every prompt but the empty
     one of training and of guidance, which is padded to the same length. An empty prompt that is ``asked`` for has it
     too, as in the published pipelines. Every sequence begins with the tokenizer's token for its beginning, or with its
-    padding token where it has none. With ``reads_prompt`` False every prompt is replaced by the empty one.
+    padding token where it has none. With ``reads_prompt`` False every prompt is replaced by the empty one. ``worded``
+    makes tokens and mask of every prompt alike, in place of all this.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class TextRows:
         *,
         instruction: str = INSTRUCTION,
         reads_prompt: bool = True,
+        worded: Callable[[str], tuple[np.ndarray, np.ndarray]] | None = None,
     ):
+        self._worded = worded
         self._tokenizer, self._length, self._reads_prompt = tokenizer, length, reads_prompt
         self._pad = tokenizer.pad_token_id or 0
         self._instruction = instruction if reads_prompt else ""
@@ -68,6 +71,9 @@ class TextRows:
         return dict(self._row(prompt if self._reads_prompt else "", asked))
 
     def _make(self, prompt: str, asked: bool) -> Example:
+        if self._worded is not None:
+            tokens, mask = self._worded(prompt)
+            return {"text_tokens": tokens, "text_mask": mask}
         tokens, mask = self._rows(prompt, self._instruction)
         if not (asked or prompt.strip()) and self._instruction:
             missing = ((0, 0), (0, tokens.shape[1] - self._length))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import grain
 import jax
 
+from metacanvas_jax import registry
 from metacanvas_jax.config.networks import autoencoder
 from metacanvas_jax.config.schema import Experiment
 from metacanvas_jax.data import by_size, latents
@@ -59,7 +60,14 @@ def text_rows(experiment: Experiment) -> TextRows | None:
         return None
     instruction = INSTRUCTION if section.instruction else ""
     tokenizer = load_tokenizer(section.tokenizer)
-    return TextRows(tokenizer, section.length, instruction=instruction, reads_prompt=section.reads_prompt)
+    make = registry.of(section.encoder).rows
+    return TextRows(
+        tokenizer,
+        section.length,
+        instruction=instruction,
+        reads_prompt=section.reads_prompt,
+        worded=None if make is None else make(tokenizer, section.length),
+    )
 
 
 class Inputs:

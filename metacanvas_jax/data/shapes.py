@@ -76,7 +76,7 @@ def batch_shapes(experiment: Experiment, bucket: Bucket) -> dict[str, Any]:
             batch[LATENTS[part]] = array((b, frames, *grid[1:], channels), np.float32)
     if experiment.text is not None:
         text = experiment.text
-        instructed = text.instruction and text.reads_prompt
+        instructed = text.instruction and text.reads_prompt and not registry.of(text.encoder).rows
         width = text.length + (INSTRUCTION_TOKENS - 2 if instructed else 0)
         batch |= {"text_tokens": array((b, width), np.int32), "text_mask": array((b, width), np.bool_)}
     media = media_config(experiment)

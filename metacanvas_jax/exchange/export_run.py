@@ -335,6 +335,7 @@ def _text(text: TextSection, folder: str | None) -> dict[str, Any]:
         "folder": folder,
         "base": published_base(text.weights),
         "length": text.length,
+        "encoder": dataclasses.asdict(text.encoder),
         "instruction": INSTRUCTION if text.instruction else "",
         "reads_prompt": text.reads_prompt,
     }

@@ -50,7 +50,8 @@ class Pipeline:
     ``guidance`` is the scale of classifier-free guidance, ``rescale`` that of ``SamplerSection``, and ``dit_guidance``
     the scale that a guidance-distilled DiT reads. ``prompts`` are those of published pipelines whose text encoder is an
     MLLM that is built here, by the class that ``model_index.json`` names.
-    ``text_encoder`` says that the pipeline's own text encoder is built here.
+    ``text_encoder`` says that the pipeline's own text encoder is built here, of which the DiT reads ``text_length``
+    states. ``indexed`` gives the fields that a pipeline has otherwise, by the values of its ``model_index.json``.
     """
 
     steps: int
@@ -59,6 +60,8 @@ class Pipeline:
     dit_guidance: float | None = None
     rescale: bool = False
     text_encoder: bool = False
+    text_length: int = 300
+    indexed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda index: {}
     prompts: Mapping[str, NativePrompt] = dataclasses.field(default_factory=dict)
 
 
@@ -97,8 +100,9 @@ class Network:
     Of a DiT: ``schedules`` by their names in the config; each takes ``(steps, shift, tokens)``, with the number of
     latent patch tokens. ``samplings`` reads diffusers' schedulers, by class name. ``pipeline`` holds the defaults of
     the published pipeline. Of an MLLM: ``adapted`` lists the tensors beside which adapters may stand, and ``media`` are
-    the fields of ``mllm/media.py:MediaConfig`` with which it was trained. Of an autoencoder that is fitted in closed
-    form: ``fit(images, config)`` gives its parameters and its PSNR in decibels.
+    the fields of ``mllm/media.py:MediaConfig`` with which it was trained. Of a text encoder: ``rows(tokenizer, n)``
+    makes the ``n`` tokens of a prompt and their mask; without it prompts are worded as in ``text/prompts.py``. Of an
+    autoencoder that is fitted in closed form: ``fit(images, config)`` gives its parameters and its PSNR in decibels.
     """
 
     family: Family
@@ -126,6 +130,7 @@ class Network:
     licence: Callable[[Any], tuple[str, str]] | None = None
     adapted: Callable[[Any], Sequence[Entry]] | None = None
     media: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rows: Callable[[Any, int], Callable[[str], tuple[Any, Any]]] | None = None
     fit: Callable[[Any, Any], tuple[Params, float]] | None = None
 
     def config_in(self, folder: str | Path) -> Any:
