@@ -6,11 +6,12 @@ Command:   metacanvas sample --config configs/published.py:Sana_1600M_512px_diff
            metacanvas sample --config configs/published.py:Wan2.2-TI2V-5B-Diffusers,Qwen2.5-VL-7B-Instruct
                --image duck.png --prompt "the duck swims"
            metacanvas edit --config configs/published.py:Qwen-Image-Edit-2511 --image cat.png --prompt "a blue cat"
-Variant:   PIPELINE or PIPELINE,MLLM: folders of diffusers and of transformers. SANA paints alone, with its own text
-           encoder. Qwen-Image's own text encoder is an MLLM: it reads the published prompt, and its states go to the
-           transformer as they are. FLUX and Wan, and any of them where an MLLM is named, read the MLLM through a
-           context connector in place of their text encoders. Connector and canvas are published nowhere and start
-           fresh: the canvas changes nothing before it is trained.
+           metacanvas sample --config configs/published.py:FLUX.2-klein-4B --prompt "a red cat"
+Variant:   PIPELINE or PIPELINE,MLLM: folders of diffusers and of transformers. SANA and FLUX.2 [klein] paint alone,
+           with their own text encoders. Qwen-Image's own text encoder is an MLLM: it reads the published prompt, and
+           its states go to the transformer as they are. FLUX.1 and Wan, and Qwen-Image where an MLLM is named, read the
+           MLLM through a context connector in place of their text encoders. Connector and canvas are published nowhere
+           and start fresh: the canvas changes nothing before it is trained.
 """
 
 import dataclasses

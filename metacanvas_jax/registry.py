@@ -9,6 +9,7 @@ import jax
 from metacanvas_jax import files
 from metacanvas_jax.diffusion import schedules
 from metacanvas_jax.dit.flux.record import RECORD as FLUX
+from metacanvas_jax.dit.flux2.record import RECORD as FLUX2
 from metacanvas_jax.dit.qwen_image.record import RECORD as QWEN_IMAGE
 from metacanvas_jax.dit.sana.record import RECORD as SANA
 from metacanvas_jax.dit.wan.record import RECORD as WAN
@@ -16,8 +17,10 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.mllm.qwen2_5_vl.record import RECORD as QWEN2_5_VL
 from metacanvas_jax.mllm.qwen3_vl.record import RECORD as QWEN3_VL
 from metacanvas_jax.text.gemma2.record import RECORD as GEMMA2
+from metacanvas_jax.text.qwen3.record import RECORD as QWEN3
 from metacanvas_jax.types import Params
 from metacanvas_jax.vae.dc_ae.record import RECORD as DC_AE
+from metacanvas_jax.vae.flux2.record import RECORD as FLUX2_VAE
 from metacanvas_jax.vae.kl.record import RECORD as KL
 from metacanvas_jax.vae.patch_pca.record import RECORD as PATCH_PCA
 from metacanvas_jax.vae.wan.record import RECORD as WAN_VAE
@@ -25,9 +28,9 @@ from metacanvas_jax.weights.published import model_name, read_all, read_json, su
 from metacanvas_jax.weights.record import Family, Network, Sampling
 
 NETWORKS: tuple[Network, ...] = (
-    *(SANA, FLUX, WAN, QWEN_IMAGE),
-    *(PATCH_PCA, DC_AE, KL, WAN_VAE),
-    GEMMA2,
+    *(SANA, FLUX, WAN, QWEN_IMAGE, FLUX2),
+    *(PATCH_PCA, DC_AE, KL, WAN_VAE, FLUX2_VAE),
+    *(GEMMA2, QWEN3),
     *(QWEN2_5_VL, QWEN3_VL),
 )
 

@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from metacanvas_jax.dit.flux.network import Flux, FluxConfig
+from metacanvas_jax.dit.flux2.network import Flux2, Flux2Config
 from metacanvas_jax.dit.qwen_image.network import QwenImage, QwenImageConfig
 from metacanvas_jax.dit.sana.network import Sana, SanaConfig
 from metacanvas_jax.dit.wan.network import Wan, WanConfig
@@ -90,6 +91,20 @@ BACKBONES = {
             "pooled": jnp.asarray(draw(BATCH, 8, seed=4)),
             "guidance": jnp.array([2.5, 3.5], jnp.float32),
         },
+    ),
+    "flux2": Backbone(
+        Flux2,
+        Flux2Config(
+            latent_channels=4,
+            layers_double=1,
+            layers_single=1,
+            heads=4,
+            head_width=16,
+            context_width=16,
+            rope_axes=(4, 4, 4, 4),
+        ),
+        (1, 4, 4, 4),
+        lambda: {"reference": (jnp.asarray(draw(BATCH, 1, 2, 4, 4, seed=3)),)},
     ),
     "qwen_image": Backbone(
         QwenImage,

@@ -27,6 +27,7 @@ FILES = (
     "connector_ablation",
     "image_editing",
     "qwen_image_edit",
+    "flux2_klein",
     "video_stage1",
     "video_stage2",
     "video_stage3",

@@ -18,6 +18,8 @@ from metacanvas_jax.data.tokenizer import save_tokenizer
 from metacanvas_jax.diffusion.schedules import DynamicShift
 from metacanvas_jax.dit.flux import network as flux
 from metacanvas_jax.dit.flux.network import FluxConfig
+from metacanvas_jax.dit.flux2 import network as flux2
+from metacanvas_jax.dit.flux2.network import Flux2Config
 from metacanvas_jax.dit.qwen_image.network import QwenImageConfig
 from metacanvas_jax.dit.sana.network import PROJECTIONS, SanaConfig
 from metacanvas_jax.dit.wan import network as wan
@@ -99,15 +101,26 @@ DITS["qwen_image"] = QwenImageConfig(
     zero_cond_t=True,
     lora=LoraConfig(rank=2, alpha=3.0, targets=("q", "k", "v", "out", "down", "modulation")),
 )
+DITS["flux2"] = Flux2Config(
+    latent_channels=CHANNELS,
+    layers_double=1,
+    layers_single=1,
+    heads=4,
+    head_width=16,
+    context_width=16,
+    rope_axes=(4, 4, 4, 4),
+    lora=LoraConfig(rank=2, alpha=3.0, targets=flux2.PROJECTIONS),
+)
 TRAINED = {
     "sana": "dit/.*",
     "flux": r"dit/(double/image/.*|pool/.*|.*_lora/.*)",
     "wan": "dit/(blocks/cross/.*|extra_in/.*|.*_lora/.*)",
 }
-TRAINED["qwen_image"] = "dit/.*_lora/.*"
+TRAINED["qwen_image"] = TRAINED["flux2"] = "dit/.*_lora/.*"
 SAMPLERS = {
     "sana": {"schedule": "sana_dpm", "method": "dpmpp_2m", "steps": 3, "shift": 3.0, "guidance": 1.5},
     "flux": {"schedule": "flux_dynamic", "method": "euler", "steps": 2, "guidance": 1.0},
+    "flux2": {"schedule": "flux2_empirical", "method": "euler", "steps": 2, "guidance": 2.0},
     "qwen_image": {
         "schedule": "dynamic",
         "method": "euler",

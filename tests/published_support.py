@@ -7,11 +7,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from metacanvas_jax.dit.flux.network import FluxConfig
+from metacanvas_jax.dit.flux2.network import Flux2Config
 from metacanvas_jax.dit.qwen_image.network import QwenImageConfig
 from metacanvas_jax.dit.sana.network import SanaConfig
 from metacanvas_jax.dit.wan.network import WanConfig
 from metacanvas_jax.text.gemma2.network import Gemma2Config
+from metacanvas_jax.text.qwen3.network import Qwen3Config
 from metacanvas_jax.vae.dc_ae.network import DcAeConfig
+from metacanvas_jax.vae.flux2.network import Flux2VaeConfig
 from metacanvas_jax.vae.kl.network import KlConfig
 from metacanvas_jax.vae.wan.network import WanVaeConfig
 
@@ -51,6 +54,17 @@ WAN21_VAE = dataclasses.replace(WAN_VAE, decoder_width=4, folded=1, shortcuts=Fa
 QWEN_IMAGE = QwenImageConfig(
     latent_channels=Z, layers=2, heads=2, head_width=16, context_width=64, rope_axes=(4, 6, 6), zero_cond_t=True
 )
+FLUX2_VAE = Flux2VaeConfig(channels=(4, 8, 8, 8), blocks=1, means=2, groups=4)
+FLUX2 = Flux2Config(
+    latent_channels=FLUX2_VAE.latent_channels,
+    layers_double=1,
+    layers_single=1,
+    heads=2,
+    head_width=16,
+    context_width=48,
+    rope_axes=(4, 4, 4, 4),
+)
+QWEN3 = Qwen3Config(vocab=400, hidden=16, layers=4, heads=2, kv_heads=1, head_width=16, mlp=24, states=(1, 2, 3))
 GEMMA = Gemma2Config(
     vocab=300, width=32, layers=2, heads=4, kv_heads=2, head_width=8, mlp=48, query_scalar=24.0, window=64
 )
@@ -156,6 +170,36 @@ def qwen_image_pipeline(edit: bool = False):
         tokenizer=words,
         transformer=torch_network(QWEN_IMAGE),
         **({"processor": None} if edit else {}),
+    )
+
+
+# The end of the published template, which is long because of tools.
+QWEN3_CHAT = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}"
+    "{%- endif %}{%- endif %}"
+)
+
+
+def klein_pipeline(distilled: bool = False):
+    """FLUX.2 [klein] with its own text encoder; published schedule."""
+    import test_dit_flux2
+    import test_qwen3_text
+    import test_vae_flux2
+    from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
+    from qwen_support import tokenizer
+    from torch_support import randomize
+
+    words = tokenizer()
+    words.pad_token, words.chat_template = "<|endoftext|>", QWEN3_CHAT
+    return Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=test_vae_flux2.random_model(FLUX2_VAE),
+        text_encoder=randomize(test_qwen3_text.build(QWEN3)),
+        tokenizer=words,
+        transformer=randomize(test_dit_flux2.build(FLUX2)),
+        is_distilled=distilled,
     )
 
 

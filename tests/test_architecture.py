@@ -115,10 +115,10 @@ def test_no_module_is_too_long(path):
 
 NETWORKS = {  # what names each network in a text, and its folders
     "sana": (r"sana", ("dit/sana",)),
-    "flux": (r"flux", ("dit/flux",)),
+    "flux": (r"flux", ("dit/flux", "vae/flux2")),
     "wan": (r"\bwan(\d|vae)?\b", ("dit/wan", "vae/wan")),
     # Without what one class of diffusers calls another network's autoencoder.
-    "qwen": (r"(?<!AutoencoderKL)qwen", ("mllm/qwen2_5_vl", "mllm/qwen3_vl", "dit/qwen_image")),
+    "qwen": (r"(?<!AutoencoderKL)qwen", ("mllm/qwen2_5_vl", "mllm/qwen3_vl", "dit/qwen_image", "text/qwen3")),
     "gemma": (r"gemma", ("text/gemma2",)),
     "dc_ae": (r"\bdc_?ae\b", ("vae/dc_ae",)),
     "patch_pca": (r"patch_?pca", ("vae/patch_pca",)),

@@ -47,7 +47,7 @@ def test_config_survives_json(overrides):
         (lambda c: c.update({"zzz": 1}), "unknown key zzz; known keys: name"),
         (
             lambda c: c.dit.update({"kind": "unet"}),
-            "dit.kind is 'unet', expected one of 'sana', 'flux', 'wan', 'qwen_image'",
+            "dit.kind is 'unet', expected one of 'sana', 'flux', 'wan', 'qwen_image', 'flux2'",
         ),
         (lambda c: c.__delattr__("data"), "missing key data"),
         (lambda c: c.__setitem__("canvas", None), "'canvas' and 'canvas_connector' come together"),

@@ -35,6 +35,10 @@ TRAINED = {
     ("qwen_image_edit", "no_canvas"): "dit/blocks",
     ("qwen_image_edit", "ratios"): "canvas canvas_connector dit/blocks mllm/language",
     ("qwen_image_edit", "connector"): "canvas canvas_connector context_connector dit/blocks mllm/language",
+    ("flux2_klein", "canvas"): "canvas canvas_connector context_connector dit/double dit/single mllm/language",
+    ("flux2_klein", "no_canvas"): "context_connector dit/double dit/single",
+    ("flux2_klein", "qwen3_vl_4b"): "canvas canvas_connector context_connector dit/double dit/single mllm/language",
+    ("flux2_klein", "text_to_image"): "canvas canvas_connector context_connector dit/double dit/single mllm/language",
     ("video_stage1", "full"): "context_connector",
     ("video_stage2", "full"): "context_connector dit/blocks",
     ("video_stage3", "keyframes_3"): "canvas canvas_connector context_connector dit mllm/language",
@@ -45,6 +49,7 @@ WITHIN = {
     "t2i_lora": r"dit/.*_lora/[ab]|mllm/.*_lora/[ab]|canvas.*",
     "image_editing": r"dit/double/image/.*|dit/pool/.*|mllm/.*_lora/[ab]|c.*",
     "qwen_image_edit": r"dit/.*_lora/[ab]|mllm/.*_lora/[ab]|c.*",
+    "flux2_klein": r"dit/.*_lora/[ab]|mllm/.*_lora/[ab]|c.*",
     "video_stage2": r"dit/blocks/cross/.*|context_connector/.*",
     "video_stage3": r"mllm/.*_lora/[ab]|dit/.*|c.*",
 }

@@ -1,4 +1,4 @@
-"""Adapters in FLUX and Wan against diffusers and peft: the published names load, and give the same velocity."""
+"""Adapters in FLUX, FLUX.2 and Wan against diffusers and peft: the published names load, and give the same velocity."""
 
 import dataclasses
 import json
@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 import test_dit_flux as flux_test
+import test_dit_flux2 as flux2_test
 import test_dit_wan as wan_test
 from dit_torch_support import imported, random, relative, shapes
 from vae_support import FAST_COMPILE
 
 from metacanvas_jax import registry
 from metacanvas_jax.dit.flux import network as flux
+from metacanvas_jax.dit.flux2 import network as flux2
 from metacanvas_jax.dit.wan import network as wan
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.trees import flat, nested
@@ -23,10 +25,11 @@ from metacanvas_jax.weights.hf_import import load_params
 
 DITS = {
     "flux": (flux_test, flux.PROJECTIONS, {"references": ((4, 6),)}),
+    "flux2": (flux2_test, flux2.PROJECTIONS, {"references": ((2, 3),)}),
     "wan": (wan_test, wan.PROJECTIONS, {}),
 }
 # Layers of two blocks: 2 double of two streams and 2 single; 2 of two attentions and an MLP.
-LAYERS = {"flux": 2 * 2 * 7 + 2 * 6, "wan": 2 * 10}
+LAYERS = {"flux": 2 * 2 * 7 + 2 * 6, "flux2": 2 * 2 * 6 + 2 * 2, "wan": 2 * 10}
 
 
 @pytest.mark.torch
@@ -68,14 +71,14 @@ def test_adapters_of_every_layer_do_what_they_do_in_diffusers(name, tmp_path):
     adapted = run(nested(flat(base) | flat(read)))
     without = run(nested(flat(base) | {path: 0 * value for path, value in ours.items()}))
     torch_net.load_lora_adapter(tmp_path / "lora", weight_name=f"{stem}.safetensors")
-    arguments = conditions if name == "flux" else conditions[:1]
+    arguments = conditions[:1] if name == "wan" else conditions
     with torch.no_grad():
         theirs = module.run_torch(torch, torch_net, latents, time, *arguments)
     assert relative(adapted, theirs) < 2e-5
     assert relative(without, theirs) > 1e-2
 
 
-@pytest.mark.parametrize("config", [flux.FluxConfig, wan.WanConfig])
+@pytest.mark.parametrize("config", [flux.FluxConfig, flux2.Flux2Config, wan.WanConfig])
 def test_adapters_refuse_layers_that_the_blocks_do_not_have_and_dropout(config):
     with pytest.raises(ValueError, match=r"unknown LoRA targets \['to_q'\]; choose from \('q', 'k', 'v'"):
         config(lora=LoraConfig(rank=2, alpha=2.0, targets=("to_q",)))

@@ -29,6 +29,7 @@ pytest.importorskip("av", reason="needs the [media] extra")
 BUCKETS = {
     "sana": (Bucket("text_to_image", (24, 36), length=64),),
     "flux": (Bucket("text_to_image", (24, 36), length=64), Bucket("image_editing", (36, 48), length=80)),
+    "flux2": (Bucket("image_editing", (36, 48), length=96),),
     "qwen_image": (Bucket("image_editing", (36, 48), length=96),),
     "wan": (
         Bucket("text_to_video", (24, 36), frames=5, fps=6.0, length=64),
@@ -60,6 +61,7 @@ class Case:
 GATE = (
     Case("sana", prompts=PROMPTS),
     Case("flux", "edit"),
+    Case("flux2", "edit"),
     Case("qwen_image", "edit", prompts=PROMPTS[1:]),
     Case("wan", "image", 5, "cutout.png"),
     Case("wan", "video"),
@@ -67,6 +69,7 @@ GATE = (
 ABOUT = {
     "sana": [("words", None)],
     "flux": [("words", None), ("edit", None)],
+    "flux2": [("words", None), ("edit", None)],
     "qwen_image": [("words", None), ("edit", None)],
     "wan": [
         *itertools.product(("words",), (None, 1, 9)),

@@ -81,7 +81,7 @@ table(
         ),
         "unknown network": (
             lambda _: bad_config(lambda c: c.dit.__setitem__("kind", "unet")),
-            r"dit\.kind is 'unet', expected one of 'sana', 'flux', 'wan', 'qwen_image'",
+            r"dit\.kind is 'unet', expected one of 'sana', 'flux', 'wan', 'qwen_image', 'flux2'",
         ),
         "canvas without connector": (
             lambda _: bad_config(lambda c: c.__setitem__("canvas_connector", None)),

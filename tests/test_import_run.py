@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch", reason="needs the [torch] extra")
 pytest.importorskip("peft", reason="needs the [torch] extra")
 
 
-@pytest.mark.parametrize("backbone", ["sana", "flux", "wan", "qwen_image"])
+@pytest.mark.parametrize("backbone", ["sana", "flux", "wan", "qwen_image", "flux2"])
 def test_import_of_an_exported_run_is_bit_exact(exported, backbone):
     config, leaves, _, folder, _ = exported(backbone)
     setup = read.experiment(config)

@@ -10,8 +10,11 @@ from test_import_published import FULL_SIZE, QWEN_7B
 
 from metacanvas_jax import registry
 from metacanvas_jax.diffusion.schedules import DynamicShift
+from metacanvas_jax.dit.flux2.network import flux2_klein_4b
 from metacanvas_jax.dit.qwen_image.network import qwen_image, qwen_image_edit_2511
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.text.qwen3.network import qwen3_4b
+from metacanvas_jax.vae.flux2.network import FLUX2_VAE
 from metacanvas_jax.vae.wan.network import WAN21_VAE
 from metacanvas_jax.weights.record import Sampling
 
@@ -131,6 +134,24 @@ IMAGE = {
     "patch_size": 2,
     "pooled_projection_dim": 768,
 }
+KLEIN = {
+    "_class_name": "Flux2Transformer2DModel",
+    "_diffusers_version": "0.37.0.dev0",
+    "attention_head_dim": 128,
+    "axes_dims_rope": [32, 32, 32, 32],
+    "eps": 1e-06,
+    "guidance_embeds": False,
+    "in_channels": 128,
+    "joint_attention_dim": 7680,
+    "mlp_ratio": 3.0,
+    "num_attention_heads": 24,
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "out_channels": None,
+    "patch_size": 1,
+    "rope_theta": 2000,
+    "timestep_guidance_channels": 256,
+}
 IMAGE_VAE = {
     "_class_name": "AutoencoderKLQwenImage",
     "attn_scales": [],
@@ -143,15 +164,68 @@ IMAGE_VAE = {
     "temperal_downsample": [False, True, True],
     "z_dim": 16,
 }
+KLEIN_VAE = {
+    "_class_name": "AutoencoderKLFlux2",
+    "act_fn": "silu",
+    "batch_norm_eps": 0.0001,
+    "batch_norm_momentum": 0.1,
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "force_upcast": True,
+    "in_channels": 3,
+    "latent_channels": 32,
+    "layers_per_block": 2,
+    "mid_block_add_attention": True,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "patch_size": [2, 2],
+    "sample_size": 1024,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "use_post_quant_conv": True,
+    "use_quant_conv": True,
+}
 NEWER = [
+    (KLEIN_VAE, FLUX2_VAE),
     (IMAGE, qwen_image()),
     (IMAGE | {"zero_cond_t": True}, qwen_image_edit_2511()),
+    (KLEIN, flux2_klein_4b()),
     (IMAGE_VAE, dataclasses.replace(WAN21_VAE, chunk=0)),
     (IMAGE_VAE | {"_class_name": "AutoencoderKLWan"}, dataclasses.replace(WAN21_VAE, chunk=0)),
 ]
+QWEN3_TEXT = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2560,
+    "initializer_range": 0.02,
+    "intermediate_size": 9728,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 36,
+    "model_type": "qwen3",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.51.0",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
 FILES = (
-    {values["_class_name"]: values for values in (*(values for values, _ in FULL_SIZE), IMAGE, IMAGE_VAE)}
-    | {"qwen": QWEN, "gemma": GEMMA}
+    {
+        values["_class_name"]: values
+        for values in (*(values for values, _ in FULL_SIZE), IMAGE, KLEIN, IMAGE_VAE, KLEIN_VAE)
+    }
+    | {"qwen": QWEN, "gemma": GEMMA, "qwen3": QWEN3_TEXT}
     | SCHEDULERS
 )
 
@@ -215,6 +289,10 @@ REFUSED = [  # the file, a key, its value, what is said after the key and the va
     ("QwenImageTransformer2DModel", "use_additional_t_cond", True, "use_additional_t_cond is True; only False"),
     ("QwenImageTransformer2DModel", "out_channels", 32, "out_channels is 32; only 16 is built"),
     ("QwenImageTransformer2DModel", "axes_dims_rope", [16, 16, 16], "must be even and sum to head_width 128"),
+    ("Flux2Transformer2DModel", "guidance_embeds", True, "guidance_embeds is True; only False is built"),
+    ("AutoencoderKLFlux2", "patch_size", [1, 1], r"patch_size is \[1, 1\]; only"),
+    ("qwen3", "attention_bias", True, "attention_bias is True; only False is built"),
+    ("Flux2Transformer2DModel", "mlp_ratio", 2.5, "mlp_ratio is 2.5; only a whole number is built"),
     ("AutoencoderKLQwenImage", "input_channels", 4, "input_channels is 4; only 3 is built"),
     ("AutoencoderKLQwenImage", "attn_scales", [0.5], r"attn_scales is \[0.5\]; only \[\] is built"),
     ("AutoencoderDC", "upsample_block_type", "pixel_shuffle", "upsample_block_type is 'pixel_shuffle'; only 'interp"),
@@ -315,6 +393,7 @@ ABSENT = [  # keys without which the reference builds something else
     *(("dpm", "use_flow_sigmas"), ("unipc", "prediction_type"), ("euler", "use_dynamic_shifting")),
     *(
         ("AutoencoderKL", "use_quant_conv"),
+        ("Flux2Transformer2DModel", "guidance_embeds"),
         ("AutoencoderKLWan", "patch_size"),
         ("AutoencoderDC", "upsample_block_type"),
     ),
@@ -355,12 +434,16 @@ def test_a_published_file_makes_the_preset_of_its_network(values, config, tmp_pa
     assert read(values["_class_name"], values, tmp_path) == config
 
 
+def test_the_published_file_of_a_text_encoder_makes_its_preset(tmp_path):
+    assert read("qwen3", QWEN3_TEXT, tmp_path) == qwen3_4b()
+
+
 def written(name):
     """The values of a file as the reference saves them again, every key that it has spelled out."""
     values = FILES[name]
-    if name in ("qwen", "gemma"):
-        transformers = pytest.importorskip("transformers")
-        config = {"qwen": transformers.Qwen2_5_VLConfig, "gemma": transformers.Gemma2Config}[name](**values)
+    if name in ("qwen", "gemma", "qwen3"):
+        classes = {"qwen": "Qwen2_5_VLConfig", "gemma": "Gemma2Config", "qwen3": "Qwen3Config"}
+        config = getattr(pytest.importorskip("transformers"), classes[name])(**values)
         return [json.loads(config.to_json_string(use_diff=diff)) for diff in (False, True)]
     arguments = inspect.signature(getattr(pytest.importorskip("diffusers"), values["_class_name"])).parameters
     return [{key: argument.default for key, argument in arguments.items()} | values]

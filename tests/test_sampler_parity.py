@@ -10,6 +10,7 @@ import pytest
 from metacanvas_jax.diffusion.samplers import sample_trajectory
 from metacanvas_jax.diffusion.schedules import DynamicShift, dynamic
 from metacanvas_jax.dit.flux.schedule import flux_dynamic
+from metacanvas_jax.dit.flux2.schedule import flux2_empirical
 from metacanvas_jax.dit.sana.schedule import sana_dpm
 from metacanvas_jax.dit.wan.schedule import wan_unipc
 
@@ -17,6 +18,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler  # noqa: E402
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift  # noqa: E402
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu  # noqa: E402
 
 from metacanvas_jax.torch_export.samplers import schedule as exported_schedule  # noqa: E402
 
@@ -49,10 +51,18 @@ def flux(steps, tokens=FLUX_TOKENS):
     return scheduler
 
 
+def flux2(steps, tokens=FLUX_TOKENS):
+    """As the FLUX.2 pipelines call it, with a shift of their own."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=compute_empirical_mu(tokens, steps))
+    return scheduler
+
+
 CASES = {
     "sana": (sana, sana_dpm, "dpmpp_2m"),
     "wan": (wan, wan_unipc, "unipc"),
     "flux": (flux, lambda steps: flux_dynamic(steps, FLUX_TOKENS), "euler"),
+    "flux2": (flux2, lambda steps: flux2_empirical(steps, FLUX_TOKENS), "euler"),
 }
 
 
@@ -70,6 +80,15 @@ def test_tables_are_equal_bit_for_bit(name, steps):
 def test_flux_tables_follow_the_number_of_tokens(tokens):
     ours = np.asarray(flux_dynamic(28, tokens).sigmas, np.float32)
     np.testing.assert_array_equal(ours, flux(28, tokens).sigmas.numpy())
+
+
+@pytest.mark.parametrize("steps", (4, 50))
+@pytest.mark.parametrize("tokens", [64, 4096, 4300, 4301, 8192])
+def test_flux2_tables_follow_tokens_and_steps_in_jax_and_in_torch(steps, tokens):
+    ours = np.asarray(flux2_empirical(steps, tokens).sigmas, np.float32)
+    np.testing.assert_array_equal(ours, flux2(steps, tokens).sigmas.numpy())
+    sampler = {"schedule": "flux2_empirical", "steps": steps, "shift": 1.0}
+    np.testing.assert_allclose(exported_schedule(sampler, tokens)[0], ours, rtol=0, atol=2e-7)
 
 
 @pytest.mark.parametrize("steps", (2, 5, 28, 50))

@@ -15,6 +15,8 @@ from jax.sharding import Mesh
 
 from metacanvas_jax.dit.flux import table as flux
 from metacanvas_jax.dit.flux.network import Flux, flux_kontext_dev
+from metacanvas_jax.dit.flux2 import table as flux2_table
+from metacanvas_jax.dit.flux2.network import Flux2, flux2_klein_4b
 from metacanvas_jax.dit.qwen_image import table as qwen_image_table
 from metacanvas_jax.dit.qwen_image.network import QwenImage, qwen_image
 from metacanvas_jax.dit.sana import table as sana
@@ -32,6 +34,8 @@ from metacanvas_jax.text.gemma2.network import Gemma2, Gemma2Config
 from metacanvas_jax.types import Given, States, Text
 from metacanvas_jax.vae.dc_ae import table as dc_ae
 from metacanvas_jax.vae.dc_ae.network import DC_AE_F32C32, DcAe
+from metacanvas_jax.vae.flux2 import table as flux2_vae
+from metacanvas_jax.vae.flux2.network import FLUX2_VAE, Flux2Vae
 from metacanvas_jax.vae.kl import table as kl
 from metacanvas_jax.vae.kl.network import KL_F8C16, Kl
 from metacanvas_jax.vae.wan import table as wan_vae
@@ -88,6 +92,8 @@ def small_qwen3(config):
 SMALL_SANA = {"latent_channels": 8, "heads": 4, "head_width": 8, "cross_heads": 2, "layers": 2, "context_width": 24}
 SMALL_FLUX = {"latent_channels": 4, "layers_double": 2, "layers_single": 2, "heads": 2, "head_width": 16}
 SMALL_FLUX |= {"context_width": 24, "pooled_width": 8, "rope_axes": (4, 6, 6)}
+SMALL_FLUX2 = {"latent_channels": 4, "layers_double": 2, "layers_single": 2, "heads": 2, "head_width": 16}
+SMALL_FLUX2 |= {"context_width": 24, "rope_axes": (4, 4, 4, 4)}
 SMALL_WAN = {
     "latent_channels": 8,
     "heads": 2,
@@ -121,6 +127,9 @@ CASES = {
     "qwen-image": Case(
         QwenImage, qwen_image_table.table, dit_inputs, qwen_image(), 20_430_401_088, qwen_image(**SMALL_QWEN_IMAGE)
     ),
+    "flux2-klein": Case(
+        Flux2, flux2_table.table, dit_inputs, flux2_klein_4b(), 3_875_544_576, flux2_klein_4b(**SMALL_FLUX2)
+    ),
     "wan2.2-5b": Case(Wan, wan.table, dit_inputs, wan2_2_ti2v_5b(), 4_999_787_712, wan2_2_ti2v_5b(**SMALL_WAN)),
     "gemma2-2b": Case(Gemma2, gemma2.table, text_inputs, Gemma2Config(), 2_614_341_888, Gemma2Config(**SMALL_GEMMA2)),
     "dc-ae": Case(
@@ -128,6 +137,14 @@ CASES = {
     ),
     "flux-vae": Case(
         Kl, kl.table, vae_inputs, KL_F8C16, 83_819_683, dataclasses.replace(KL_F8C16, channels=(8, 16), groups=4)
+    ),
+    "flux2-vae": Case(
+        Flux2Vae,
+        flux2_vae.table,
+        vae_inputs,
+        FLUX2_VAE,
+        84_046_371,
+        dataclasses.replace(FLUX2_VAE, channels=(8, 16), decoder_channels=(16, 8), groups=4),
     ),
     "wan2.2-vae": Case(
         WanVae, wan_vae.table, vae_inputs, WAN22_VAE, 704_688_668, dataclasses.replace(WAN22_VAE, **SMALL_WAN_VAE)
