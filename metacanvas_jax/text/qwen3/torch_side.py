@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Model
 
-BEFORE, AFTER = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+from metacanvas_jax.text.qwen3.prompts import AFTER, BEFORE
 
 
 class Side:
