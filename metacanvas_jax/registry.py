@@ -100,5 +100,5 @@ def published_sampling(pipeline: str | Path, dit: Network | None = None) -> Samp
     readers = {name: read for network in asked for name, read in network.samplings.items()}
     name = values.get("_class_name")
     if name not in readers:
-        raise UserError(f"{file}: the scheduler is {name}, expected {' or '.join(readers)} with flow sigmas")
+        raise UserError(f"{file}: the scheduler is {name}, expected {' or '.join(sorted(readers))} with flow sigmas")
     return read_all(file, values, name, readers[name])
