@@ -3,6 +3,7 @@
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from metacanvas_jax.types import States, Text
 
@@ -19,3 +20,10 @@ class TextEncoder(nn.Module):
     def __call__(self, text: Text) -> States:
         """States and their mask; the mask is False on padding."""
         raise NotImplementedError
+
+
+def smallest_arguments(config: Any) -> tuple[Text]:
+    """The smallest text that an encoder of any config can be initialised with: one token."""
+    del config
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return (Text(tokens, tokens == 0),)

@@ -1,26 +1,17 @@
 """What the registry knows of Gemma-2."""
 
-import jax.numpy as jnp
-
+from metacanvas_jax.text.base import smallest_arguments
 from metacanvas_jax.text.gemma2 import published
 from metacanvas_jax.text.gemma2.network import Gemma2, Gemma2Config
 from metacanvas_jax.text.gemma2.table import table
-from metacanvas_jax.types import Text
 from metacanvas_jax.weights.record import Network
-
-
-def _arguments(config: Gemma2Config) -> tuple[Text]:
-    del config
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    return (Text(tokens, tokens == 0),)
-
 
 RECORD = Network(
     family="text",
     name="gemma2",
     config=Gemma2Config,
     module=Gemma2,
-    arguments=_arguments,
+    arguments=smallest_arguments,
     tiny={
         "vocab": 1024,
         "width": 64,

@@ -1,27 +1,18 @@
 """What the registry knows of Qwen3 as a text encoder."""
 
-import jax.numpy as jnp
-
+from metacanvas_jax.text.base import smallest_arguments
 from metacanvas_jax.text.qwen3 import published
 from metacanvas_jax.text.qwen3.network import Qwen3, Qwen3Config
 from metacanvas_jax.text.qwen3.prompts import rows
 from metacanvas_jax.text.qwen3.table import ignore, table
-from metacanvas_jax.types import Text
 from metacanvas_jax.weights.record import Network
-
-
-def _arguments(config: Qwen3Config) -> tuple[Text]:
-    del config
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    return (Text(tokens, tokens == 0),)
-
 
 RECORD = Network(
     family="text",
     name="qwen3",
     config=Qwen3Config,
     module=Qwen3,
-    arguments=_arguments,
+    arguments=smallest_arguments,
     tiny={
         "vocab": 1024,
         "hidden": 32,
