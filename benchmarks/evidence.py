@@ -1,6 +1,7 @@
-"""Trains and scores every variant of configs/evidence.py with three seeds, and writes docs/results.md.
+"""Trains and scores every variant of configs/evidence*.py with three seeds, and writes docs/results.md.
 
     python benchmarks/evidence.py             what is missing, a run on each processor core; the same command goes on
+    python benchmarks/evidence.py --pace      how long a step of each way of Fig. 4 takes, with nothing else running
     python benchmarks/evidence.py --collect   only docs/results.md and its plots, from the rows that are there
 
 A finished run leaves one row, ``benchmarks/results/evidence/VARIANT_SEED.json``. What a run prints is in
@@ -12,6 +13,7 @@ import json
 import os
 import platform
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -24,11 +26,13 @@ import jax
 import numpy as np
 from evidence_plan import EXPERIMENTS, SEEDS, VARIANTS, Variant
 
-from configs import evidence
+from configs import evidence, evidence_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "benchmarks/results/evidence"
+PACE = ROOT / "benchmarks/results/evidence_pace.json"
 WORK = Path("runs/evidence")
+PACED, ROUNDS = 200, 2  # steps of a run that measures the pace, and how often each is measured
 PREPARING = threading.Lock()  # runs of one seed share their data
 
 
@@ -46,12 +50,17 @@ def one(variant: Variant, seed: int) -> None:
     """Trains and scores one run, or goes on with it, and writes its row. Raises CalledProcessError where it fails."""
     folder, row = WORK / f"{variant.name}_{seed}", ROWS / f"{variant.name}_{seed}.json"
     changes = [f"--config.{key}={value}" for key, value in variant.changes]
-    changes += [
-        f"--config.seed={seed}",
-        f"--config.data.path={WORK / f'data_{seed}'}",
-        f"--config.vae_weights={WORK / f'vae_{seed}'}",
-    ]
-    config = f"configs/evidence.py:{variant.config}"
+    changes.append(f"--config.seed={seed}")
+    if variant.file == "evidence":
+        changes += [f"--config.data.path={WORK / f'data_{seed}'}", f"--config.vae_weights={WORK / f'vae_{seed}'}"]
+    else:
+        setup = evidence_tasks.get_config(variant.config)
+        changes.append(f"--config.vae_weights={setup.vae_weights}_{seed}")
+        for number, source in enumerate(setup.sources):
+            changes += [
+                f"--config.sources[{number}].{key}" for key in (f"path={source['path']}_{seed}", f"seed={seed}")
+            ]
+    config = f"configs/{variant.file}.py:{variant.config}"
     environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     with (WORK / f"{folder.name}.log").open("a") as log:
         with PREPARING:
@@ -62,20 +71,66 @@ def one(variant: Variant, seed: int) -> None:
         ):
             subprocess.run(command(*words), env=environment, stdout=log, stderr=log, check=True)
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rates = [line["steps_per_second"] for line in logged if "steps_per_second" in line]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=True)
     result = {
         "variant": variant.name,
         "seed": seed,
         "steps": max(line["step"] for line in logged),
-        "seconds_per_step": float(np.median(1 / np.asarray(rates))),
+        "seconds_per_step": step_seconds(folder),
         "curve": [[line["step"], line["score"]] for line in logged if "score" in line],
-        "scores": json.loads((folder / "scores.json").read_text()),
+        "scores": compact(json.loads((folder / "scores.json").read_text())),
         "commit": commit.stdout.strip(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
-        f"jax {jax.__version__}",
+        "machine": machine(),
     }
     row.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def measure_pace() -> None:
+    """Seconds of a step of each variant of Fig. 4: medians of short runs, in two rounds, one run at a time."""
+    seconds: dict[str, list[float]] = {name: [] for name in EXPERIMENTS[0].variants}
+    for _ in range(ROUNDS):
+        for name in seconds:
+            folder = WORK / f"pace_{name}"
+            shutil.rmtree(folder, ignore_errors=True)
+            changes = {
+                "train.steps": PACED, "optimizer.total_steps": PACED, "train.evaluate_every": 0,
+                "data.path": WORK / "data_0", "vae_weights": WORK / "vae_0",
+            }  # fmt: skip
+            words = [f"--config.{key}={value}" for key, value in changes.items()]
+            config = f"configs/evidence.py:{VARIANTS[name].config}"
+            with (WORK / "pace.log").open("a") as log:
+                run = command("train", "--config", config, "--workdir", str(folder), *words)
+                subprocess.run(run, stdout=log, stderr=log, check=True)
+            seconds[name].append(step_seconds(folder))
+            print(name, f"{1000 * seconds[name][-1]:.0f} ms a step", flush=True)
+    PACE.write_text(json.dumps({"machine": machine(), "seconds": seconds}, indent=1) + "\n")
+
+
+def step_seconds(folder: Path) -> float:
+    """The median of the seconds of a step of a run."""
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return float(np.median([1 / line["steps_per_second"] for line in logged if "steps_per_second" in line]))
+
+
+def machine() -> str:
+    """What the runs are made on."""
+    python = platform.python_version()
+    return f"{os.cpu_count()} cores, {platform.machine()}, Python {python}, jax {jax.__version__}"
+
+
+def compact(scores: dict) -> dict:
+    """Scores of scenes as they are; of tasks the share of right results by task and kind, without each result."""
+    if "results" not in scores:
+        return scores
+    tasks, kinds = {}, {}
+    for task, results in scores["results"].items():
+        right = {}
+        for one in results:
+            right.setdefault(one["kind"], []).append(not one["reasons"])
+        tasks[task] = float(np.mean([value for group in right.values() for value in group]))
+        prefix = "" if len(scores["results"]) == 1 else f"{task.replace('_', ' ')}: "
+        kinds |= {f"{prefix}{kind}": float(np.mean(group)) for kind, group in sorted(right.items())}
+    return {"tasks": tasks, "kinds": kinds}
 
 
 def several(runs: Sequence[tuple[Variant, int]], jobs: int) -> list[str]:
@@ -113,23 +168,27 @@ def several(runs: Sequence[tuple[Variant, int]], jobs: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--collect", action="store_true", help="write the page from the rows and run nothing")
+    parser.add_argument("--pace", action="store_true", help="measure the pace of Fig. 4, then write the page")
     parser.add_argument("--only", default="", help="run only what has this in its name")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time (default: one per core)")
     arguments = parser.parse_args()
     if arguments.jobs < 1:
         parser.error(f"--jobs {arguments.jobs}: at least one run at a time")
     failed: list[str] = []
-    if not arguments.collect:
+    if arguments.pace:
+        measure_pace()
+    elif not arguments.collect:
         ROWS.mkdir(parents=True, exist_ok=True)
         WORK.mkdir(parents=True, exist_ok=True)
-        if not (Path(evidence.TEXT) / "params.json").exists():
-            subprocess.run([sys.executable, str(ROOT / "benchmarks/evidence_text.py")], check=True)
+        for folder, words in ((evidence.TEXT, ()), (evidence_tasks.TEXT, ("--tasks",))):
+            if not any(Path(folder).glob("*")):
+                subprocess.run([sys.executable, str(ROOT / "benchmarks/evidence_text.py"), *words], check=True)
         named = [(run, f"{run[0].name}_{run[1]}") for run in planned()]
         failed = several(
             [run for run, name in named if arguments.only in name and not (ROWS / f"{name}.json").exists()],
             arguments.jobs,
         )
-    evidence_page.write(ROOT / "docs", evidence_page.read(ROWS))
+    evidence_page.write(ROOT / "docs", evidence_page.read(ROOT / "benchmarks/results"))
     if failed:
         sys.exit(f"failed: {', '.join(failed)}. The same command tries again")
 

@@ -1,14 +1,26 @@
-"""docs/results.md: tables, verdicts and plots, all of it from the rows of benchmarks/results/evidence."""
+"""docs/results.md: tables, verdicts and plots, all of it from the rows of benchmarks/results."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import evidence_reading
 import numpy as np
-from evidence_plan import CURVE, EXPERIMENTS, HELD_OUT, SECONDS, SEEDS, SEEN, VARIANTS, Experiment, Hypothesis
+from evidence_plan import CURVE, EXPERIMENTS, HELD_OUT, RIGHT, SECONDS, SEEDS, SEEN, VARIANTS, Experiment, Hypothesis
 
 Rows = Mapping[tuple[str, int], dict]
 """The row of a run by variant and seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What was run: the rows, the seconds of a step on a quiet machine by variant, and what the analysis found."""
+
+    rows: Rows
+    paces: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    analysis: Mapping[str, Mapping[str, Mapping]] = dataclasses.field(default_factory=dict)
+
 
 CERTAIN = 2.0  # standard errors beyond which a difference is called one
 INTRODUCTION = """# Results in miniature
@@ -30,22 +42,26 @@ prompts a category; the plots show these. *Equal seconds* compares the two curve
 """
 
 
-def read(folder: Path) -> Rows:
-    """The rows of a folder."""
-    rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    return {(row["variant"], row["seed"]): row for row in rows}
+def read(folder: Path) -> Results:
+    """The files of benchmarks/results."""
+    rows = [json.loads(path.read_text()) for path in sorted((folder / "evidence").glob("*.json"))]
+    pace, analysis = (
+        json.loads(path.read_text()) if path.exists() else {}
+        for path in (folder / "evidence_pace.json", folder / "evidence_analysis.json")
+    )
+    paces = {name: float(np.median(seconds)) for name, seconds in pace.get("seconds", {}).items()}
+    return Results({(row["variant"], row["seed"]): row for row in rows}, paces, analysis)
 
 
 def figures(row: dict) -> dict[str, float]:
-    """The figures of a run that hypotheses speak of, and its score by category of seen prompts."""
+    """The figures of a run that hypotheses speak of; its score by category of seen prompts, or by task and kind."""
+    curve = float(np.mean([score for _, score in row["curve"]]))
+    if "tasks" in row["scores"]:
+        tasks, kinds = row["scores"]["tasks"], row["scores"]["kinds"]
+        named = {task.replace("_", " "): share for task, share in tasks.items()} if len(tasks) > 1 else {}
+        return {RIGHT: float(np.mean(list(tasks.values()))), CURVE: curve, **named, **kinds}
     seen, held_out = row["scores"]["seen"], row["scores"]["held_out"]
-    curve = [score for _, score in row["curve"]]
-    return {SEEN: seen["pictures"], HELD_OUT: held_out["pictures"], CURVE: float(np.mean(curve)), **seen["categories"]}
-
-
-def pace(rows: Rows, name: str) -> float:
-    """Seconds of a step of a variant: the median over its runs."""
-    return float(np.median([rows[name, seed]["seconds_per_step"] for seed in SEEDS if (name, seed) in rows]))
+    return {SEEN: seen["pictures"], HELD_OUT: held_out["pictures"], CURVE: curve, **seen["categories"]}
 
 
 def after(row: dict, step: float) -> float:
@@ -54,15 +70,18 @@ def after(row: dict, step: float) -> float:
     return float(np.interp(step, steps, scores))
 
 
-def difference(rows: Rows, better: str, worse: str, figure: str) -> tuple[float, float, int]:
+def difference(results: Results, better: str, worse: str, figure: str) -> tuple[float, float, int]:
     """Mean, standard error and number of the differences between two variants, paired by seed."""
-    pairs = [[rows.get((name, seed)) for name in (better, worse)] for seed in SEEDS]
+    pairs = [[results.rows.get((name, seed)) for name in (better, worse)] for seed in SEEDS]
     pairs = [(a, b) for a, b in pairs if a and b]
-    if figure == SECONDS and pairs:
-        a, b = pairs[0]
-        limit = min(a["steps"] * pace(rows, better), b["steps"] * pace(rows, worse))
-        steps = limit / pace(rows, better), limit / pace(rows, worse)
-        values = [after(a, steps[0]) - after(b, steps[1]) for a, b in pairs]
+    paces = results.paces
+    if figure == SECONDS:
+        pairs = pairs if {better, worse} <= paces.keys() else []
+        limits = [min(a["steps"] * paces[better], b["steps"] * paces[worse]) for a, b in pairs]
+        values = [
+            after(a, limit / paces[better]) - after(b, limit / paces[worse])
+            for (a, b), limit in zip(pairs, limits, strict=True)
+        ]
     else:
         values = [figures(a)[figure] - figures(b)[figure] for a, b in pairs]
     error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
@@ -78,12 +97,18 @@ def verdict(mean: float, error: float) -> str:
     return "**confirmed**" if mean > 0 else "**opposite**"
 
 
-def page(rows: Rows) -> str:
+def page(results: Results) -> str:
     """The whole page."""
-    parts = [INTRODUCTION]
+    rows, parts = results.rows, [INTRODUCTION]
     for experiment in EXPERIMENTS:
-        parts += [f"## {experiment.title}\n", f"![Score over steps](results/{experiment.name}.png)\n"]
-        parts += [_scores(rows, experiment), _verdicts(rows, experiment.hypotheses)]
+        parts.append(f"## {experiment.title}\n")
+        if not ran(rows, experiment):
+            parts.append("Not run yet.\n")
+            continue
+        parts += [f"![Score over steps](results/{experiment.name}.png)\n", _scores(results, experiment)]
+        parts.append(_verdicts(results, experiment.hypotheses))
+    if results.analysis:
+        parts.append(evidence_reading.analysis(results.analysis))
     commits = sorted({row["commit"][:12] for row in rows.values()})
     machines = sorted({row["machine"] for row in rows.values()})
     planned = list(dict.fromkeys(name for one in EXPERIMENTS for name in one.variants))
@@ -97,69 +122,78 @@ def page(rows: Rows) -> str:
     return "\n".join(parts)
 
 
-def _scores(rows: Rows, experiment: Experiment) -> str:
-    names = [name for name in experiment.variants if any((name, seed) in rows for seed in SEEDS)]
-    if not names:
-        return "No run yet.\n"
+def ran(rows: Rows, experiment: Experiment) -> list[str]:
+    """The variants of an experiment that were run, with any seed."""
+    return [name for name in experiment.variants if any((name, seed) in rows for seed in SEEDS)]
+
+
+def _scores(results: Results, experiment: Experiment) -> str:
+    rows, names = results.rows, ran(results.rows, experiment)
     columns = list(figures(next(rows[names[0], seed] for seed in SEEDS if (names[0], seed) in rows)))
-    shown = [column.replace("_", " ") for column in columns]
-    lines = [f"| | seeds | {' | '.join(shown)} | ms a step |", "|---" * (len(columns) + 3) + "|"]
+    paced = set(names) <= results.paces.keys()
+    shown = [column.replace("_", " ") for column in columns] + ["ms a step"] * paced
+    lines = [f"| | seeds | {' | '.join(shown)} |", "|---" * (len(shown) + 2) + "|"]
     for name in names:
         runs = [rows[name, seed] for seed in SEEDS if (name, seed) in rows]
-        cells = [_mean([figures(run)[column] for run in runs]) for column in columns]
-        speed = np.mean([1000 * run["seconds_per_step"] for run in runs])
-        lines.append(f"| {VARIANTS[name].title} | {len(runs)} | {' | '.join(cells)} | {speed:.0f} |")
+        cells = [mean_and_error([figures(run)[column] for run in runs]) for column in columns]
+        cells += [f"{1000 * results.paces[name]:.0f}"] if paced else []
+        lines.append(f"| {VARIANTS[name].title} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _mean(values: Sequence[float]) -> str:
+def mean_and_error(values: Sequence[float]) -> str:
+    """Mean and standard error of some runs; of one run its value."""
     if len(values) < 2:
         return f"{values[0]:.3f}"
     return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.3f}"
 
 
-def _verdicts(rows: Rows, hypotheses: Sequence[Hypothesis]) -> str:
+def _verdicts(results: Results, hypotheses: Sequence[Hypothesis]) -> str:
     lines = ["| claim | figure | difference | seeds | verdict |", "|---|---|---|---|---|"]
     for one in hypotheses:
-        mean, error, count = difference(rows, one.better, one.worse, one.figure)
+        mean, error, count = difference(results, one.better, one.worse, one.figure)
         shown = f"{mean:+.3f} ± {error:.3f}" if np.isfinite(error) else "-"
         lines.append(f"| {one.claim} | {one.figure} | {shown} | {count} | {verdict(mean, error)} |")
     return "\n".join(lines) + "\n"
 
 
-def plot(rows: Rows, experiment: Experiment, path: Path) -> None:
-    """Score of seen prompts over steps and over minutes: the mean of the seeds, in a band of one standard error."""
+def plot(results: Results, experiment: Experiment, path: Path) -> None:
+    """The curves of a figure over steps and, where it was measured, over minutes: means in a band of one error."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, sides = pyplot.subplots(1, 2, figsize=(11, 4), dpi=120, sharey=True)
-    for name in experiment.variants:
+    rows, names = results.rows, ran(results.rows, experiment)
+    units = [("step", dict.fromkeys(names, 1.0))]
+    if set(names) <= results.paces.keys():
+        units.append(("minutes of training", {name: results.paces[name] / 60 for name in names}))
+    figure, sides = pyplot.subplots(1, len(units), figsize=(5.5 * len(units), 4), dpi=120, sharey=True, squeeze=False)
+    for name in names:
         curves = [np.asarray(rows[name, seed]["curve"]) for seed in SEEDS if (name, seed) in rows]
-        if not curves:
-            continue
         steps, scores = curves[0][:, 0], np.stack([curve[:, 1] for curve in curves])
         mean, error = scores.mean(0), scores.std(0, ddof=min(1, len(curves) - 1)) / np.sqrt(len(curves))
-        for axes, unit in zip(sides, (1.0, pace(rows, name) / 60), strict=True):
-            (line,) = axes.plot(unit * steps, mean, marker="o", markersize=3, label=VARIANTS[name].title)
-            axes.fill_between(unit * steps, mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
-    for axes, unit in zip(sides, ("step", "minutes of training"), strict=True):
-        axes.set_xlabel(unit)
+        for axes, (_, unit) in zip(sides[0], units, strict=True):
+            x = unit[name] * steps
+            (line,) = axes.plot(x, mean, marker="o", markersize=3, label=VARIANTS[name].title)
+            axes.fill_between(x, mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
+    for axes, (title, _) in zip(sides[0], units, strict=True):
+        axes.set_xlabel(title)
         axes.set_ylim(0, 1)
         axes.grid(alpha=0.3)
-    sides[0].set_ylabel("right pictures of seen prompts")
-    sides[0].legend(frameon=False, fontsize=8)
+    sides[0][0].set_ylabel("right results")
+    sides[0][0].legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, metadata={"Software": None})
     pyplot.close(figure)
 
 
-def write(docs: Path, rows: Rows) -> None:
+def write(docs: Path, results: Results) -> None:
     """The page and its plots below ``docs``; none of it before the first run."""
-    if not rows:
+    if not results.rows:
         return
     (docs / "results").mkdir(exist_ok=True)
-    (docs / "results.md").write_text(page(rows))
+    (docs / "results.md").write_text(page(results))
     for experiment in EXPERIMENTS:
-        plot(rows, experiment, docs / "results" / f"{experiment.name}.png")
+        if ran(results.rows, experiment):
+            plot(results, experiment, docs / "results" / f"{experiment.name}.png")

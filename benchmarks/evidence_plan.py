@@ -11,12 +11,13 @@ SEEDS = (0, 1, 2)
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A variant of configs/evidence.py, and values that differ from it."""
+    """A variant of a config of ``configs``, and values that differ from it."""
 
     name: str
     title: str
     config: str = "canvas"
     changes: tuple[tuple[str, Any], ...] = ()
+    file: str = "evidence"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +57,17 @@ VARIANTS = {
         Variant("four_cells", "2 x 2 cells", "four_cells"),
         Variant("one_cell", "one cell", "one_cell"),
         Variant("mllm_lora", "adapters in the MLLM", "mllm_lora"),
+        Variant("edit_canvas", "text and canvas", "edit_canvas", file="evidence_tasks"),
+        Variant("edit_text", "text only", "edit_text", file="evidence_tasks"),
+        *(
+            Variant(f"motion_{count}", title, f"motion_{count}", file="evidence_tasks")
+            for count, title in ((0, "no canvas"), (1, "1 keyframe"), (3, "3 keyframes"), (5, "5 keyframes"))
+        ),
     )
 }
 
 SEEN, HELD_OUT, CURVE = "seen", "held out", "mean of the curve"
+RIGHT = "right"  # of the results of all tasks
 SECONDS = "seen, at equal seconds"
 """The score of both when the faster one ends, by the median time of their steps."""
 
@@ -117,6 +125,27 @@ EXPERIMENTS = (
         (
             Hypothesis("With adapters in the MLLM it ends better.", "mllm_lora", "canvas", SEEN),
             Hypothesis("The same holds for combinations that training never showed.", "mllm_lora", "canvas", HELD_OUT),
+        ),
+    ),
+    Experiment(
+        "editing",
+        "Image editing (paper, 3.2)",
+        ("edit_canvas", "edit_text"),
+        (
+            Hypothesis("With a canvas more edits are right.", "edit_canvas", "edit_text", RIGHT),
+            Hypothesis("With a canvas it learns faster.", "edit_canvas", "edit_text", CURVE),
+        ),
+    ),
+    Experiment(
+        "motion",
+        "Keyframes of a canvas for videos (paper, Table 6)",
+        ("motion_0", "motion_1", "motion_3", "motion_5"),
+        (
+            Hypothesis("One keyframe ends better than no canvas.", "motion_1", "motion_0", RIGHT),
+            Hypothesis("The same holds for video editing alone.", "motion_1", "motion_0", "video editing"),
+            Hypothesis("Three keyframes end better than no canvas.", "motion_3", "motion_0", RIGHT),
+            Hypothesis("The same holds for video editing alone.", "motion_3", "motion_0", "video editing"),
+            Hypothesis("Five keyframes are not needed: three end as well or better.", "motion_3", "motion_5", RIGHT),
         ),
     ),
 )

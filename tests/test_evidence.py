@@ -8,11 +8,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import evidence as evidence_runs  # noqa: E402
 import evidence_page  # noqa: E402
+from evidence_page import Results  # noqa: E402
 from evidence_plan import EXPERIMENTS, SECONDS, SEEDS, VARIANTS  # noqa: E402
+from evidence_told import Told  # noqa: E402
 
-from configs import evidence  # noqa: E402
+from configs import evidence, evidence_tasks  # noqa: E402
 from metacanvas_jax.config.read import experiment  # noqa: E402
+from metacanvas_jax.worlds.animations import animation  # noqa: E402
+from metacanvas_jax.worlds.edits import KINDS, edit  # noqa: E402
+from metacanvas_jax.worlds.facts import WORD  # noqa: E402
 
 
 def row(variant, seed, seen, held_out=0.2):
@@ -36,8 +42,8 @@ def test_every_variant_is_a_config_of_frozen_readers(variant):
 
 
 def test_what_is_compared_is_run():
-    known = {variant.config for variant in VARIANTS.values()}
-    assert known <= set(evidence.VARIANTS)
+    files = {"evidence": evidence.VARIANTS, "evidence_tasks": evidence_tasks.VARIANTS}
+    assert all(variant.config in files[variant.file] for variant in VARIANTS.values())
     for one in EXPERIMENTS:
         for hypothesis in one.hypotheses:
             assert {hypothesis.better, hypothesis.worse} <= set(one.variants) <= set(VARIANTS)
@@ -53,29 +59,96 @@ def test_verdicts_need_two_standard_errors():
 def test_differences_are_paired_by_seed():
     rows = {("canvas", seed): row("canvas", seed, 0.5 + 0.1 * seed) for seed in SEEDS}
     rows |= {("text", seed): row("text", seed, 0.4 + 0.1 * seed) for seed in SEEDS[:2]}
-    mean, error, count = evidence_page.difference(rows, "canvas", "text", "seen")
+    results = Results(rows)
+    mean, error, count = evidence_page.difference(results, "canvas", "text", "seen")
     assert abs(mean - 0.1) < 1e-9 and error < 1e-9 and count == 2
-    page = evidence_page.page(rows)
+    page = evidence_page.page(results)
     assert "| text and canvas | 3 | 0.600 ± 0.058 |" in page and "Not run: canvas_only 0" in page
 
 
 def test_at_equal_seconds_the_slower_run_is_read_where_the_faster_one_ends():
     rows = {("text", seed): row("text", seed, 0.4) for seed in SEEDS}
-    rows |= {("canvas", seed): row("canvas", seed, 0.6) | {"seconds_per_step": 0.2} for seed in SEEDS}
-    mean, error, count = evidence_page.difference(rows, "canvas", "text", SECONDS)
+    rows |= {("canvas", seed): row("canvas", seed, 0.6) for seed in SEEDS}
+    results = Results(rows, {"text": 0.1, "canvas": 0.2})
+    mean, error, count = evidence_page.difference(results, "canvas", "text", SECONDS)
     assert abs(mean + 0.1) < 1e-9 and error < 1e-9 and count == 3  # .3 after half of the steps, against .4
+    assert evidence_page.difference(Results(rows), "canvas", "text", SECONDS)[2] == 0  # no pace was measured
 
 
 def test_the_page_follows_from_the_rows_of_the_repository():
-    rows, page = evidence_page.read(ROOT / "benchmarks/results/evidence"), ROOT / "docs/results.md"
-    assert page.exists() == bool(rows)
-    assert not rows or page.read_text() == evidence_page.page(rows)
+    results, page = evidence_page.read(ROOT / "benchmarks/results"), ROOT / "docs/results.md"
+    assert page.exists() == bool(results.rows)
+    assert not results.rows or page.read_text() == evidence_page.page(results)
 
 
 def test_plots_and_page_are_written_together(tmp_path):
     rows = {("canvas", seed): row("canvas", seed, 0.5) for seed in SEEDS}
-    evidence_page.write(tmp_path, rows)
-    assert (tmp_path / "results.md").read_text() == evidence_page.page(rows)
+    found = {"faults": {"canvas": {"0": {"missing": 0.25}}}, "probe": {"canvas": {"0": 0.5, "1": 0.7}}}
+    results = Results(rows, {"canvas": 0.1}, found)
+    evidence_page.write(tmp_path, results)
+    page = (tmp_path / "results.md").read_text()
+    assert page == evidence_page.page(results)
+    assert "| text and canvas | 0.250 |" in page and "| text and canvas | 0.600 ± 0.100 |" in page
     for one in EXPERIMENTS:
-        assert (tmp_path / "results" / f"{one.name}.png").stat().st_size > 5000
-        assert f"(results/{one.name}.png)" in evidence_page.page(rows)
+        path = tmp_path / "results" / f"{one.name}.png"
+        assert path.exists() == ("canvas" in one.variants) == (f"(results/{one.name}.png)" in page)
+        assert not path.exists() or path.stat().st_size > 5000
+
+
+def test_tasks_are_scored_by_task_and_kind():
+    results = {
+        "text_to_video": [{"kind": "one drawing", "reasons": []}, {"kind": "two drawings", "reasons": ["no cat"]}],
+        "video_editing": [{"kind": "remove", "reasons": []}],
+    }
+    scores = evidence_runs.compact({"scores": {}, "results": results})
+    shown = evidence_page.figures({"scores": scores, "curve": [[1, 0.5]]})
+    assert shown["right"] == 0.75 and shown["text to video"] == 0.5 and shown["video editing: remove"] == 1.0
+    one = evidence_runs.compact({"scores": {}, "results": {"image_editing": [{"kind": "add", "reasons": ["x"]}]}})
+    assert evidence_page.figures({"scores": one, "curve": [[1, 0.5]]})["add"] == 0.0
+    assert evidence_runs.compact({"seen": {}}) == {"seen": {}}
+
+
+def test_instructions_tell_what_is_changed_and_how():
+    told = Told(experiment(evidence_tasks.get_config("motion_0")).world)
+    cases = {
+        "make the red cat blue": ("recolour", {"object": "cat", "colour": "red"}, {"colour": "blue"}),
+        "change the colour of the pink cat to red": (
+            "recolour", {"object": "cat", "colour": "pink"}, {"colour": "red"},
+        ),
+        "add an orange duck in the centre": ("add", {"object": "duck", "colour": "orange"}, {"place": "in the centre"}),
+        "take the pink house away": ("remove", {"object": "house", "colour": "pink"}, {}),
+        "move the red car to the top left corner": (
+            "move", {"object": "car", "colour": "red"}, {"place": "in the top left corner"},
+        ),
+        "show three red cars instead of two": ("count", {"object": "car", "colour": "red"}, {"count": 3}),
+        "change the number of red cars to two": ("count", {"object": "car", "colour": "red"}, {"count": 2}),
+    }  # fmt: skip
+    for text, (kind, group, becomes) in cases.items():
+        _, ((read, before), (end, after)) = told.instruction(text)
+        assert text[:read].endswith(group["object"]) or text[:read].endswith(group["object"] + "s")
+        expected = told.known(**group)
+        expected[told.kinds + KINDS.index(kind)] = WORD
+        assert end == len(text) and (before == expected).all() and (after == expected + told.known(1, **becomes)).all()
+    with pytest.raises(ValueError, match="names no group"):
+        told.instruction("make it blue")
+
+
+def test_every_instruction_and_motion_of_the_world_is_told():
+    told = Told(experiment(evidence_tasks.get_config("motion_0")).world)
+    for index in range(60):
+        made = edit(told.facts.world, 3, index)
+        text, ends = told.instruction(made.instruction)
+        assert ends[-1][0] == len(text) and ends[-1][1][told.kinds + KINDS.index(made.kind)] == WORD
+        moving = animation(told.facts.world, 3, index)
+        prompt, ends = told.motions(moving)
+        assert [prompt[:end].endswith(mover.motion) for mover, (end, _) in zip(moving.movers, ends[1::2], strict=True)]
+        assert ends[-1][0] == len(prompt) and len(ends) == 2 * len(moving.movers)
+
+
+@pytest.mark.miniature
+@pytest.mark.parametrize("variant", evidence_tasks.VARIANTS)
+def test_tasks_have_a_canvas_of_as_many_keyframes_as_they_say(variant):
+    setup = experiment(evidence_tasks.get_config(variant))
+    keyframes = 0 if setup.canvas is None else setup.canvas.keyframes
+    assert keyframes == {"edit_canvas": 1, "edit_text": 0}.get(variant, variant[-1].isdigit() and int(variant[-1]))
+    assert (setup.train.rules[0] == ("mllm/.*_lora/.*", "train")) == bool(keyframes)
