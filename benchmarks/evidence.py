@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import evidence_page
+import evidence_rows
 import jax
 import numpy as np
 from evidence_plan import EXPERIMENTS, SEEDS, VARIANTS, Variant
@@ -130,7 +131,7 @@ def compact(scores: dict) -> dict:
         tasks[task] = float(np.mean([value for group in right.values() for value in group]))
         prefix = "" if len(scores["results"]) == 1 else f"{task.replace('_', ' ')}: "
         kinds |= {f"{prefix}{kind}": float(np.mean(group)) for kind, group in sorted(right.items())}
-    return {"tasks": tasks, "kinds": kinds}
+    return {"tasks": tasks, "kinds": kinds, "counts": {task: len(of) for task, of in scores["results"].items()}}
 
 
 def several(runs: Sequence[tuple[Variant, int]], jobs: int) -> list[str]:
@@ -188,7 +189,7 @@ def main() -> None:
             [run for run, name in named if arguments.only in name and not (ROWS / f"{name}.json").exists()],
             arguments.jobs,
         )
-    evidence_page.write(ROOT / "docs", evidence_page.read(ROOT / "benchmarks/results"))
+    evidence_page.write(ROOT / "docs", evidence_rows.read(ROOT / "benchmarks/results"))
     if failed:
         sys.exit(f"failed: {', '.join(failed)}. The same command tries again")
 

@@ -1,6 +1,6 @@
 """Why the comparisons come out as they do: what goes wrong in pictures, and what a canvas says.
 
-    python benchmarks/evidence_analysis.py     about ten minutes on two CPU cores, after benchmarks/evidence.py
+    python benchmarks/evidence_analysis.py     15 minutes on two CPU cores; goes on if stopped
 
 It draws the evaluation prompts of finished runs again and writes ``benchmarks/results/evidence_analysis.json`` and
 ``docs/results/maps.png``. ``benchmarks/evidence.py --collect`` puts both on the page.
@@ -77,38 +77,44 @@ def picture(drawn, made, reasons: list[tuple[str, ...]], path: Path) -> None:
     pyplot.close(figure)
 
 
+def looked_at(name: str, seed: int) -> dict[str, object]:
+    """What is found of one run: the shares of its faults, and what its canvas explains."""
+    trained, found = load(evidence.WORK / f"{name}_{seed}"), {}
+    made = scenes.prompts(trained.setup, "seen")
+    steps = None if name in DRAWN else 1  # what the canvas adds does not depend on the sampling
+    has_canvas = trained.setup.canvas is not None
+    drawn = trained.draw([scene.prompt for scene in made], seed=trained.setup.eval.seed, steps=steps, maps=has_canvas)
+    if name in DRAWN:
+        judge = Judge(trained.setup.world)
+        reasons = [judge.verdict(x, y.metadata).reasons for x, y in zip(drawn.pixels[:, 0], made, strict=True)]
+        kinds = [{fault(reason) for reason in one} for one in reasons]
+        found["faults"] = {kind: float(np.mean([kind in one for one in kinds])) for kind in FAULTS}
+        if (name, seed) == ("canvas", SEEDS[0]):
+            picture(drawn, made, reasons, evidence.ROOT / "docs/results/maps.png")
+    if name in PROBED:
+        facts = Facts(trained.setup.world)
+        wanted = np.stack([facts.chances(scene.request)[:, 0].sum(-1) for scene in made]).astype(np.float64)
+        features = drawn.canvas[:, 0].reshape(wanted.size, -1).astype(np.float64)
+        known = np.repeat(np.arange(len(made)) % 2 == 0, wanted.shape[1])
+        found["probe"] = explained(features, wanted.reshape(-1), known)
+    return found
+
+
 def main() -> None:
-    rows: dict[str, dict[str, dict]] = {"faults": {}, "probe": {}}
+    rows = json.loads(OUT.read_text()) if OUT.exists() else {"faults": {}, "probe": {}}
+    (evidence.ROOT / "docs/results").mkdir(exist_ok=True)
     for name in dict.fromkeys((*DRAWN, *PROBED)):
         for seed in SEEDS:
-            folder = evidence.WORK / f"{name}_{seed}"
-            if not (evidence.ROWS / f"{name}_{seed}.json").exists() or not folder.exists():
-                print(f"{folder} is not there", flush=True)
+            if any(str(seed) in of.get(name, {}) for of in rows.values()):
                 continue
-            trained = load(folder)
-            made = scenes.prompts(trained.setup, "seen")
-            steps = None if name in DRAWN else 1  # what the canvas adds does not depend on the sampling
-            has_canvas = trained.setup.canvas is not None
-            drawn = trained.draw(
-                [scene.prompt for scene in made], seed=trained.setup.eval.seed, steps=steps, maps=has_canvas
-            )
-            if name in DRAWN:
-                judge = Judge(trained.setup.world)
-                reasons = [judge.verdict(x, y.metadata).reasons for x, y in zip(drawn.pixels[:, 0], made, strict=True)]
-                kinds = [{fault(reason) for reason in one} for one in reasons]
-                share = {kind: float(np.mean([kind in one for one in kinds])) for kind in FAULTS}
-                rows["faults"].setdefault(name, {})[str(seed)] = share
-                if name == "canvas" and seed == SEEDS[0]:
-                    picture(drawn, made, reasons, evidence.ROOT / "docs/results/maps.png")
-            if name in PROBED:
-                facts = Facts(trained.setup.world)
-                wanted = np.stack([facts.chances(scene.request)[:, 0].sum(-1) for scene in made])
-                features = drawn.canvas[:, 0].reshape(*wanted.shape, -1).astype(np.float64)
-                known = np.repeat(np.arange(len(made)) % 2 == 0, wanted.shape[1])
-                value = explained(features.reshape(known.size, -1), wanted.reshape(-1).astype(np.float64), known)
-                rows["probe"].setdefault(name, {})[str(seed)] = value
-            print(f"{name}_{seed}", {part: of.get(name, {}).get(str(seed)) for part, of in rows.items()}, flush=True)
-    OUT.write_text(json.dumps(rows, indent=1) + "\n")
+            if not (evidence.ROWS / f"{name}_{seed}.json").exists():
+                print(f"{name}_{seed} was not run", flush=True)
+                continue
+            found = looked_at(name, seed)
+            for part, value in found.items():
+                rows[part].setdefault(name, {})[str(seed)] = value
+            OUT.write_text(json.dumps(rows, indent=1) + "\n")
+            print(f"{name}_{seed}", found, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,13 @@
 """docs/results.md: tables, verdicts and plots, all of it from the rows of benchmarks/results."""
 
-import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import evidence_reading
 import numpy as np
-from evidence_plan import CURVE, EXPERIMENTS, HELD_OUT, RIGHT, SECONDS, SEEDS, SEEN, VARIANTS, Experiment, Hypothesis
+from evidence_plan import EXPERIMENTS, SEEDS, VARIANTS, Experiment, Hypothesis
+from evidence_rows import Results, Rows, difference, figures, mean_and_error, verdict
 
-Rows = Mapping[tuple[str, int], dict]
-"""The row of a run by variant and seed."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """What was run: the rows, the seconds of a step on a quiet machine by variant, and what the analysis found."""
-
-    rows: Rows
-    paces: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    analysis: Mapping[str, Mapping[str, Mapping]] = dataclasses.field(default_factory=dict)
-
-
-CERTAIN = 2.0  # standard errors beyond which a difference is called one
 INTRODUCTION = """# Results in miniature
 
 The paper's comparisons, in a world of [OpenMoji](https://openmoji.org) scenes of 60 x 60 pixels on two CPU cores
@@ -35,66 +20,12 @@ exactly. *Held out* are prompts with combinations that no training picture shows
 exact judges. They do not say how much it gains at full size. Nothing here was run with published weights.
 
 The hypotheses stood in `benchmarks/evidence_plan.py` before the runs. A difference is the mean over seeds of the paired
-difference, with its standard error. *Confirmed* means more than two standard errors above 0, *opposite* more than two
-below; all else is *not confirmed*. *Mean of the curve* is the mean of the scores that were taken during training, of 20
-prompts a category; the plots show these. *Equal seconds* compares the two curves where the faster variant ends.
-`python benchmarks/evidence.py` makes all of it again.
+difference, with its standard error: that of the three differences, or that of counting right results where this is
+larger, as three values may lie close together by chance. *Confirmed* means more than two standard errors above 0,
+*opposite* more than two below; all else is *not confirmed*. *Mean of the curve* is the mean of the scores that were
+taken during training, of 20 prompts a category; the plots show these. *Equal seconds* compares the two curves where the
+faster variant ends. `python benchmarks/evidence.py` makes all of it again.
 """
-
-
-def read(folder: Path) -> Results:
-    """The files of benchmarks/results."""
-    rows = [json.loads(path.read_text()) for path in sorted((folder / "evidence").glob("*.json"))]
-    pace, analysis = (
-        json.loads(path.read_text()) if path.exists() else {}
-        for path in (folder / "evidence_pace.json", folder / "evidence_analysis.json")
-    )
-    paces = {name: float(np.median(seconds)) for name, seconds in pace.get("seconds", {}).items()}
-    return Results({(row["variant"], row["seed"]): row for row in rows}, paces, analysis)
-
-
-def figures(row: dict) -> dict[str, float]:
-    """The figures of a run that hypotheses speak of; its score by category of seen prompts, or by task and kind."""
-    curve = float(np.mean([score for _, score in row["curve"]]))
-    if "tasks" in row["scores"]:
-        tasks, kinds = row["scores"]["tasks"], row["scores"]["kinds"]
-        named = {task.replace("_", " "): share for task, share in tasks.items()} if len(tasks) > 1 else {}
-        return {RIGHT: float(np.mean(list(tasks.values()))), CURVE: curve, **named, **kinds}
-    seen, held_out = row["scores"]["seen"], row["scores"]["held_out"]
-    return {SEEN: seen["pictures"], HELD_OUT: held_out["pictures"], CURVE: curve, **seen["categories"]}
-
-
-def after(row: dict, step: float) -> float:
-    """The score of a run's curve after so many steps; 0 before the first."""
-    steps, scores = np.asarray([[0, 0.0], *row["curve"]]).T
-    return float(np.interp(step, steps, scores))
-
-
-def difference(results: Results, better: str, worse: str, figure: str) -> tuple[float, float, int]:
-    """Mean, standard error and number of the differences between two variants, paired by seed."""
-    pairs = [[results.rows.get((name, seed)) for name in (better, worse)] for seed in SEEDS]
-    pairs = [(a, b) for a, b in pairs if a and b]
-    paces = results.paces
-    if figure == SECONDS:
-        pairs = pairs if {better, worse} <= paces.keys() else []
-        limits = [min(a["steps"] * paces[better], b["steps"] * paces[worse]) for a, b in pairs]
-        values = [
-            after(a, limit / paces[better]) - after(b, limit / paces[worse])
-            for (a, b), limit in zip(pairs, limits, strict=True)
-        ]
-    else:
-        values = [figures(a)[figure] - figures(b)[figure] for a, b in pairs]
-    error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
-    return float(np.mean(values)) if values else float("nan"), error, len(values)
-
-
-def verdict(mean: float, error: float) -> str:
-    """What a difference says of a hypothesis."""
-    if not np.isfinite(error):
-        return "not run"
-    if abs(mean) <= CERTAIN * error:
-        return "not confirmed"
-    return "**confirmed**" if mean > 0 else "**opposite**"
 
 
 def page(results: Results) -> str:
@@ -139,13 +70,6 @@ def _scores(results: Results, experiment: Experiment) -> str:
         cells += [f"{1000 * results.paces[name]:.0f}"] if paced else []
         lines.append(f"| {VARIANTS[name].title} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def mean_and_error(values: Sequence[float]) -> str:
-    """Mean and standard error of some runs; of one run its value."""
-    if len(values) < 2:
-        return f"{values[0]:.3f}"
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.3f}"
 
 
 def _verdicts(results: Results, hypotheses: Sequence[Hypothesis]) -> str:

@@ -96,7 +96,7 @@ def editing(config: ConfigDict) -> None:
     config.vae = base.section(PatchPcaConfig(patch=8, channels=24), kind="patch_pca")
     config.vae_weights = f"{miniature.CACHE}/vae_edits"
     config.buckets = base.buckets(Bucket("image_editing", (64, 64), length=LENGTH + 32))
-    config.sources = base.sources(SourceSection("edits", f"{miniature.CACHE}/edits", "image_editing", count=20_000))
+    config.sources = base.sources(SourceSection("edits", task="image_editing", count=20_000))
     config.data.caption_dropout = 0.0
     config.train.batch = 32
     config.sampler.guidance = 1.0
@@ -126,8 +126,6 @@ def motion(config: ConfigDict) -> None:
         Bucket("video_editing", weight=0.5, length=LENGTH + 64, **clip),
     )
     tasks = ("text_to_video", "video_editing")
-    config.sources = base.sources(
-        *(SourceSection("animations", f"{miniature.CACHE}/{task}", task, count=10_000) for task in tasks)
-    )
+    config.sources = base.sources(*(SourceSection("animations", task=task, count=20_000) for task in tasks))
     config.data.caption_dropout = 0.1
     config.train.batch = 12

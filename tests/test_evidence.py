@@ -10,8 +10,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import evidence as evidence_runs  # noqa: E402
 import evidence_page  # noqa: E402
-from evidence_page import Results  # noqa: E402
 from evidence_plan import EXPERIMENTS, SECONDS, SEEDS, VARIANTS  # noqa: E402
+from evidence_rows import Results, difference, figures, read, verdict  # noqa: E402
 from evidence_told import Told  # noqa: E402
 
 from configs import evidence, evidence_tasks  # noqa: E402
@@ -50,33 +50,41 @@ def test_what_is_compared_is_run():
 
 
 def test_verdicts_need_two_standard_errors():
-    assert evidence_page.verdict(0.10, 0.04) == "**confirmed**" and evidence_page.verdict(-0.10, 0.04) == "**opposite**"
-    assert (
-        evidence_page.verdict(0.07, 0.04) == "not confirmed" and evidence_page.verdict(0.1, float("nan")) == "not run"
-    )
+    assert verdict(0.10, 0.04) == "**confirmed**" and verdict(-0.10, 0.04) == "**opposite**"
+    assert verdict(0.07, 0.04) == "not confirmed" and verdict(0.1, float("nan")) == "not run"
 
 
 def test_differences_are_paired_by_seed():
     rows = {("canvas", seed): row("canvas", seed, 0.5 + 0.1 * seed) for seed in SEEDS}
     rows |= {("text", seed): row("text", seed, 0.4 + 0.1 * seed) for seed in SEEDS[:2]}
     results = Results(rows)
-    mean, error, count = evidence_page.difference(results, "canvas", "text", "seen")
+    mean, error, count = difference(results, "canvas", "text", "seen")
     assert abs(mean - 0.1) < 1e-9 and error < 1e-9 and count == 2
     page = evidence_page.page(results)
     assert "| text and canvas | 3 | 0.600 ± 0.058 |" in page and "Not run: canvas_only 0" in page
+
+
+def test_a_difference_is_not_surer_than_counting_allows():
+    rows = {(name, seed): row(name, seed, share) for name, share in (("canvas", 0.6), ("text", 0.5)) for seed in SEEDS}
+    for one in rows.values():
+        one["scores"]["seen"]["counts"] = {"place": 50, "colors": 50}
+    mean, error, _ = difference(Results(rows), "canvas", "text", "seen")
+    assert abs(mean - 0.1) < 1e-9 and abs(error - ((0.24 + 0.25) / 100 / 3) ** 0.5) < 1e-9
+    assert difference(Results(rows), "canvas", "text", "place")[1] > error  # of half as many pictures
 
 
 def test_at_equal_seconds_the_slower_run_is_read_where_the_faster_one_ends():
     rows = {("text", seed): row("text", seed, 0.4) for seed in SEEDS}
     rows |= {("canvas", seed): row("canvas", seed, 0.6) for seed in SEEDS}
     results = Results(rows, {"text": 0.1, "canvas": 0.2})
-    mean, error, count = evidence_page.difference(results, "canvas", "text", SECONDS)
-    assert abs(mean + 0.1) < 1e-9 and error < 1e-9 and count == 3  # .3 after half of the steps, against .4
-    assert evidence_page.difference(Results(rows), "canvas", "text", SECONDS)[2] == 0  # no pace was measured
+    mean, error, count = difference(results, "canvas", "text", SECONDS)
+    assert abs(mean + 0.1) < 1e-9 and count == 3  # .3 after half of the steps, against .4
+    assert abs(error - ((0.3 * 0.7 + 0.4 * 0.6) / 140 / 3) ** 0.5) < 1e-9
+    assert difference(Results(rows), "canvas", "text", SECONDS)[2] == 0  # no pace was measured
 
 
 def test_the_page_follows_from_the_rows_of_the_repository():
-    results, page = evidence_page.read(ROOT / "benchmarks/results"), ROOT / "docs/results.md"
+    results, page = read(ROOT / "benchmarks/results"), ROOT / "docs/results.md"
     assert page.exists() == bool(results.rows)
     assert not results.rows or page.read_text() == evidence_page.page(results)
 
@@ -101,10 +109,10 @@ def test_tasks_are_scored_by_task_and_kind():
         "video_editing": [{"kind": "remove", "reasons": []}],
     }
     scores = evidence_runs.compact({"scores": {}, "results": results})
-    shown = evidence_page.figures({"scores": scores, "curve": [[1, 0.5]]})
+    shown = figures({"scores": scores, "curve": [[1, 0.5]]})
     assert shown["right"] == 0.75 and shown["text to video"] == 0.5 and shown["video editing: remove"] == 1.0
     one = evidence_runs.compact({"scores": {}, "results": {"image_editing": [{"kind": "add", "reasons": ["x"]}]}})
-    assert evidence_page.figures({"scores": one, "curve": [[1, 0.5]]})["add"] == 0.0
+    assert figures({"scores": one, "curve": [[1, 0.5]]})["add"] == 0.0
     assert evidence_runs.compact({"seen": {}}) == {"seen": {}}
 
 
