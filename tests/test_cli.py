@@ -10,6 +10,7 @@ import pytest
 from miniature_support import arguments
 from PIL import Image
 
+from metacanvas_jax.cli import drawing
 from metacanvas_jax.cli.main import COMMANDS, main
 from metacanvas_jax.cli.main import _module as command_module
 from metacanvas_jax.config.load import load_config
@@ -107,6 +108,14 @@ def test_maps_show_each_prompt_beside_its_canvas(place, tmp_path, capsys):
     assert main([*call, "--out", str(out)]) == 0
     assert np.asarray(Image.open(out)).std() > 10
     assert "expected at least 1" in fails(capsys, *call, "--steps", "0")
+
+
+def test_a_name_that_is_not_given_is_one_of_no_old_file(tmp_path):
+    assert [drawing.unused(tmp_path, "maps", ".png").name for _ in range(2)] == ["maps.png", "maps.png"]
+    for expected in ("maps.png", "maps-2.png", "maps-3.png"):
+        path = drawing.unused(tmp_path, "maps", ".png")
+        assert path == tmp_path / expected
+        path.touch()
 
 
 def test_evaluate_draws_a_benchmark_and_prints_what_scores_it(place, tmp_path, capsys):

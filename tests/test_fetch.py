@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from metacanvas_jax.config.load import load_config
 from metacanvas_jax.data.tokenizer import load_tokenizer
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.launch import fetch
+from metacanvas_jax.launch import hub as asked_hub
 from metacanvas_jax.weights import published, repositories
 
 SANA = "Efficient-Large-Model/Sana_1600M_512px_diffusers"
@@ -179,6 +181,9 @@ def test_without_the_hub_it_says_what_to_bring_and_where_to_put_it(served, monke
     assert "http://127.0.0.1:9/Qwen/Qwen2.5-VL-7B-Instruct cannot be reached" in said.err
     assert len(said.err.splitlines()) == 1
     assert f"{SANA} at {COMMIT}" in said.out and "into gs://mine/weights/Sana_1600M_512px_diffusers" in said.out
+    with asked_hub._asked("Qwen/Qwen2.5-VL-7B-Instruct", "main"):
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+    assert capsys.readouterr().err == ""
     first = next(line for line in said.out.splitlines() if f"hf download {SANA} --revision {COMMIT}" in line)
     assert "--include 'transformer/*'" in first and "--include model_index.json" in first.replace("'model_", "model_")
     assert first.endswith("&& gcloud storage cp -r Sana_1600M_512px_diffusers gs://mine/weights/")

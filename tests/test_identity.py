@@ -113,7 +113,9 @@ def test_the_refusal_gives_the_arguments_with_which_a_run_goes_on(flags):
     old, now = described(flags), described([])
     with pytest.raises(UserError, match="to go on as it was: ") as caught:
         check_same(old, now, "run")
-    advised = shlex.split(str(caught.value).partition("to go on as it was: ")[2])
+    told, _, anew = str(caught.value).partition("to go on as it was: ")[2].partition("; to begin anew: ")
+    advised = shlex.split(told)
+    assert anew == "another --workdir"
     assert len(flags) > 1 or advised == flags
     check_same(old, described(advised), "run")
 

@@ -136,6 +136,19 @@ def test_fitted_parameters_have_the_shapes_of_the_module(fitted):
     assert (model.spatial, model.temporal, model.channels) == (4, 1, 12)
 
 
+def test_the_torch_side_codes_bfloat16_in_float32(fitted):
+    torch = pytest.importorskip("torch")
+    from metacanvas_jax.vae.patch_pca.torch_side import Side
+
+    params = fitted[0]
+    side = Side(*(torch.tensor(np.asarray(params[name])) for name in ("mean", "basis", "scale")))
+    latents = torch.randn(1, CONFIG.channels, 1, 2, 2, generator=torch.Generator().manual_seed(0)).bfloat16()
+    pixels = side.decode(latents)
+    assert pixels.dtype == torch.bfloat16
+    torch.testing.assert_close(pixels, side.decode(latents.float()).bfloat16())
+    assert side.encode(pixels).dtype == torch.bfloat16
+
+
 def test_bad_input_is_refused_with_sizes(pictures, codec):
     with pytest.raises(ValueError, match="13 x 16"):
         fit(np.full((2, 13, 16, 3), 9, np.uint8), CONFIG)

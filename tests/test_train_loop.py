@@ -49,7 +49,7 @@ def uninterrupted(tmp_path_factory):
     return folder, state, frozen
 
 
-def test_killed_run_ends_with_the_same_bits_and_the_same_history(uninterrupted, tmp_path):
+def test_killed_run_ends_with_the_same_bits_and_the_same_history(uninterrupted, tmp_path, capsys):
     folder, expected, _ = uninterrupted
     rng = random.Random(4)
     kills = [rng.randint(1, 5), rng.randint(6, 9)]
@@ -73,6 +73,7 @@ def test_killed_run_ends_with_the_same_bits_and_the_same_history(uninterrupted, 
     assert history(tmp_path) == history(folder), f"killed after steps {kills}"
     again, _ = fit(support.job(), support.TEN_STEPS, tmp_path)  # nothing is left to do: it restores
     assert_same_bits(again, expected)
+    assert f"continues   from step 10 in {tmp_path}" in capsys.readouterr().err
 
 
 def test_history_has_what_was_asked_for(uninterrupted):

@@ -159,6 +159,12 @@ def check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--fps is {arguments.fps}, expected a number above 0 and up to 1000")
 
 
+def unused(folder: Path, name: str, suffix: str) -> Path:
+    """The first of NAME, NAME-2, NAME-3, ... that is not in a folder."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(place for one in names if not (place := folder / (one + suffix)).exists())
+
+
 def place(arguments: argparse.Namespace, prompt: str, video: bool) -> Path:
     """The file to write: one that is new, or the one that was asked for, with a word where it is replaced.
 
@@ -170,9 +176,7 @@ def place(arguments: argparse.Namespace, prompt: str, video: bool) -> Path:
     if arguments.out is None:
         words = "_".join("".join(c if c.isalnum() else " " for c in prompt).split())[:80]
         words = words.encode()[:NAME_BYTES].decode(errors="ignore") or "empty"
-        folder = files.folder(arguments.run or "") / "samples"
-        names = itertools.chain([words], (f"{words}-{number}" for number in itertools.count(2)))
-        return next(place for name in names if not (place := folder / (name + suffix)).exists())
+        return unused(files.folder(arguments.run or "") / "samples", words, suffix)
     out = files.folder(arguments.out)
     if out.suffix.lower() != suffix:
         raise UserError(f"--out is {arguments.out}, expected a {suffix} file")

@@ -18,7 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", help="picture that a video begins with, or that --edit changes")
     parser.add_argument("--edit", action="store_true", help="change the --image")
     parser.add_argument("--reference", action="append", default=[], help="picture to show (repeatable)")
-    parser.add_argument("--out", help="PNG to write (RUN/maps.png): a map per keyframe; of a video also GIF: per frame")
+    parser.add_argument(
+        "--out",
+        help="PNG to write (RUN/maps.png, never an old file): a map per keyframe; of a video also GIF",
+    )
     parser.add_argument("--moments", type=int, default=0, help="of pictures: a GIF of so many moments of the sampling")
     drawing.add_result(parser)
     options.add_checkpoint(parser)
@@ -40,7 +43,11 @@ def run(arguments: argparse.Namespace) -> None:
     media |= drawing.shape(arguments)
     made = [requests.sample_of(setup, requests.Request(prompt, **media)) for prompt in arguments.prompt]
     shape = made[0][1]
-    out = files.folder(arguments.out or files.join(arguments.run, "film.gif" if arguments.moments else "maps.png"))
+    if arguments.out is None:
+        name, suffix = ("film", ".gif") if arguments.moments else ("maps", ".png")
+        out = drawing.unused(files.folder(arguments.run), name, suffix)
+    else:
+        out = files.folder(arguments.out)
     if arguments.moments and (arguments.moments < 2 or shape.frames > 1):
         raise UserError(
             f"--moments is {arguments.moments}, expected 2 or more of a picture's sampling, not of a video's"

@@ -163,7 +163,11 @@ def _training(setup: Experiment) -> list[tuple[str, Any]]:
     train, optimizer = setup.train, setup.optimizer
     return [
         ("objective", setup.objective),
-        ("steps, batch", f"{train.steps}, {train.batch} x {train.accumulate}"),
+        ("steps", train.steps),
+        (
+            "batch",
+            train.batch if train.accumulate == 1 else f"{train.batch}, {train.batch // train.accumulate} at once",
+        ),
         ("learning rate", f"{optimizer.learning_rate:g}, {optimizer.schedule}, warm-up {optimizer.warmup_steps}"),
         ("trained", "; ".join(f"`{regex}` {action}" for regex, action in train.rules)),
         ("data", _data(setup)),

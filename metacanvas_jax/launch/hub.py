@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fnmatch
+import logging
 import re
 import sys
 import tempfile
@@ -121,10 +122,22 @@ def _asked(repository: str, revision: str) -> Iterator[None]:
     """Errors of a question to the hub as a UserError of one line."""
     page = f"{constants.ENDPOINT}/{repository}"
     try:
-        with _refused(repository, revision):
+        with _refused(repository, revision), _without_retries():
             yield
     except (errors.HTTPError, ConnectionError, TimeoutError) as error:
         raise UserError(f"{page} cannot be reached ({first_line(error)})") from error
+
+
+@contextlib.contextmanager
+def _without_retries() -> Iterator[None]:
+    """Does not show the library's warnings: one for each time that it asks again, and each is shown twice."""
+    own = logging.getLogger("huggingface_hub")
+    level = own.level
+    own.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        own.setLevel(level)
 
 
 @contextlib.contextmanager

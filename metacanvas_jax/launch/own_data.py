@@ -111,8 +111,8 @@ def _found(found: own.Own, seen: own.Looked, skips: int) -> str:
 
 def _shape(seen: own.Looked, size: tuple[int, int]) -> str:
     rows, columns = size
-    text = (
-        f"scaled until they cover {rows} x {columns}, then cropped about the centre: of {len(seen.sizes)} looked at, "
-        f"half lose {seen.lost(size):.0%} of their area or more"
-    )
+    lost = seen.lost(size)
+    loss = f"half lose {lost:.0%} of their area or more" if lost >= 0.005 else "most lose nothing"
+    covered = f"scaled until they cover {rows} x {columns}, then cropped about the centre"
+    text = f"{covered}: of {len(seen.sizes)} looked at, {loss}"
     return text + (f", {seen.smaller(size)} are smaller and enlarged" if seen.smaller(size) else "")

@@ -27,8 +27,12 @@ def check_same(saved: Meta, now: Meta, where: str) -> None:
     old, new = (_dotted(deciding(meta["config"])) for meta in (saved, now))
     different = [key for key in sorted(old.keys() | new.keys()) if old.get(key, "absent") != new.get(key, "absent")]
     if different:
-        pairs = [f"{key} was {old.get(key, 'absent')!r}, is {new.get(key, 'absent')!r}" for key in different]
-        raise UserError(f"checkpoint {where} is of another config: {'; '.join(pairs)}{_advice(different, old, new)}")
+        pairs = [
+            f"{CONFIG_KEYS.get(key, key)} was {old.get(key, 'absent')!r}, is {new.get(key, 'absent')!r}"
+            for key in different
+        ]
+        advice = _advice(different, old, new)
+        raise UserError(f"checkpoint {where} is of another config: {'; '.join(pairs)}{advice}")
     check_frozen(saved["frozen"], now["frozen"], now.get("folders", {}), where)
     if gone := identity.missing(saved["frozen"], now["frozen"]):
         raise UserError(f"checkpoint {where} was trained beside frozen weights of {gone[0]}, and there are none now")
@@ -41,7 +45,7 @@ def _advice(different: Sequence[str], old: Mapping[str, Any], new: Mapping[str, 
     if single != different:
         return ""
     flags = {f"--config.{CONFIG_KEYS.get(key, key)}={shlex.quote(str(old[key]))}": None for key in single}
-    return f"; to go on as it was: {' '.join(flags)}"
+    return f"; to go on as it was: {' '.join(flags)}; to begin anew: another --workdir"
 
 
 def check_frozen(saved: Mapping[str, str], now: Mapping[str, str], folders: Mapping[str, str], where: str) -> None:

@@ -152,7 +152,7 @@ def check_frozen(
 ) -> None:
     """Raises UserError, naming the config's ``key``, unless the networks that compute contexts have frozen weights."""
     if not weights:
-        raise UserError(f"config: {key} needs mllm.weights: contexts of random weights are of no use later")
+        raise UserError(f"config: {key} needs mllm.weights, and a miniature has none: leave it out")
     trained = flat(partition(nn.meta.unbox(jax.eval_shape(init, jax.random.key(0))), rules)[0])
     reads = [path for path in trained if path.startswith(("mllm/", "text/")) and "_lora/" not in path]
     if reads:

@@ -88,6 +88,8 @@ def fit(
         peak = peak_flops(mesh.devices.flat[0]) if peak is None else peak
         log = Log(workdir, done, config.steps, mesh.size, progress=progress, peak=peak, boards=boards)
         programs = Programs(step, mesh, rules, log, watch)
+        if done:
+            log.note(f"continues   from step {done:,} in {checkpoints.store.folder}")
         in_flight = InFlight(config, job.optimizer, checkpoints, log, watch, parts=parts, skips=skips)
         hooks = Hooks(evaluate, preview, config, log, watch, preemption)
 

@@ -23,15 +23,16 @@ class Side(nn.Module):
         return cls(**load_file(folder / "model.safetensors"))
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Latents."""
-        patch = self.spatial
+        """Latents, in the dtype of the pixels."""
+        patch, kind = self.spatial, self.basis.dtype  # which stays float32 where the networks are bfloat16
         cut = pixels.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))  # b c t h i w j
         patches = cut.permute(0, 2, 3, 5, 4, 6, 1).flatten(4)
-        return ((patches - self.mean) @ (self.basis * self.scale)).movedim(-1, 1)
+        return ((patches.to(kind) - self.mean) @ (self.basis * self.scale)).movedim(-1, 1).to(pixels.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels."""
+        """Pixels, in the dtype of the latents."""
         patch = self.spatial
-        patches = latents.movedim(1, -1) @ (self.basis / self.scale).T + self.mean
+        exact = latents.movedim(1, -1).to(self.basis.dtype)
+        patches = (exact @ (self.basis / self.scale).T + self.mean).to(latents.dtype)
         cut = patches.unflatten(4, (patch, patch, 3)).permute(0, 6, 1, 2, 4, 3, 5)
         return cut.flatten(5, 6).flatten(3, 4)
