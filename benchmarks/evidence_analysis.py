@@ -72,7 +72,7 @@ def picture(drawn, made, reasons: list[tuple[str, ...]], path: Path) -> None:
             axes[2 * row + 1, column].imshow(laid_over(maps[i, 0], shown))
     for one in axes.flat:
         one.axis("off")
-    figure.tight_layout()
+    figure.tight_layout(h_pad=2.5)
     figure.savefig(path, metadata={"Software": None})
     pyplot.close(figure)
 

@@ -30,7 +30,7 @@ faster variant ends. `python benchmarks/evidence.py` makes all of it again.
 
 def page(results: Results) -> str:
     """The whole page."""
-    rows, parts = results.rows, [INTRODUCTION]
+    rows, parts = results.rows, [INTRODUCTION, *([text] if (text := evidence_reading.reading(results)) else [])]
     for experiment in EXPERIMENTS:
         parts.append(f"## {experiment.title}\n")
         if not ran(rows, experiment):
@@ -39,7 +39,7 @@ def page(results: Results) -> str:
         parts += [f"![Score over steps](results/{experiment.name}.png)\n", _scores(results, experiment)]
         parts.append(_verdicts(results, experiment.hypotheses))
     if results.analysis:
-        parts.append(evidence_reading.analysis(results.analysis))
+        parts.append(evidence_reading.why(results.analysis))
     commits = sorted({row["commit"][:12] for row in rows.values()})
     machines = sorted({row["machine"] for row in rows.values()})
     planned = list(dict.fromkeys(name for one in EXPERIMENTS for name in one.variants))

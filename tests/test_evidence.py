@@ -89,6 +89,13 @@ def test_the_page_follows_from_the_rows_of_the_repository():
     assert not results.rows or page.read_text() == evidence_page.page(results)
 
 
+def test_the_readme_says_what_the_rows_say():
+    results, words = read(ROOT / "benchmarks/results"), " ".join((ROOT / "README.md").read_text().split())
+    for figure in ("seen", "held out"):
+        mean, error, count = difference(results, "canvas", "text", figure)
+        assert count == len(SEEDS) and f"{mean:+.3f} ± {error:.3f}".replace("0.", ".") in words
+
+
 def test_plots_and_page_are_written_together(tmp_path):
     rows = {("canvas", seed): row("canvas", seed, 0.5) for seed in SEEDS}
     found = {"faults": {"canvas": {"0": {"missing": 0.25}}}, "probe": {"canvas": {"0": 0.5, "1": 0.7}}}
