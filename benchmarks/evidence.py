@@ -46,20 +46,20 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "metacanvas_jax.cli.main", *words]
 
 
+def flags(variant: Variant, seed: int) -> list[str]:
+    """The values of a run that differ from its config: those of the variant, the seed, and places of this seed."""
+    changes = [*(f"--config.{key}={value}" for key, value in variant.changes), f"--config.seed={seed}"]
+    if variant.file == "evidence":
+        return [*changes, f"--config.data.path={WORK / f'data_{seed}'}", f"--config.vae_weights={WORK / f'vae_{seed}'}"]
+    setup = evidence_tasks.get_config(variant.config)
+    changes.append(f"--config.vae_weights={setup.vae_weights}_{seed}")
+    return changes + [f"--config.sources[{number}].seed={seed}" for number in range(len(setup.sources))]
+
+
 def one(variant: Variant, seed: int) -> None:
     """Trains and scores one run, or goes on with it, and writes its row. Raises CalledProcessError where it fails."""
     folder, row = WORK / f"{variant.name}_{seed}", ROWS / f"{variant.name}_{seed}.json"
-    changes = [f"--config.{key}={value}" for key, value in variant.changes]
-    changes.append(f"--config.seed={seed}")
-    if variant.file == "evidence":
-        changes += [f"--config.data.path={WORK / f'data_{seed}'}", f"--config.vae_weights={WORK / f'vae_{seed}'}"]
-    else:
-        setup = evidence_tasks.get_config(variant.config)
-        changes.append(f"--config.vae_weights={setup.vae_weights}_{seed}")
-        for number, source in enumerate(setup.sources):
-            changes += [
-                f"--config.sources[{number}].{key}" for key in (f"path={source['path']}_{seed}", f"seed={seed}")
-            ]
+    changes = flags(variant, seed)
     config = f"configs/{variant.file}.py:{variant.config}"
     environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     with (WORK / f"{folder.name}.log").open("a") as log:

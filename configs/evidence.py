@@ -38,11 +38,7 @@ def get_config(variant: str = "canvas") -> ConfigDict:
     queries = config.context_connector
     config.context_connector = None
     if variant != "metaquery":
-        encoder = Gemma2Config(
-            vocab=527, width=128, layers=3, heads=4, kv_heads=2, head_width=32, mlp=256, query_scalar=32.0
-        )
-        text = schema.TextSection(encoder, TEXT, str(miniature.SHIPPED / "tokenizer"), length=24, instruction=False)
-        config.text = base.section(text, reads_prompt=variant != "canvas_only")
+        config.text = text_encoder(TEXT, length=24, reads_prompt=variant != "canvas_only")
     if variant in ("metaquery", "text_metaquery"):
         config.queries = base.section(QueriesConfig(16, after_context=False))
         config.context_connector = queries
@@ -64,3 +60,12 @@ def get_config(variant: str = "canvas") -> ConfigDict:
     config.eval.during_training = 20
     config.eval.per_category = config.eval.per_category_held_out = 100
     return config
+
+
+def text_encoder(weights: str, length: int, **changes: bool) -> ConfigDict:
+    """The section of a taught text encoder, of which the DiT reads so many states."""
+    encoder = Gemma2Config(
+        vocab=527, width=128, layers=3, heads=4, kv_heads=2, head_width=32, mlp=256, query_scalar=32.0
+    )
+    section = schema.TextSection(encoder, weights, str(miniature.SHIPPED / "tokenizer"), length, instruction=False)
+    return base.section(section, **changes)

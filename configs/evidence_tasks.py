@@ -13,9 +13,8 @@ paper's runs of these tasks, adapters on the canvas tokens learn with the canvas
 
 from ml_collections import ConfigDict
 
-from configs import base, miniature
+from configs import base, evidence, miniature
 from metacanvas_jax.config import schema
-from metacanvas_jax.config.schema import OptimizerConfig
 from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.connectors.canvas import CanvasConnectorConfig
 from metacanvas_jax.dit.flux.network import FluxConfig
@@ -23,7 +22,6 @@ from metacanvas_jax.dit.wan.network import WanConfig
 from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.nn.lora import LoraConfig
 from metacanvas_jax.tasks import Bucket
-from metacanvas_jax.text.gemma2.network import Gemma2Config
 from metacanvas_jax.vae.patch_pca.network import PatchPcaConfig
 
 EDIT, MOTION = ("edit_canvas", "edit_text"), ("motion_0", "motion_1", "motion_3", "motion_5")
@@ -41,11 +39,7 @@ def get_config(variant: str = "edit_canvas") -> ConfigDict:
     config = miniature.get_config("text")
     config.name = f"evidence_{variant}"
     config.context_connector = None
-    encoder = Gemma2Config(
-        vocab=527, width=128, layers=3, heads=4, kv_heads=2, head_width=32, mlp=256, query_scalar=32.0
-    )
-    text = schema.TextSection(encoder, TEXT, str(miniature.SHIPPED / "tokenizer"), length=LENGTH, instruction=False)
-    config.text = base.section(text)
+    config.text = evidence.text_encoder(TEXT, LENGTH)
     (editing if variant in EDIT else motion)(config)
     keyframes = {"edit_canvas": 1, "edit_text": 0}[variant] if variant in EDIT else int(variant[-1])
     adapters: tuple[tuple[str, str], ...] = ()
@@ -58,11 +52,7 @@ def get_config(variant: str = "edit_canvas") -> ConfigDict:
         adapters = (("mllm/.*_lora/.*", "train"),)
     else:
         config.mllm.context_memory = 0.0  # nothing reads the MLLM
-    config.optimizer = base.section(
-        OptimizerConfig(
-            learning_rate=2e-3, warmup_steps=40, schedule="cosine", total_steps=STEPS, final_fraction=0.02, b2=0.99
-        )
-    )
+    config.optimizer.update({"learning_rate": 2e-3, "total_steps": STEPS})
     config.train.rules = (*adapters, ("(mllm|text|vae)/.*", "freeze"), (".*", "train"))
     config.train.steps = STEPS
     config.train.preview_every = 0

@@ -15,6 +15,7 @@ from evidence_rows import Results, difference, figures, read, verdict  # noqa: E
 from evidence_told import Told  # noqa: E402
 
 from configs import evidence, evidence_tasks  # noqa: E402
+from metacanvas_jax.config.load import load_config  # noqa: E402
 from metacanvas_jax.config.read import experiment  # noqa: E402
 from metacanvas_jax.worlds.animations import animation  # noqa: E402
 from metacanvas_jax.worlds.edits import KINDS, edit  # noqa: E402
@@ -39,6 +40,16 @@ def test_every_variant_is_a_config_of_frozen_readers(variant):
     assert (setup.text is None) == (variant == "metaquery") and (setup.queries is None) == ("query" not in variant)
     assert ("(mllm|text|vae)/.*", "freeze") in setup.train.rules
     assert (setup.train.rules[0] == ("mllm/.*_lora/.*", "train")) == (variant == "mllm_lora")
+
+
+@pytest.mark.miniature
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_values_of_a_run_are_values_of_its_config(name):
+    variant = VARIANTS[name]
+    setup = experiment(load_config(f"configs/{variant.file}.py:{variant.config}", evidence_runs.flags(variant, 7)))
+    assert setup.seed == 7 and "7" in setup.vae_weights
+    assert all(source.seed == 7 and not source.path for source in setup.sources)
+    assert setup.sources or setup.data.path.endswith("data_7")
 
 
 def test_what_is_compared_is_run():
