@@ -151,6 +151,7 @@ def test_a_word_that_is_none_of_the_choices_is_refused(file, change, message):
         (MINI, {"mllm.video_fps": 0.0}, "mllm.video_fps is 0.0, expected a positive number"),
         (MINI, {"dit.mlp_ratio": 0.0}, "dit.mlp_ratio is 0.0, expected a positive number"),
         (MINI, {"mllm.image_pixels": (9, 4)}, "mllm.image_pixels is (9, 4), expected the least and the most pixels"),
+        (MINI, {"mllm.video_pixels": (9, 4)}, "mllm.video_pixels is (9, 4), expected the least and the most pixels"),
         (MINI, {"canvas.rows": 1_000_000}, "canvas.rows is 1000000, expected at most 1024"),
         (MINI, {"canvas.rows": 1000, "canvas.columns": 1000}, "canvas: a canvas of 1000000 tokens, at most 65536"),
         (MINI, {"dit.layers": 10**9}, "dit.layers is 1000000000, expected at most 1024"),

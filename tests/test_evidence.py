@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -17,6 +18,7 @@ from evidence_told import Told  # noqa: E402
 from configs import evidence, evidence_tasks  # noqa: E402
 from metacanvas_jax.config.load import load_config  # noqa: E402
 from metacanvas_jax.config.read import experiment  # noqa: E402
+from metacanvas_jax.data.inputs import Inputs, opened  # noqa: E402
 from metacanvas_jax.worlds.animations import animation  # noqa: E402
 from metacanvas_jax.worlds.edits import KINDS, edit  # noqa: E402
 from metacanvas_jax.worlds.facts import WORD  # noqa: E402
@@ -178,3 +180,17 @@ def test_tasks_have_a_canvas_of_as_many_keyframes_as_they_say(variant):
     keyframes = 0 if setup.canvas is None else setup.canvas.keyframes
     assert keyframes == {"edit_canvas": 1, "edit_text": 0}.get(variant, variant[-1].isdigit() and int(variant[-1]))
     assert (setup.train.rules[0] == ("mllm/.*_lora/.*", "train")) == bool(keyframes)
+
+
+@pytest.mark.miniature
+@pytest.mark.parametrize("variant", evidence_tasks.VARIANTS)
+def test_prompts_of_tasks_fit_into_what_is_read_of_them(variant, caplog):
+    setup = experiment(evidence_tasks.get_config(variant))
+    inputs, rng = Inputs(setup), np.random.default_rng(0)
+    for one in opened(setup):
+        examples = inputs.examples(one.bucket)
+        rows = [examples(one.sources[0].records[index], rng) for index in range(40)]
+        longest = max(int(row["mask"].sum()) for row in rows) if setup.uses_mllm else 0
+        assert longest <= one.bucket.length
+        assert all(not row["text_mask"].all() for row in rows), "nothing may be cut off"
+    assert "loses its last words" not in caplog.text

@@ -43,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit code (`errors.exit_code`; 1 is also a plan that fails)."""
     if (known_platforms := platforms()) is not None:
         os.environ.setdefault("JAX_PLATFORMS", known_platforms)
+    # Prompts are read one at a time, by several threads of the input pipeline: more threads in each only wait.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     parser = make_parser()
     known, rest = parser.parse_known_args(arguments)
     if known.command != "fetch":

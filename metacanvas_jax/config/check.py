@@ -24,9 +24,10 @@ def check(experiment: Experiment) -> None:
     vision, language = experiment.mllm.vision, experiment.mllm.language
     if vision is not None:
         _same("mllm.vision.out_width", vision.out_width, "mllm.language.width", language.width)
-    pixels = experiment.mllm.image_pixels
-    if pixels is not None and pixels[0] > pixels[1]:
-        raise UserError(f"config: mllm.image_pixels is {pixels}, expected the least and the most pixels of an image")
+    for name, of in (("image_pixels", "an image"), ("video_pixels", "a video")):
+        pixels = getattr(experiment.mllm, name)
+        if pixels is not None and pixels[0] > pixels[1]:
+            raise UserError(f"config: mllm.{name} is {pixels}, expected the least and the most pixels of {of}")
     patterns = {f"train.rules[{i}]": regex for i, (regex, _) in enumerate(experiment.train.rules)}
     for key, regex in (patterns | {"optimizer.decay_rule": experiment.optimizer.decay_rule}).items():
         try:

@@ -45,6 +45,7 @@ def media_config(experiment: Experiment) -> MediaConfig:
         merge=section.vision.merge,
         tokens=section.image_tokens,
         image_pixels=section.image_pixels or config.image_pixels,
+        video_pixels=section.video_pixels or config.video_pixels,
     )
 
 
