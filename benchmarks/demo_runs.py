@@ -4,8 +4,8 @@
     python benchmarks/demo_runs.py --out benchmarks/results/demo --table  prints the table of what is there
 
 Every finished run leaves one JSON file. A run that was stopped continues from its checkpoint; its ``seconds`` are those
-of the last call. Text is trained alone twice: with as many steps as the canvas has, and with as many as fit into the
-seconds that the canvas takes. The seed changes scenes and painter; the MLLM is the one that ships.
+of the last call. Text is trained alone twice: with as many steps as the demo has in all, without and with a canvas, and
+with as many as fit into the seconds of these. The seed changes scenes and painter; the MLLM is the one that ships.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import numpy as np
 from peak_memory import measured
 
 from metacanvas_jax.miniature import bars
+from metacanvas_jax.miniature.demo import BASE
 
 SEEDS = (0, 1, 2)
 PROCESSORS = {
@@ -92,18 +93,26 @@ def one(run: Run, out: Path, work: Path) -> None:
     if not (folder / "scores.json").exists():
         print(f"{run.name}: ended with {code} and left no scores; the same command goes on")
         return
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rates = [row["steps_per_second"] for row in rows if "steps_per_second" in row]
+    parts = [pace(part) for part in (folder / BASE, folder) if part.exists()]
+    steps = sum(count for count, _ in parts)
     result = {
         **dataclasses.asdict(run),
         "exit_code": code,
         "seconds": time.monotonic() - start,
         "peak_gib": peak,
-        "steps": max(row["step"] for row in rows),
-        "seconds_per_step": float(np.median(1 / np.asarray(rates))),
+        "steps": steps,
+        "seconds_per_step": sum(count * seconds for count, seconds in parts) / steps,
+        "parts": parts,
         "scores": json.loads((folder / "scores.json").read_text()),
     }
     (out / f"{run.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def pace(folder: Path) -> tuple[int, float]:
+    """The steps of a training, and the seconds of one of them."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rates = [row["steps_per_second"] for row in rows if "steps_per_second" in row]
+    return max(row["step"] for row in rows), float(np.median(1 / np.asarray(rates)))
 
 
 def results(out: Path) -> dict[str, dict]:
@@ -112,12 +121,15 @@ def results(out: Path) -> dict[str, dict]:
 
 
 def equal_seconds(out: Path, seed: int) -> int | None:
-    """Steps of text only that take as long as those of the canvas with this seed; None before both were measured."""
-    done = results(out)
-    canvas, text = done.get(Run("canvas", seed).name), done.get(Run("text", seed, pace="steps").name)
-    if canvas is None or text is None:
+    """Steps of text only that take as long as those of the canvas with this seed; None before that was measured.
+
+    The steps without a canvas, with which that run begins, are steps of text only.
+    """
+    canvas = results(out).get(Run("canvas", seed).name)
+    if canvas is None:
         return None
-    return round(canvas["steps"] * canvas["seconds_per_step"] / text["seconds_per_step"])
+    _, text = canvas["parts"][0]
+    return round(canvas["steps"] * canvas["seconds_per_step"] / text)
 
 
 def figures(result: dict) -> dict[str, float]:

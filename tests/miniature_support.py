@@ -42,11 +42,12 @@ def arguments(folder: Path, variant: str, steps: int) -> tuple[str, list[str]]:
         f"--config.mllm.tokenizer={folder}/tokenizer",
         f"--config.mllm.weights={'' if variant == 'mllm' else f'{folder}/mllm/weights'}",
         f"--config.train.steps={steps}",
-        f"--config.optimizer.total_steps={max(steps, 2)}",
     ]
+    if variant != "base":
+        places.append(f"--config.optimizer.total_steps={max(steps, 2)}")
     # There are more facts than channels of so small an MLLM.
     painter = ["--config.facts=0.0"] if variant == "mllm" else [f"--config.vae_weights={folder}/vae", *SMALL_PAINTER]
-    if variant == "text":
+    if variant in ("text", "base"):
         painter = [option for option in painter if "canvas_connector" not in option]
     return f"configs/miniature.py:{variant}", [*places, *SMALL, *painter]
 

@@ -9,6 +9,8 @@ from metacanvas_jax.errors import UserError
 
 EXAMPLE = "metacanvas demo --workdir runs/demo"
 CONFIG = "configs/miniature.py"
+SECOND = ("canvas", "canvas_connector", "train.steps", "optimizer", "eval", "sampler", "start")
+"""Keys of which a changed value is meant for the training with the canvas, and not for the one before it."""
 TAUGHT = ("--config.mllm.weights=runs/miniature/mllm/weights", "--config.mllm.tokenizer=runs/miniature/tokenizer")
 
 
@@ -39,7 +41,11 @@ def run(arguments: argparse.Namespace) -> None:
         "data.count": painter.data.count,
     }
     teacher = load_config(f"{name}:mllm", [f"--config.{key}={value}" for key, value in shared.items()])
-    outcome = miniature.demo(teacher, painter, files.folder(arguments.workdir), teach=arguments.teach)
+    base = None
+    if not painter.start:
+        second = tuple(f"--config.{key}{end}" for key in SECOND for end in (".", "=", "["))
+        base = load_config(f"{name}:base", [*own, *(one for one in arguments.overrides if not one.startswith(second))])
+    outcome = miniature.demo(teacher, base, painter, files.folder(arguments.workdir), teach=arguments.teach)
     print(outcome.scored.table())
     print(f"\nreport: {files.absolute(outcome.report)}")
     if outcome.missed:

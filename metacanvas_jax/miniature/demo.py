@@ -1,4 +1,4 @@
-"""The demo: prepare, train MetaCanvas under a taught MLLM, draw held-out prompts, judge them, report.
+"""The demo: prepare, train a DiT and then MetaCanvas under a taught MLLM, draw held-out prompts, judge them, report.
 
 Every stage continues or skips what an earlier call left behind, so that a killed demo is simply started again.
 """
@@ -32,6 +32,7 @@ from metacanvas_jax.report import page as report
 from metacanvas_jax.weights import saved
 
 QUESTIONS = 256
+BASE = "base"  # the run, in the folder of the demo, in which the DiT learns before it gets a canvas
 FILM = "film.gif"
 SHEET = "pictures.png"  # the last file of a demo
 
@@ -64,11 +65,16 @@ class Clock:
             files.write(self.path, json.dumps(self.seconds))
 
 
-def demo(teacher: ConfigDict, painter: ConfigDict, workdir: Path, *, teach: bool = False) -> Outcome:
-    """All stages. ``teacher`` and ``painter`` are configs of the objectives "understand" and "paint" on one world.
+def demo(
+    teacher: ConfigDict, base: ConfigDict | None, painter: ConfigDict, workdir: Path, *, teach: bool = False
+) -> Outcome:
+    """All stages. ``teacher`` and the others are configs of the objectives "understand" and "paint" on one world.
 
-    The painter reads its MLLM from ``mllm.weights``. With ``teach`` it is taught first, in the folder above.
+    The painter reads its MLLM from ``mllm.weights``. With ``teach`` it is taught first, in the folder above. ``base``
+    trains the DiT that the painter starts from (None: the painter's own ``start``, or a new DiT).
     """
+    if base is not None:
+        painter.start = str(workdir / BASE)
     teaching, painting = experiment(teacher), experiment(painter)
     weights = files.folder(painting.mllm.weights)
     if teaching.world != painting.world:
@@ -87,6 +93,9 @@ def demo(teacher: ConfigDict, painter: ConfigDict, workdir: Path, *, teach: bool
             train(teacher, weights.parent)
     with clock.stage("questions to the MLLM"):
         answered = interview(teaching, weights)
+    if base is not None:
+        with clock.stage("training the DiT without a canvas"):
+            train(base, workdir / BASE)
     with clock.stage("training MetaCanvas"):
         train(painter, workdir)
     with clock.stage("drawing and judging"):
@@ -97,7 +106,16 @@ def demo(teacher: ConfigDict, painter: ConfigDict, workdir: Path, *, teach: bool
         files.write(workdir / FILM, film)
     missed = missed_bars(scored)
     data = document.report_data(
-        trained, scored, leading, film, answered, clock.seconds, workdir, missed, weights.parent if teach else None
+        trained,
+        scored,
+        leading,
+        film,
+        answered,
+        clock.seconds,
+        workdir,
+        missed,
+        base=None if base is None else workdir / BASE,
+        teaching=weights.parent if teach else None,
     )
     path = report.write_report(workdir / "report.html", data)
     document.save_sheet(trained.setup, scored, workdir / SHEET)

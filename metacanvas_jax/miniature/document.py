@@ -30,14 +30,21 @@ def report_data(
     seconds: Mapping[str, float],
     workdir: Path,
     missed: tuple[str, ...],
+    *,
+    base: Path | None,
     teaching: Path | None,
 ) -> report.ReportData:
-    """Everything on the page. ``teaching`` is the run in which the demo taught its MLLM; None where it did not."""
+    """Everything on the page.
+
+    ``base`` and ``teaching`` are the runs in which the demo trained its DiT without a canvas, and taught its MLLM; None
+    where it did not.
+    """
     setup = trained.setup
     seen, held_out = (scored.evaluations[split].scores for split in scenes.SPLITS)
     trainable, _ = partition(trained.params, setup.train.rules)
     size = parameter_count(trainable)
     frozen = parameter_count(trained.params) - size
+    before = _last_step(base)
     right = np.mean([one.right for one in answered])
     facts = (
         report.Fact("Seen combinations", report.percent(seen.pictures), f"of {sum(seen.counts.values())} pictures"),
@@ -45,7 +52,7 @@ def report_data(
             "Held-out combinations", report.percent(held_out.pictures), f"of {sum(held_out.counts.values())} pictures"
         ),
         report.Fact("Trained", f"{size / 1e6:.1f} M", f"parameters, beside {frozen / 1e6:.1f} M frozen"),
-        report.Fact("Steps", f"{trained.step}", f"of {setup.train.batch} pictures"),
+        report.Fact("Steps", f"{before + trained.step:,}", _steps(before, trained.step, setup.train.batch)),
         report.Fact("Time", report.duration(sum(seconds.values())), "all stages"),
     )
     samples = _samples(setup, scored)
@@ -53,9 +60,12 @@ def report_data(
     return report.ReportData(
         title="MetaCanvas in miniature",
         summary=(
-            "A tiny MLLM was taught to understand scenes of OpenMoji drawings and frozen. Learnable canvas tokens, "
-            "connectors and a small diffusion transformer then learned to paint what it plans. A deterministic judge "
-            "looks at every picture: objects, colours, counts and places must be right, and nothing else may be there."
+            "A tiny MLLM was taught to understand scenes of OpenMoji drawings and frozen. "
+            + ("Under it a small diffusion transformer learned to paint. " if before else "")
+            + "Learnable canvas tokens, connectors and "
+            + ("this" if before else "a small diffusion")
+            + " transformer then learned to paint what the MLLM plans. A deterministic judge looks at every picture: "
+            "objects, colours, counts and places must be right, and nothing else may be there."
         ),
         facts=facts,
         film=report.Film(
@@ -74,7 +84,7 @@ def report_data(
         ),
         scores=_score_rows(seen, held_out),
         scores_note="All bars reached." if not missed else "Missed: " + "; ".join(missed) + ".",
-        charts=_charts(workdir, teaching),
+        charts=_charts(workdir, base, teaching),
         pictures=samples,
         pictures_note=f"Guidance {setup.sampler.guidance}, {setup.sampler.steps} steps; the first of each list.",
         canvas=[sample for sample in samples if sample.maps][:: max(1, len(samples) // 12)],
@@ -144,15 +154,25 @@ def _score_rows(seen, held_out) -> list[report.ScoreRow]:
     return rows
 
 
-def _charts(workdir: Path, teaching: Path | None) -> list[Chart]:
-    def line(folder: Path, name: str) -> tuple[list[float], list[float]]:
-        rows = [row for row in read_metrics(folder) if row.get(name) is not None]
-        return [row["step"] for row in rows], [row[name] for row in rows]
+def _last_step(folder: Path | None) -> int:
+    return 0 if folder is None else max((row["step"] for row in read_metrics(folder)), default=0)
 
-    charts = [
-        Chart("Flow loss", "step", "mean squared error", {"MetaCanvas": line(workdir, "loss")}, smooth=True, log=True),
-    ]
-    score = line(workdir, "score")
+
+def _steps(before: int, after: int, batch: int) -> str:
+    parts = f"{before:,} without and {after:,} with a canvas, " if before else ""
+    return f"{parts}of {batch} pictures"
+
+
+def _charts(workdir: Path, base: Path | None, teaching: Path | None) -> list[Chart]:
+    def line(folder: Path, name: str, after: int = 0) -> tuple[list[float], list[float]]:
+        rows = [row for row in read_metrics(folder) if row.get(name) is not None]
+        return [after + row["step"] for row in rows], [row[name] for row in rows]
+
+    before = _last_step(base)
+    losses = {} if base is None else {"without canvas": line(base, "loss")}
+    losses["MetaCanvas"] = line(workdir, "loss", before)
+    charts = [Chart("Flow loss", "step", "mean squared error", losses, smooth=True, log=True)]
+    score = line(workdir, "score", before)
     if score[0]:
         charts.append(Chart("Score while training", "step", "right pictures", {"seen": score}, y_range=(0.0, 1.0)))
     if teaching is not None:
