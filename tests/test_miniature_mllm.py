@@ -29,7 +29,9 @@ def test_it_knows_on_a_small_sample_what_its_examination_says():
     params, _ = saved.load(FOLDER)
     told, now = shipped_exam(), examine(setup, jax.tree.map(lambda leaf: leaf.astype(np.float32), params), 128, seed=5)
     assert told.questions >= 1000
-    assert told.subjects["facts"] >= 0.99 and now.subjects["facts"] >= 0.99
+    told_by_states = [name for name in told.subjects if name.startswith("facts")]
+    assert len(told_by_states) == 4, "of prompts; and object, colour and place of pictures"
+    assert all(told.subjects[name] >= 0.99 and now.subjects[name] >= 0.99 for name in told_by_states)
     assert max(told.chances.values()) <= 0.05 and max(now.chances.values()) <= 0.08
     assert now.subjects["words"] >= told.subjects["words"] - 0.2
 

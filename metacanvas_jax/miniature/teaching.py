@@ -29,6 +29,9 @@ FOLDER = Path(__file__).resolve().parent / "mllm"
 BARS = {
     "words": 0.95,
     "facts": 0.95,
+    "facts of pictures: object": 0.9,
+    "facts of pictures: colour": 0.9,
+    "facts of pictures: place": 0.9,
     "pictures: object": 0.9,
     "pictures: colour": 0.9,
     "pictures: count": 0.9,
@@ -56,8 +59,8 @@ part of each group lies in each cell (`metacanvas_jax/worlds/facts.py`). The dem
 
 ## Examination
 
-{questions:,} questions about scenes and prompts that it never read, answered to the letter, and facts of new prompts
-(`exam.json`):
+{questions:,} questions about scenes and prompts that it never read, answered to the letter, and facts that the
+states of new prompts and pictures tell (`exam.json`):
 
 | about | right |
 |---|---|
@@ -113,7 +116,10 @@ def examine(setup: Experiment, params: Params, questions: int, seed: int = 1_000
         name: float(np.mean([one.right for one in answered if one.kind.startswith(kinds)]))
         for name, kinds in _ABOUT.items()
     }
-    subjects["facts"], chances = exam.told_facts(model, params, examples, max(exam.BATCH, questions // 6), seed)
+    read = max(exam.BATCH, questions // 6)
+    subjects["facts"], chances = exam.told_facts(model, params, examples, read, seed)
+    told = exam.told_pictures(model, params, examples, read, seed)
+    subjects |= {f"facts of pictures: {word}": share for word, share in told.items()}
     return Exam(questions, subjects, chances, exam.accuracy(answered))
 
 
