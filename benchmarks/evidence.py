@@ -27,9 +27,11 @@ import jax
 import numpy as np
 from evidence_plan import EXPERIMENTS, SEEDS, VARIANTS, Variant
 
-from configs import evidence, evidence_tasks
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # configs/ of this checkout
+
+from configs import evidence, evidence_tasks  # noqa: E402
+
 ROWS = ROOT / "benchmarks/results/evidence"
 PACE = ROOT / "benchmarks/results/evidence_pace.json"
 WORK = Path("runs/evidence")

@@ -14,11 +14,15 @@ Rows = Mapping[tuple[str, int], dict]
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What was run: the rows, the seconds of a step on a quiet machine by variant, and what the analysis found."""
+    """What was run: the rows, the seconds of a step on a quiet machine by variant, and what the analysis found.
+
+    ``longer`` are scores of one seed after twice as many steps, by variant.
+    """
 
     rows: Rows
     paces: Mapping[str, float] = dataclasses.field(default_factory=dict)
     analysis: Mapping[str, Mapping[str, Mapping]] = dataclasses.field(default_factory=dict)
+    longer: Mapping[str, Mapping[str, Mapping]] = dataclasses.field(default_factory=dict)
 
 
 DURING_TRAINING = 140  # prompts of a score that is taken during a training (tasks: 50 or 100, which is not much less)
@@ -28,12 +32,12 @@ CERTAIN = 2.0  # standard errors beyond which a difference is called one
 def read(folder: Path) -> Results:
     """The files of benchmarks/results."""
     rows = [json.loads(path.read_text()) for path in sorted((folder / "evidence").glob("*.json"))]
-    pace, analysis = (
-        json.loads(path.read_text()) if path.exists() else {}
-        for path in (folder / "evidence_pace.json", folder / "evidence_analysis.json")
+    pace, analysis, longer = (
+        json.loads(path.read_text()) if (path := folder / f"evidence_{name}.json").exists() else {}
+        for name in ("pace", "analysis", "longer")
     )
     paces = {name: float(np.median(seconds)) for name, seconds in pace.get("seconds", {}).items()}
-    return Results({(row["variant"], row["seed"]): row for row in rows}, paces, analysis)
+    return Results({(row["variant"], row["seed"]): row for row in rows}, paces, analysis, longer.get("scores", {}))
 
 
 def figures(row: dict) -> dict[str, float]:

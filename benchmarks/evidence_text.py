@@ -13,6 +13,7 @@ facts out.
 import argparse
 import sys
 from functools import partial
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -20,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from evidence_told import scenes, tasks
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/ of this checkout
 
 from configs import evidence, evidence_tasks
 from metacanvas_jax import registry
