@@ -121,15 +121,15 @@ def results(out: Path) -> dict[str, dict]:
 
 
 def equal_seconds(out: Path, seed: int) -> int | None:
-    """Steps of text only that take as long as those of the canvas with this seed; None before that was measured.
+    """Steps of text only that take as long as those of the demo with this seed; None before both were measured.
 
-    The steps without a canvas, with which that run begins, are steps of text only.
+    The demo's own steps without a canvas say nothing of it: the run beside them may have been another.
     """
-    canvas = results(out).get(Run("canvas", seed).name)
-    if canvas is None:
+    done = results(out)
+    canvas, text = done.get(Run("canvas", seed).name), done.get(Run("text", seed, pace="steps").name)
+    if canvas is None or text is None:
         return None
-    _, text = canvas["parts"][0]
-    return round(canvas["steps"] * canvas["seconds_per_step"] / text)
+    return round(canvas["steps"] * canvas["seconds_per_step"] / text["seconds_per_step"])
 
 
 def figures(result: dict) -> dict[str, float]:

@@ -75,14 +75,15 @@ def test_nine_runs_and_two_of_text_only_for_every_seed(demo_runs):
     assert "text_2_default_seconds" in names
 
 
-def test_the_steps_of_equal_seconds_are_those_of_the_trainings_before_and_with_the_canvas(demo_runs, tmp_path):
+def test_equal_seconds_wait_for_both_paces(demo_runs, tmp_path):
     assert demo_runs.equal_seconds(tmp_path, 0) is None
-    parts = {"parts": [[400, 0.1], [600, 0.2]], "steps": 1000, "seconds_per_step": 0.16}
-    (tmp_path / "canvas_0_default.json").write_text(json.dumps(result(0.5) | parts))
-    assert demo_runs.equal_seconds(tmp_path, 0) == 1600
+    (tmp_path / "canvas_0_default.json").write_text(json.dumps(result(0.5)))
+    assert demo_runs.equal_seconds(tmp_path, 0) is None
+    (tmp_path / "text_0_default_steps.json").write_text(json.dumps(result(0.5, seconds_per_step=0.1)))
+    assert demo_runs.equal_seconds(tmp_path, 0) == 2000
     run = next(run for run in demo_runs.planned() if run.name == "text_0_default_seconds")
-    words = demo_runs.command(run, Path("work"), 1600)
-    assert "--config.train.steps=1600" in words and "--config.optimizer.total_steps=1600" in words
+    words = demo_runs.command(run, Path("work"), 2000)
+    assert "--config.train.steps=2000" in words and "--config.optimizer.total_steps=2000" in words
 
 
 def test_the_pace_of_a_training_is_that_of_its_rows(demo_runs, tmp_path):

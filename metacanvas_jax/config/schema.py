@@ -40,7 +40,7 @@ class MllmSection:
     buckets: tuple[int, ...] = (64, 128, 256, 512)
     system: str | None = "You are a helpful assistant."
     image_pixels: tuple[int, int] | None = None  # least and most pixels of an image; None: the published limits
-    video_pixels: tuple[int, int] | None = None  # the same of a video's frame (Qwen3-VL: of a whole video)
+    video_pixels: tuple[int, int] | None = None  # the same of a frame, or of a whole video where the MLLM counts so
     image_tokens: int | None = None
     video_fps: float = 2.0
     context_cache: str = ""

@@ -170,7 +170,7 @@ def _charts(workdir: Path, base: Path | None, teaching: Path | None) -> list[Cha
 
     before = _last_step(base)
     losses = {} if base is None else {"without canvas": line(base, "loss")}
-    losses["MetaCanvas"] = line(workdir, "loss", before)
+    losses["with canvas" if before else "MetaCanvas"] = line(workdir, "loss", before)
     charts = [Chart("Flow loss", "step", "mean squared error", losses, smooth=True, log=True)]
     score = line(workdir, "score", before)
     if score[0]:
