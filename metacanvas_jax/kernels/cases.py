@@ -1,6 +1,11 @@
 """Kernel calls for the search and the benchmark to compile: each is a function to jit and its abstract inputs."""
 
+import functools
 import importlib
+import importlib.util
+import math
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -40,46 +45,103 @@ def flash(
     return (gradient, (x, x, x, x)) if backward else (run, (x, x, x))
 
 
-def splash(sharding: Any, *, tokens: int, heads: int = 2, backward: bool = False, tiles: list[int]) -> Case:
-    """JAX's splash attention, on a length that is a multiple of its blocks (q, kv, kv in a step)."""
+def splash(
+    sharding: Any,
+    *,
+    tokens: int,
+    heads: int = 2,
+    backward: bool = False,
+    tiles: list[int],
+    layouts: str = "hhh",
+    segments: bool = False,
+) -> Case:
+    """JAX's splash attention, on a length that is a multiple of its blocks (q, kv, kv in a step).
+
+    ``layouts`` says for q, k and v whether the kernel takes the channels (h) or the tokens (s) as the minor axis.
+    ``segments`` masks padding by segment numbers in every block; without it the length is taken as it is.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    q, kv, inner = tiles
-    blocks = kernel.BlockSizes(
-        block_q=q,
-        block_kv=kv,
-        block_kv_compute=inner,
-        block_q_dkv=q,
-        block_kv_dkv=kv,
-        block_kv_dkv_compute=inner,
-        use_fused_bwd_kernel=True,
-    )
-    tokens = -(-tokens // max(q, kv)) * max(q, kv)
+    blocks = kernel.BlockSizes(**_blocks(tiles), **_layouts(kernel, layouts), use_fused_bwd_kernel=True)
+    tokens = _whole_blocks(tokens, tiles)
     mask = masks.MultiHeadMask([masks.FullMask((tokens, tokens))] * heads)
     run = kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=blocks)
-    return _library(sharding, run, kernel.SegmentIds, tokens, heads, backward)
+    return _library(sharding, run, kernel.SegmentIds if segments else None, tokens, heads, backward)
 
 
-def tokamax(sharding: Any, *, tokens: int, heads: int = 2, backward: bool = False, tiles: list[int]) -> Case:
-    """Tokamax's splash attention (a private module; ``pip install --no-deps tokamax==0.0.12``)."""
-    package = "tokamax._src.ops.experimental.tpu.splash_attention"
-    kernel = importlib.import_module(f"{package}.splash_attention_kernel")
-    masks = importlib.import_module(f"{package}.splash_attention_mask")
+def tokamax(
+    sharding: Any,
+    *,
+    tokens: int,
+    heads: int = 2,
+    backward: bool = False,
+    tiles: list[int],
+    layouts: str = "hhh",
+    segments: bool = False,
+    maximum: str = "constant",
+    prescaled: bool = True,
+    scheduler: bool = False,
+) -> Case:
+    """Tokamax's splash attention (0.0.17, a private module), on a length that is a multiple of its blocks.
 
-    q, kv, inner = tiles
+    ``maximum`` of the logits is "online", a "constant" (0, so that nothing is left to subtract, which is sound under
+    the same bound as ours) or an array with one value per "head". ``prescaled`` queries come multiplied by log2(e), as
+    ours do. ``scheduler`` asks for the compiler's other scheduler, in the forward kernel. The rest is as in `splash`.
+
+    Raises ValueError for another ``maximum``.
+    """
+    if maximum not in ("online", "constant", "head"):
+        raise ValueError(f"maximum={maximum!r}: expected online, constant or head")
+    kernel, masks = _tokamax_modules()
     config = kernel.SplashConfig(
-        block_q=q,
-        block_kv=kv,
-        block_kv_compute=inner,
-        block_q_dkv=q,
-        block_kv_dkv=kv,
-        block_kv_dkv_compute=inner,
+        **_blocks(tiles),
+        **_layouts(kernel, layouts),
+        max_logit_const=0.0 if maximum == "constant" else None,
+        q_prescaled_log2e=prescaled,
+        use_experimental_scheduler=scheduler,
         dq_reduction_steps=3,
     )
-    tokens = -(-tokens // max(q, kv)) * max(q, kv)
+    tokens = _whole_blocks(tokens, tiles)
     run = kernel.make_splash_mha(masks.FullMask((tokens, tokens)), config=config, q_seq_shards=1)
-    return _library(sharding, run, kernel.SegmentIds, tokens, heads, backward)
+    if maximum == "head":
+        run = functools.partial(run, max_logit_value=jnp.zeros((heads,), jnp.float32))
+    return _library(sharding, run, kernel.SegmentIds if segments else None, tokens, heads, backward)
+
+
+def _tokamax_modules() -> tuple[Any, Any]:
+    """Tokamax's kernel and its masks, without the rest of the package.
+
+    The package needs Python 3.12 and JAX 0.11. These two files do not; of the package's ``base`` they use three names
+    in annotations and the value of a masked logit.
+    """
+    name = "tokamax._src.ops.experimental.tpu.splash_attention"
+    if "tokamax" not in sys.modules:
+        found = importlib.util.find_spec("tokamax")
+        if found is None:
+            raise ModuleNotFoundError("tokamax is not installed (see benchmarks/kernels_static.py)")
+        package, base = types.ModuleType("tokamax"), types.ModuleType(f"{name}.base")
+        package.__path__ = list(found.submodule_search_locations or ())
+        base.__dict__.update(SegmentIds=Any, SplashCustomReturnType=Any, SplashResidualsType=Any)
+        base.__dict__.update(DEFAULT_MASK_VALUE=-0.7 * float(jnp.finfo(jnp.float32).max))
+        sys.modules |= {"tokamax": package, f"{name}.base": base}
+    return tuple(importlib.import_module(f"{name}.splash_attention_{part}") for part in ("kernel", "mask"))
+
+
+def _blocks(tiles: list[int]) -> dict[str, int]:
+    q, kv, inner = tiles
+    blocks = {"block_q": q, "block_kv": kv, "block_kv_compute": inner}
+    return blocks | {"block_q_dkv": q, "block_kv_dkv": kv, "block_kv_dkv_compute": inner}
+
+
+def _layouts(kernel: Any, letters: str) -> dict[str, Any]:
+    by_letter = {"h": kernel.QKVLayout.HEAD_DIM_MINOR, "s": kernel.QKVLayout.SEQ_MINOR}
+    return {f"{x}_layout": by_letter[letter] for x, letter in zip("qkv", letters, strict=True)}
+
+
+def _whole_blocks(tokens: int, tiles: list[int]) -> int:
+    step = math.lcm(*tiles)
+    return -(-tokens // step) * step
 
 
 def _library(sharding: Any, run: Any, segments: Any, tokens: int, heads: int, backward: bool) -> Case:
@@ -87,7 +149,7 @@ def _library(sharding: Any, run: Any, segments: Any, tokens: int, heads: int, ba
     ids = jax.ShapeDtypeStruct((tokens,), jnp.int32, sharding=sharding)
 
     def forward(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
-        return run(q, k, v, segment_ids=segments(ids, ids))  # padding to a multiple of the blocks is a segment
+        return run(q, k, v, segment_ids=segments and segments(ids, ids))
 
     def gradient(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, dout: jax.Array) -> tuple:
         return jax.vjp(lambda *x: forward(*x, ids), q, k, v)[1](dout)

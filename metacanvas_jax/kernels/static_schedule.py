@@ -35,6 +35,10 @@ QUIET = {
 """Environment variables for libtpu on a machine without a TPU. They must be set before it is loaded."""
 
 
+PASSES = ".*(packed-bundles-post-ra|pre-delay).*"
+"""The compiler's passes of which ``regions`` reads the output. The output of all 66 passes is up to a gigabyte."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Region:
     """The bundles between two labels: the share of every unit's slots in use, and the number of spilled registers."""
@@ -84,13 +88,16 @@ def compiling_for(generation: str):
         yield jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
-def measure(case: str, generation: str, **options: Any) -> Measured:
+def measure(case: str, generation: str, *, vmem: int | None = None, **options: Any) -> Measured:
     """Compiles ``case`` ("module:function") in a new process and reads the schedule of its kernels.
 
     The case is called as ``function(sharding, **options)``. It returns a function to jit and its abstract inputs.
+    Kernels that ask for no amount of vector memory themselves may use ``vmem`` bytes of it (None: libtpu's default).
     """
     with tempfile.TemporaryDirectory(prefix="schedule_") as folder:
-        flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+        flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex={PASSES}"
+        if vmem is not None:
+            flags += f" --xla_tpu_scoped_vmem_limit_kib={vmem // 1024}"
         environment = os.environ | QUIET | {"LIBTPU_INIT_ARGS": flags}
         request = json.dumps({"case": case, "generation": generation, "options": options})
         command = [sys.executable, "-m", "metacanvas_jax.kernels.static_schedule", request]
