@@ -106,7 +106,7 @@ def test_blocks_of_ours_that_do_not_fit_the_chip_are_kept_as_such(monkeypatch):
 
 def test_lengths_of_libraries_are_whole_blocks():
     assert cases._whole_blocks(27280, [4096, 4096, 512]) == 28672
-    assert cases._whole_blocks(27280, [1536, 3072, 512]) == 27648
+    assert cases._whole_blocks(27280, [2048, 1536, 512]) == 30720
 
 
 def test_an_unknown_maximum_is_refused():
