@@ -104,6 +104,15 @@ def test_blocks_of_ours_that_do_not_fit_the_chip_are_kept_as_such(monkeypatch):
     assert found["error"].startswith("needs ") and found["error"].endswith(" MiB of VMEM")
 
 
+def test_a_part_of_a_main_loop_is_not_taken_for_all_of_it(monkeypatch):
+    part = Measured(regions=(Region("splash_mha_fwd", 7430, {"MXU": 0.93}, 0),))  # 929 cycles, 110 % of peak
+    monkeypatch.setattr(kernels_static, "measure", lambda *_, **__: part)
+    found = kernels_static.answer(
+        kernels_static.question("v6e", "forward", "splash", {"tiles": [2048, 4096, 512]}, VERSIONS)
+    )
+    assert found == {"error": "the compiler cut the main loop; its largest part has 7430 bundles"}
+
+
 def test_lengths_of_libraries_are_whole_blocks():
     assert cases._whole_blocks(27280, [4096, 4096, 512]) == 28672
     assert cases._whole_blocks(27280, [2048, 1536, 512]) == 30720
