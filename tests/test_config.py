@@ -349,7 +349,7 @@ def test_config_files_import_those_beside_them(tmp_path, monkeypatch):
     ("spec", "overrides", "message"),
     [
         ("configs/nowhere.py", [], "no config file configs/nowhere.py"),
-        ("configs/miniature.py:big", [], "has the variants canvas, text, mllm, not 'big'"),
+        ("configs/miniature.py:big", [], "has the variants canvas, text, base, mllm, not 'big'"),
         ("configs/miniature.py", ["--config.dit.layerz=1"], "layerz"),
         ("configs/miniature.py", ["--config.dit.layers=many"], "layers"),
     ],

@@ -49,6 +49,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
         "data": {"canvas_dropout": 0.0},
         "mllm": {
             "image_tokens": None,
+            "video_pixels": None,
             "video_fps": 2.0,
             "kind": MllmSection.kind,
             "assistant": False,
