@@ -2,14 +2,14 @@
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from metacanvas_jax.data.batch import mllm_inputs
+from metacanvas_jax.data.batch import Batch, mllm_inputs
 from metacanvas_jax.data.conversations import UnderstandExamples
 from metacanvas_jax.mllm.base import Mllm
 from metacanvas_jax.mllm.prompt import END
@@ -85,11 +85,7 @@ def told_facts(
             rows.append(examples.sheet(request, prompt))
             requests.append(request)
 
-    @jax.jit
-    def states(params: Params, batch: dict) -> Float[Array, "b l f"]:
-        context = model.apply({"params": params}, mllm_inputs(batch), cache=False, method="encode")
-        return context.hidden[..., : facts.count].astype(jnp.float32)
-
+    states = _told(model, facts.count)
     right, errors = [], collections.defaultdict(list)
     for start in range(0, count, BATCH):
         some = rows[start : start + BATCH]
@@ -125,11 +121,7 @@ def told_pictures(
         rows.append(examples.encode([exchange], draw(examples.world, scene)))
         shown.append(facts.picture(scene.items))
 
-    @jax.jit
-    def states(params: Params, batch: dict) -> Float[Array, "b l f"]:
-        context = model.apply({"params": params}, mllm_inputs(batch), cache=False, method="encode")
-        return context.hidden[..., : facts.count].astype(jnp.float32)
-
+    states = _told(model, facts.count)
     right = collections.defaultdict(list)
     for start in range(0, count, BATCH):
         some = rows[start : start + BATCH]
@@ -149,6 +141,17 @@ def accuracy(answered: Sequence[Answered]) -> dict[str, tuple[float, int]]:
     for one in answered:
         by_kind[one.kind].append(one.right)
     return {kind: (float(np.mean(right)), len(right)) for kind, right in sorted(by_kind.items())}
+
+
+def _told(model: Mllm, channels: int) -> Callable[[Params, Batch], Float[Array, "b l f"]]:
+    """Reads of a batch what its states tell: the first channels."""
+
+    @jax.jit
+    def states(params: Params, batch: Batch) -> Float[Array, "b l f"]:
+        context = model.apply({"params": params}, mllm_inputs(batch), cache=False, method="encode")
+        return context.hidden[..., :channels].astype(jnp.float32)
+
+    return states
 
 
 def _answers(logits_at, params: Params, examples: UnderstandExamples, asked: list) -> list[str]:
