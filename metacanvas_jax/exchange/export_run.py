@@ -38,7 +38,7 @@ from metacanvas_jax.parallel.mesh import MeshConfig, make_mesh
 from metacanvas_jax.text.prompts import INSTRUCTION
 from metacanvas_jax.train import agreement, store
 from metacanvas_jax.train.metrics import read_scores
-from metacanvas_jax.train.parameters import identities, param_shapes
+from metacanvas_jax.train.parameters import identities, param_shapes, without_lost_start
 from metacanvas_jax.train.stream import lazy_params
 from metacanvas_jax.trees import flat, nested, partition
 from metacanvas_jax.types import Params
@@ -114,7 +114,9 @@ def export_run(run: str | os.PathLike, to: str | os.PathLike, options: Options =
         made = layout.fresh(setup, trained)
         order = [entry.path for part in trained for entry in part.table]
         leaves = flat(lazy_params(checkpoints, trainable, ema=ema, step=step, order=order))
-        leaves |= _frozen_leaves(setup, frozen, trained, leaves) | _made_leaves(setup, made, leaves, run)
+        leaves |= _frozen_leaves(setup, frozen, trained, leaves) | _made_leaves(
+            without_lost_start(setup, meta["frozen"]), made, leaves, run
+        )
         found = [*trained, *made]
         about = {"step": step, "ema": ema, "dtype": options.dtype}
         needed = sum(_size(leaves[path], options.dtype) for part in found for path in part.paths)

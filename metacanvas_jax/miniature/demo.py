@@ -79,6 +79,8 @@ def demo(
     weights = files.folder(painting.mllm.weights)
     if teaching.world != painting.world:
         raise UserError("the demo's two configs describe different worlds")
+    if base is not None and (workdir / "config.json").exists() and not (workdir / BASE).exists():
+        raise UserError(f"{workdir} holds a run whose DiT began with its canvas; a new demo needs another --workdir")
     if not teach and not (weights / "params.json").exists():
         raise UserError(f"{weights}: no taught MLLM; expected params.json. `metacanvas demo --teach` teaches one")
     finished = (workdir / SHEET).exists()

@@ -88,8 +88,9 @@ def load(
     with store.Store(run / "checkpoints", writable=False) as checkpoints:
         step = checkpoints.step_of(step)
         where = str(checkpoints.folder / str(step))
-        now = parameters.identities(setup, whole=verify)
-        agreement.check_known(checkpoints.meta(step)["frozen"], now, folders(setup), where)
+        recorded = checkpoints.meta(step)["frozen"]
+        setup = parameters.without_lost_start(setup, recorded)
+        agreement.check_known(recorded, parameters.identities(setup, whole=verify), folders(setup), where)
         wanted = {path: held.get(path, leaf) for path, leaf in trainable.items()}
         trained = checkpoints.restore_params(
             nested(wanted), ema=setup.train.ema is not None, step=step, only=held.keys()

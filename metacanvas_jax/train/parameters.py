@@ -1,5 +1,6 @@
 """All parameters of an experiment: their shapes, their random start, and the weights that a run starts with."""
 
+import dataclasses
 import functools
 import math
 import os
@@ -170,6 +171,18 @@ def identities(experiment: Experiment, *, whole: bool = False, there: bool = Fal
         name = "params" if before.train.ema is None else "ema"
         found["start"] = identity.record(json_hash({path: sums.get(f"{name}/{path}") for path in here}), "", "")
     return found
+
+
+def without_lost_start(experiment: Experiment, recorded: Mapping[str, str]) -> Experiment:
+    """The experiment of a trained run without its ``start``, where that run is gone and nothing of it is needed.
+
+    ``recorded`` is what a checkpoint says of its frozen weights (``identities``). What it kept frozen of the run it
+    began from is the part "start"; all else of that run was trained on and is in the checkpoint itself. An older
+    checkpoint does not record that part: for it the run is needed.
+    """
+    gone = experiment.start and not (files.folder(experiment.start) / "config.json").exists()
+    says = any(value.startswith(identity.FORM) for value in recorded.values())
+    return dataclasses.replace(experiment, start="") if gone and says and "start" not in recorded else experiment
 
 
 def _kept_connector(experiment: Experiment) -> ContextConnectorConfig | None:
