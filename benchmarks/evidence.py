@@ -120,10 +120,13 @@ def machine() -> str:
 
 
 def compact(scores: dict) -> dict:
-    """Scores of scenes as they are; of tasks the share of right results by task and kind, without each result."""
+    """Scores of scenes as they are; of tasks the share of right results by task and kind, without each result.
+
+    Of videos also the share of frames without a fault. A motion that no frame shows by itself does not count there.
+    """
     if "results" not in scores:
         return scores
-    tasks, kinds = {}, {}
+    tasks, kinds, frames = {}, {}, {}
     for task, results in scores["results"].items():
         right = {}
         for one in results:
@@ -131,7 +134,13 @@ def compact(scores: dict) -> dict:
         tasks[task] = float(np.mean([value for group in right.values() for value in group]))
         prefix = "" if len(scores["results"]) == 1 else f"{task.replace('_', ' ')}: "
         kinds |= {f"{prefix}{kind}": float(np.mean(group)) for kind, group in sorted(right.items())}
-    return {"tasks": tasks, "kinds": kinds, "counts": {task: len(of) for task, of in scores["results"].items()}}
+        if task in ("text_to_video", "video_editing"):
+            faulty = [
+                {reason.split(":")[0] for reason in one["reasons"] if reason.startswith("frame ")} for one in results
+            ]
+            frames[task] = 1 - float(np.mean([len(numbers) for numbers in faulty])) / evidence_tasks.FRAMES
+    counts = {task: len(results) for task, results in scores["results"].items()}
+    return {"tasks": tasks, "kinds": kinds, "counts": counts} | ({"frames": frames} if frames else {})
 
 
 def several(runs: Sequence[tuple[Variant, int]], jobs: int) -> list[str]:

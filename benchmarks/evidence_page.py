@@ -14,7 +14,9 @@ The paper's comparisons, in a world of [OpenMoji](https://openmoji.org) scenes o
 (`configs/evidence.py`). A text encoder (Gemma-2's architecture) and an MLLM (Qwen2.5-VL's) were taught first and are
 frozen, as in the paper. DiT (SANA's architecture), canvas and connectors are trained from nothing, each variant for the
 same number of steps on the same scenes, with three seeds. 100 prompts per category and split are drawn and judged
-exactly. *Held out* are prompts with combinations that no training picture shows.
+exactly. *Held out* are prompts with combinations that no training picture shows. Edits of pictures (FLUX's
+architecture, 64 x 64 pixels) and videos (Wan's, five frames) are in `configs/evidence_tasks.py`. Of each of these tasks
+200 new samples are drawn and judged.
 
 **What carries over and what does not.** The figures say which way a part of the method points in a small world with
 exact judges. They do not say how much it gains at full size. Nothing here was run with published weights.

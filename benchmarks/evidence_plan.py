@@ -68,6 +68,7 @@ VARIANTS = {
 
 SEEN, HELD_OUT, CURVE = "seen", "held out", "mean of the curve"
 RIGHT = "right"  # of the results of all tasks
+FRAMES = ": right frames"  # after the name of a task
 SECONDS = "seen, at equal seconds"
 """The score of both when the faster one ends, by the median time of their steps."""
 

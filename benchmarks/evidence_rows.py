@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from evidence_plan import CURVE, HELD_OUT, RIGHT, SECONDS, SEEDS, SEEN
+from evidence_plan import CURVE, FRAMES, HELD_OUT, RIGHT, SECONDS, SEEDS, SEEN
 
 Rows = Mapping[tuple[str, int], dict]
 """The row of a run by variant and seed."""
@@ -25,7 +25,7 @@ class Results:
     longer: Mapping[str, Mapping[str, Mapping]] = dataclasses.field(default_factory=dict)
 
 
-DURING_TRAINING = 140  # prompts of a score that is taken during a training (tasks: 50 or 100, which is not much less)
+DURING_TRAINING, OF_A_TASK = 140, 50  # prompts of a score that is taken during a training; samples of each task
 CERTAIN = 2.0  # standard errors beyond which a difference is called one
 
 
@@ -46,7 +46,8 @@ def figures(row: dict) -> dict[str, float]:
     if "tasks" in row["scores"]:
         tasks, kinds = row["scores"]["tasks"], row["scores"]["kinds"]
         named = {task.replace("_", " "): share for task, share in tasks.items()} if len(tasks) > 1 else {}
-        return {RIGHT: float(np.mean(list(tasks.values()))), CURVE: curve, **named, **kinds}
+        frames = {f"{task.replace('_', ' ')}{FRAMES}": share for task, share in row["scores"].get("frames", {}).items()}
+        return {RIGHT: float(np.mean(list(tasks.values()))), CURVE: curve, **named, **frames, **kinds}
     seen, held_out = row["scores"]["seen"], row["scores"]["held_out"]
     return {SEEN: seen["pictures"], HELD_OUT: held_out["pictures"], CURVE: curve, **seen["categories"]}
 
@@ -59,14 +60,14 @@ def after(row: dict, step: float) -> float:
 
 def judged(row: dict, figure: str) -> int:
     """How many results a figure of a run counts; 0 where the row does not say."""
-    if figure == SECONDS:
-        return DURING_TRAINING
-    if figure == CURVE:
-        return DURING_TRAINING * len(row["curve"])
     scores = row["scores"]
+    during = OF_A_TASK * len(scores["tasks"]) if "tasks" in scores else DURING_TRAINING
+    if figure in (SECONDS, CURVE):
+        return during * (len(row["curve"]) if figure == CURVE else 1)
     if "tasks" in scores:
         counts = {task.replace("_", " "): count for task, count in scores["counts"].items()}
-        return counts.get(figure, sum(counts.values()) if figure == RIGHT else 0)
+        # The frames of a video are right or wrong together: they count as one.
+        return counts.get(figure.removesuffix(FRAMES), sum(counts.values()) if figure == RIGHT else 0)
     counts = scores["held_out" if figure == HELD_OUT else "seen"].get("counts", {})
     return counts.get(figure, sum(counts.values()) if figure in (SEEN, HELD_OUT) else 0)
 

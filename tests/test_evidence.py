@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import evidence as evidence_runs  # noqa: E402
 import evidence_page  # noqa: E402
 from evidence_plan import EXPERIMENTS, SECONDS, SEEDS, VARIANTS  # noqa: E402
-from evidence_rows import Results, difference, figures, read, verdict  # noqa: E402
+from evidence_rows import Results, difference, figures, judged, read, verdict  # noqa: E402
 from evidence_told import Told  # noqa: E402
 
 from configs import evidence, evidence_tasks  # noqa: E402
@@ -96,6 +96,24 @@ def test_at_equal_seconds_the_slower_run_is_read_where_the_faster_one_ends():
     assert difference(Results(rows), "canvas", "text", SECONDS)[2] == 0  # no pace was measured
 
 
+def test_frames_of_videos_are_counted_by_themselves():
+    """A video with a fault in one frame is wrong, and four of its five frames are right."""
+    results = {
+        "text_to_video": [
+            {"kind": "one drawing", "reasons": ["frame 1: expected a red cat", "frame 1: found  something unknown"]},
+            {"kind": "one drawing", "reasons": ["red cat, moving up: it moved down"]},
+        ],
+        "video_editing": [{"kind": "remove", "reasons": []}],
+    }
+    scores = evidence_runs.compact({"results": results})
+    assert scores["tasks"] == {"text_to_video": 0.0, "video_editing": 1.0}
+    assert scores["frames"] == pytest.approx({"text_to_video": 0.9, "video_editing": 1.0})
+    run = {"variant": "motion_1", "seed": 0, "curve": [[10, 0.5]], "scores": scores}
+    assert figures(run)["text to video: right frames"] == pytest.approx(0.9)
+    assert judged(run, "text to video: right frames") == 2  # videos, not frames
+    assert judged(run, "mean of the curve") == 100
+
+
 def test_the_page_follows_from_the_rows_of_the_repository():
     results, page = read(ROOT / "benchmarks/results"), ROOT / "docs/results.md"
     assert page.exists() == bool(results.rows)
@@ -104,6 +122,9 @@ def test_the_page_follows_from_the_rows_of_the_repository():
 
 def test_the_readme_says_what_the_rows_say():
     results, words = read(ROOT / "benchmarks/results"), " ".join((ROOT / "README.md").read_text().split())
+    for name in ("edit_canvas", "edit_text"):
+        right = np.mean([figures(results.rows[name, seed])["right"] for seed in SEEDS])
+        assert f"{right:.3f}".removeprefix("0") in words
     for figure in ("seen", "held out"):
         mean, error, count = difference(results, "canvas", "text", figure)
         assert count == len(SEEDS) and f"{mean:+.3f} ± {error:.3f}".replace("0.", ".") in words
