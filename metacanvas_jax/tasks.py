@@ -1,7 +1,7 @@
 """The tasks: what each of them gives to the MLLM, to the autoencoder and to the diffusion transformer.
 
-``TASKS`` holds every difference between tasks. The functions below turn a row of it into network inputs, the same in
-training and in sampling. How given latents enter a DiT depends on the DiT (paper, Fig. 3):
+``TASKS`` (task_table.py) holds every difference between tasks. The functions below turn a row of it into network
+inputs, the same in training and in sampling. How given latents enter a DiT depends on the DiT (paper, Fig. 3):
 
 - *input channels*: given latents are concatenated to the noisy latents of the same frame along the channels, with one
   more channel that is 1 where something is given. The source of an edit fills all frames, the first frame of
@@ -11,42 +11,13 @@ training and in sampling. How given latents enter a DiT depends on the DiT (pape
 """
 
 import dataclasses
-from typing import Literal
 
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from metacanvas_jax.task_table import TASKS, Task
 from metacanvas_jax.types import Given
-
-Medium = Literal["nothing", "source", "references", "first frame", "target"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """One row of the table.
-
-    ``makes`` is what is painted. ``mllm`` is the medium before the prompt in the MLLM's input. ``vae`` is the medium
-    that the autoencoder encodes for the DiT, besides the target. ``first_frame`` "clean" means that the first latent
-    frame is that of the given image, at noise level 0 and without loss.
-    """
-
-    makes: Literal["image", "video"]
-    mllm: Medium
-    vae: Medium
-    first_frame: Literal["noisy", "clean"]
-
-
-TASKS: dict[str, Task] = {
-    #                           makes     MLLM sees      DiT is given   first frame
-    "text_to_image":       Task("image", "nothing",     "nothing",     "noisy"),
-    "reconstruction":      Task("image", "target",      "nothing",     "noisy"),
-    "image_editing":       Task("image", "source",      "source",      "noisy"),
-    "text_to_video":       Task("video", "nothing",     "nothing",     "noisy"),
-    "image_to_video":      Task("video", "first frame", "first frame", "clean"),
-    "video_editing":       Task("video", "source",      "source",      "noisy"),
-    "reference_to_video":  Task("video", "references",  "references",  "noisy"),
-}  # fmt: skip
 
 RECONSTRUCT = "Show this picture again, exactly as it is."
 """The prompt of a reconstruction, in place of its caption."""

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "metacanvas_jax"
 ORDER = (
     ("errors", "hardware", "images", "limits", "sizes"),
     ("types", "retries", "files", "seals", "locks", "trees"),
-    ("tasks",),
+    ("task_table", "tasks"),
     ("worlds",),
     ("report",),
     ("parallel", "nn", "kernels"),

@@ -32,6 +32,13 @@ def test_importing_the_package_imports_nothing_else():
     assert done.stdout.split() == ["False", "False"]
 
 
+def test_the_commands_are_known_before_jax_is_imported():
+    """`metacanvas plan` sets variables that JAX reads when it is imported."""
+    code = "import sys; from metacanvas_jax.cli.main import make_parser; make_parser(); print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
+
+
 def test_the_names_are_there_and_others_are_not():
     assert [name for name in mc.NAMES if getattr(mc, name) is not getattr(library, name)] == []
     assert set(dir(mc)) >= mc.NAMES

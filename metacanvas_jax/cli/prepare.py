@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 from metacanvas_jax.cli import options
 from metacanvas_jax.errors import UserError
+from metacanvas_jax.task_table import TASKS
 
 EXAMPLE = """metacanvas prepare --config configs/miniature.py --config.data.path=/data/scenes --config.data.count=50000
          metacanvas prepare --source webdataset --path 'shards/*.tar' --out data/pictures --size 512x512
@@ -16,8 +17,6 @@ EXAMPLE = """metacanvas prepare --config configs/miniature.py --config.data.path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    from metacanvas_jax.tasks import TASKS
-
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help="config file; alone: write everything it needs")
     source = parser.add_argument_group("a source, turned into array_record shards (layouts: docs/data.md)")
     source.add_argument("--source", metavar="KIND", help="records, tfds, webdataset, jsonl, files, parquet, ...")

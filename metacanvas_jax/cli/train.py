@@ -3,7 +3,6 @@
 import argparse
 
 from metacanvas_jax.cli import options
-from metacanvas_jax.config import paths
 from metacanvas_jax.config.load import load_config
 
 EXAMPLE = """metacanvas train --config configs/miniature.py:canvas --workdir runs/canvas --config.train.steps=500
@@ -29,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains; an understanding MLLM is also saved as ``weights``, ready to be frozen."""
+    from metacanvas_jax.config import paths
     from metacanvas_jax.launch import own_data
     from metacanvas_jax.launch.training import train
     from metacanvas_jax.parallel.distributed import together
