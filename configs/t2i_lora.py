@@ -19,6 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base, t2i_scratch, tiny
+from metacanvas_jax.config import schema
 from metacanvas_jax.dit.sana.network import PROJECTIONS, sana_1600m
 from metacanvas_jax.nn.lora import LoraConfig
 
@@ -43,4 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train = base.training(20_000, 320, rules)
     rows: Any = config.hardware
     config.hardware = tuple(row for row in rows if not row["pixels"])
+    if name == "qwen3_vl_4b":
+        planned = (schema.Hardware(topology, mesh="data=16,fsdp=4") for topology in ("v5p:4x4x4", "v6e:8x8"))
+        config.hardware = (*({**row, "kept": False} for row in config.hardware), *base.hardware(*planned))
     return tiny.shrink(config, miniature) if miniature else config

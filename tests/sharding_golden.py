@@ -32,7 +32,7 @@ def name_of(job: Job) -> str:
     """The same for jobs whose shardings are."""
     sizes = "_".join(f"{axis}{size}" for axis, size in mesh_of(job).shape.items() if size > 1)
     whole = experiment(job).mesh.whole
-    return f"{Path(job.config).stem}.{sizes}{'.whole_' * bool(whole)}{'_'.join(whole)}"
+    return f"{job.name}.{sizes}{'.whole_' * bool(whole)}{'_'.join(whole)}"
 
 
 CASES = {name_of(job): job for job in jobs() if not job.on.pixels}

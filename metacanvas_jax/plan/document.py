@@ -29,7 +29,7 @@ def kept(folder: Path, name: str) -> list[Report]:
 
 def name_of(job: Job | Measured) -> str:
     """The name of the file of a job's reports, such as ``t2i_scratch.v5e_4x4.pixels``."""
-    config = Path(job.config).stem if isinstance(job, Job) else job.name.partition(" ")[0]
+    config = job.name if isinstance(job, Job) else job.name.partition(" ")[0]
     pixels = ".pixels" if isinstance(job, Job) and job.on.pixels else ""
     topology = job.on.topology if isinstance(job, Job) else job.topology
     return f"{config}.{topology}{pixels}".replace(":", "_").replace("*", "_slices")

@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+from metacanvas_jax import files
 from metacanvas_jax.config import read
 from metacanvas_jax.config.load import load_config
 from metacanvas_jax.config.schema import Experiment, Hardware
@@ -15,12 +17,10 @@ from metacanvas_jax.plan.report import Report
 from metacanvas_jax.plan.study import study
 from metacanvas_jax.plan.topology import find_slice
 
-NAMES = ("t2i_scratch", "t2i_lora", "image_editing", "video_stage1", "video_stage2", "video_stage3")
-
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A config file on one of its recommended slices."""
+    """A config file, with its variant if it is not the first, on one of the slices that it was planned for."""
 
     config: str
     on: Hardware
@@ -30,6 +30,12 @@ class Job:
         """The config file and its overrides."""
         return " ".join((self.config, *self.on.overrides, *(("from pixels",) if self.on.pixels else ())))
 
+    @property
+    def name(self) -> str:
+        """The config file without its folder and ending, and the variant, as a part of a file name."""
+        file, _, variant = self.config.partition(":")
+        return Path(file).stem + (f"-{variant}" if variant else "")
+
     def experiment(self) -> Experiment:
         """The experiment. Its data are not read."""
         setup = read.experiment(load_config(self.config, list(self.on.overrides)))
@@ -38,10 +44,10 @@ class Job:
 
 @functools.cache
 def jobs() -> tuple[Job, ...]:
-    """Every full-size config on each of its recommended slices whose report is kept."""
-    files = [f"configs/{name}.py" for name in NAMES]
-    rows = {file: read.experiment(load_config(file, [])).hardware for file in files}
-    return tuple(Job(file, row) for file in files for row in rows[file] if row.kept)
+    """Every config of ``configs/planned.json`` on each of its recommended slices whose report is kept."""
+    names = [f"configs/{name}" for name in files.read_json(files.ROOT / "configs" / "planned.json", list)]
+    rows = {name: read.experiment(load_config(name, [])).hardware for name in names}
+    return tuple(Job(name, row) for name in names for row in rows[name] if row.kept)
 
 
 def recommended(experiment: Experiment) -> str:
