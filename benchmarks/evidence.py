@@ -5,7 +5,8 @@
     python benchmarks/evidence.py --collect   only docs/results.md and its plots, from the rows that are there
 
 A finished run leaves one row, ``benchmarks/results/evidence/VARIANT_SEED.json``. What a run prints is in
-``runs/evidence/VARIANT_SEED.log``. A run takes four to six minutes on one core and 3 GB of memory.
+``runs/evidence/VARIANT_SEED.log``. A run takes four to six minutes on one core and 3 GB of memory, one of edits or
+videos three to twelve. With JAX for a GPU, the runs share the GPU: ``--jobs 8`` packs eight onto it (not tried yet).
 """
 
 import argparse
@@ -63,7 +64,8 @@ def one(variant: Variant, seed: int) -> None:
     folder, row = WORK / f"{variant.name}_{seed}", ROWS / f"{variant.name}_{seed}.json"
     changes = flags(variant, seed)
     config = f"configs/{variant.file}.py:{variant.config}"
-    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    # On a GPU a run takes the memory that it needs, and leaves the rest to the others.
+    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     with (WORK / f"{folder.name}.log").open("a") as log:
         with PREPARING:
             subprocess.run(command("prepare", "--config", config, *changes), stdout=log, stderr=log, check=True)
