@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # configs/ of this checkout
 
 from configs import evidence, evidence_tasks  # noqa: E402
+from metacanvas_jax.task_table import TASKS  # noqa: E402
 
 ROWS = ROOT / "benchmarks/results/evidence"
 PACE = ROOT / "benchmarks/results/evidence_pace.json"
@@ -136,7 +137,7 @@ def compact(scores: dict) -> dict:
         tasks[task] = float(np.mean([value for group in right.values() for value in group]))
         prefix = "" if len(scores["results"]) == 1 else f"{task.replace('_', ' ')}: "
         kinds |= {f"{prefix}{kind}": float(np.mean(group)) for kind, group in sorted(right.items())}
-        if task in ("text_to_video", "video_editing"):
+        if TASKS[task].makes == "video":
             faulty = [
                 {reason.split(":")[0] for reason in one["reasons"] if reason.startswith("frame ")} for one in results
             ]
