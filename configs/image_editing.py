@@ -72,7 +72,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # With weights sharded over all 64 chips the compiler gathers them by all-reduces: twice the bytes of all-gathers.
     # More than half of a chip's memory is free, so that each chip can hold the whole MLLM.
     config.mesh = base.section(MeshConfig(fsdp=16, whole=("mllm",)))
-    recomputed = ("--config.dit.remat=full", "--config.mllm.language.remat=full")
+    recomputed = ("--config.mllm.language.remat=full",)
     config.hardware = base.hardware(
         schema.Hardware("v5p:4x4x4"),
         schema.Hardware("v6e:8x8", overrides=recomputed),

@@ -22,9 +22,9 @@ from metacanvas_jax.tasks import Bucket
 VARIANTS = ("full",)
 SIZE = (704, 1280)
 FRAMES = 121
-# A video does not fit the memory of one v6e chip, so that four neighbours share its tokens. Each of 64 chips holds 48
+# A video does not fit the memory of one v6e chip, so that two neighbours share its tokens. Each of 64 chips holds 48
 # rows of the weights. That is a multiple of 16: gradients are summed by reduce-scatters.
-VIDEOS_ON_V6E = "data=4,fsdp=16,context=4"
+VIDEOS_ON_V6E = "data=4,fsdp=32,context=2"
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -53,12 +53,16 @@ def get_config(variant: str = "") -> ConfigDict:
     config.start = "runs/video_stage2"
     dit = wan2_2_ti2v_5b(mask_context=True, extra_channels=WAN22_VAE.latent_channels + 1, **base.VIDEO)
     config.dit = base.section(dit, kind="wan")
+    if keyframes <= 6:
+        # One video per chip leaves memory for the hidden units of its blocks; more canvas tokens would take it.
+        config.dit.remat = "hidden"
     if keyframes:
         # Qwen2.5-VL counts two positions per second of video. Keyframes less than one apart would share a position.
         spacing = max(1.0, 2.0 * (FRAMES - 1) / FPS / max(keyframes - 1, 1))
         config.mllm = base.qwen("7B", LoraConfig(rank=64, alpha=64.0, dropout=0.05))
         # A video has 660 canvas tokens. Their passes through the MLLM are short: gathering its 7 billion weights would
-        # take longer than the pass itself, so that each chip holds all of them. Their activations take only 3 GB.
+        # take longer than the pass itself, so that each chip, or the two that share a video, hold all of them. Their
+        # activations take only 3 GB.
         config.mesh.whole = ("mllm",)
         config.mllm.language.remat = "none"
         config.canvas = base.section(CanvasConfig(11, 20, keyframes, spacing=spacing))
@@ -79,9 +83,9 @@ def get_config(variant: str = "") -> ConfigDict:
     adapters = (("mllm/.*_lora/.*", "train"),) if keyframes else ()
     rules = (*adapters, ("(mllm|vae)/.*", "freeze"), (".*", "train"))
     config.train = base.training(10_000, 16 * CHIPS, rules)
-    # The memory of a v6e chip has no room for the whole MLLM, nor for what its passes leave.
-    small = ("--config.mesh.whole=()", "--config.mllm.language.remat=full")
+    # A v6e chip has no room for the hidden units of the DiT.
+    smaller = ("--config.dit.remat=attention",) if config.dit.remat == "hidden" else ()
     config.hardware = base.hardware(
-        schema.Hardware("v5p:4x4x8"), schema.Hardware("v6e:16x16", VIDEOS_ON_V6E, overrides=small)
+        schema.Hardware("v5p:4x4x8"), schema.Hardware("v6e:16x16", VIDEOS_ON_V6E, overrides=smaller)
     )
     return tiny.shrink(config, miniature) if miniature else config

@@ -67,6 +67,11 @@ def stays_float32(path: str, keep_float32: Sequence[str]) -> bool:
     return any(re.fullmatch(regex, path) for regex in keep_float32)
 
 
+def without(tree: Params, patterns: Sequence[str]) -> Params:
+    """The tree without the leaves whose whole path one of the regular expressions matches."""
+    return nested({path: leaf for path, leaf in flat(tree).items() if not any(re.fullmatch(x, path) for x in patterns)})
+
+
 def merge(trainable: Params, frozen: Params) -> Params:
     """The whole tree again; the exact inverse of ``partition``.
 

@@ -9,6 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from qwen_support import LANGUAGE, VISION, random_media, random_params, tokenizer
 
+from metacanvas_jax.mllm import decoder
 from metacanvas_jax.mllm.canvas import CanvasConfig, CanvasTokens, canvas_positions
 from metacanvas_jax.mllm.prompt import PromptConfig, Prompter
 from metacanvas_jax.mllm.qwen2_5_vl.network import MllmConfig, Qwen25VL
@@ -156,6 +157,17 @@ def test_canvas_tokens_are_causal_or_bidirectional_among_each_other(write, param
     np.testing.assert_array_equal(causal, np.tril(np.ones((N, N), bool)))
     both_ways = writer(bidirectional=True)
     assert reach(lambda canvas: both_ways(params, canvas, context), canvas).all()
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_tokens_that_fill_up_tiles_change_nothing(monkeypatch, params, canvas, context, bidirectional):
+    expected = writer(bidirectional=bidirectional)(params, canvas, context)
+    monkeypatch.setattr(decoder, "FEW", 1)
+    filled = writer(bidirectional=bidirectional)
+    assert N % decoder.WHOLE and f"{N + -N % decoder.WHOLE},{LANGUAGE.width}" in str(
+        jax.make_jaxpr(filled)(params, canvas, context)
+    )
+    close(filled(params, canvas, context), expected)
 
 
 def test_canvas_gradients_with_remat_equal_those_without(params, canvas, context):

@@ -13,7 +13,8 @@ from metacanvas_jax.config.load import ROOT, load_config
 from metacanvas_jax.config.read import experiment
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.launch import sweeps
-from metacanvas_jax.plan.shipped import recommended
+from metacanvas_jax.plan import document
+from metacanvas_jax.plan.shipped import jobs, recommended
 from metacanvas_jax.train.parameters import param_shapes
 from metacanvas_jax.trees import flat, parameter_count, partition
 
@@ -128,6 +129,17 @@ def test_the_head_of_a_file_recommends_the_hardware_of_its_data(file):
     for variant in variants(file):
         assert f"\nHardware:  {recommended(build(file, variant))}\n" in head
     assert build(file, f"{variant}.miniature").hardware == ()
+
+
+FIRST = {job.name: job for job in reversed(jobs()) if ":" not in job.config}
+
+
+@pytest.mark.parametrize("name", sorted(FIRST))
+def test_the_head_of_a_file_states_the_seconds_that_its_kept_plan_expects(name):
+    head = importlib.import_module(f"configs.{name}").__doc__
+    expected = document.kept(ROOT / "benchmarks" / "plans", document.name_of(FIRST[name]))[0].expected
+    stated = re.search(r"\(expected: ([\d.]+) s a step", head)
+    assert stated and stated[1] == f"{expected:.{2 if expected < 10 else 1}f}", f"{name}: {expected:.3f} s expected"
 
 
 def test_the_page_of_experiments_names_all_of_the_paper_and_only_what_there_is():

@@ -56,7 +56,7 @@ def test_on_a_mesh_the_kernel_runs_on_the_samples_and_heads_of_each_device():
     shape = (2, 1024, 4, 128)
     with on_mesh(mesh, abstract=True), jax.default_matmul_precision("default"):
         sharding = NamedSharding(mesh, PartitionSpec("data", "context"))
-        text = lowered(functools.partial(attention, exchange=True), sharding, shape, shape, shape)
+        text = lowered(functools.partial(attention, exchange="heads"), sharding, shape, shape, shape)
     kernels = [line for line in text.splitlines() if "tpu_custom_call" in line]
     named = [line for line in kernels if "flash_attention_forward" in line]
     assert named

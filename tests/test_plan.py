@@ -166,6 +166,21 @@ def test_device_groups(text, first, count):
     assert groups[0].tolist() == first
 
 
+PROJECTION = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (x: bf16[16,2048,4096,1], w: bf16[32,128,4096,1]) -> bf16[16,2048,32,128] {
+  %x = bf16[16,2048,4096,1]{2,1,0,3} parameter(0)
+  %w = bf16[32,128,4096,1]{2,1,3,0} parameter(1)
+  ROOT %y = bf16[16,2048,32,128]{3,1,0,2} convolution(%x, %w), window={size=32x1 pad=31_31x0_0 rhs_reversal=1x0}, dim_labels=1bf0_0oi1->1b0f
+}
+"""  # noqa: E501
+
+
+def test_padding_belongs_to_the_axis_of_its_number_and_not_of_its_place():
+    module = hlo.parse(PROJECTION)
+    assert hlo.product_flops(module, module.computations[module.entry]) == 2 * 16 * 2048 * 4096 * 32 * 128
+
+
 def test_convolutions_count_only_what_meets_the_picture():
     sides = {"inputs": 8, "kernel": 3, "outputs": 8, "stride": 1, "before": 1}
     assert flops.valid_positions(**sides, input_dilation=1, kernel_dilation=1) == 8 * 3 - 2

@@ -145,6 +145,11 @@ def test_parts_of_the_model_have_rules_of_their_own():
     names = ("batch", "seq", "embed")
     assert resolve(names, (4, 8, 8), mesh, rules_of("mllm")) == P(("fsdp", "context"), "tensor", None)
     assert resolve(names, (2, 8, 8), mesh, rules_of("mllm")) == P("fsdp", "tensor", None)
+    for axis in ("heads", "kv_heads", "mlp"):  # what the context axis splits where it has no samples to split
+        hidden = ("batch", "seq", axis)
+        assert resolve(hidden, (4, 8, 8), mesh, rules_of("mllm")) == P(("fsdp", "context"), None, "tensor")
+        assert resolve(hidden, (2, 8, 8), mesh, rules_of("mllm")) == P("fsdp", None, ("tensor", "context"))
+        assert resolve(hidden, (2, 8, 2), mesh, rules_of("mllm")) == P("fsdp", None, "tensor")
     rows = ("batch", "rows", None, None)
     assert resolve(rows, (8, 8, 8, 3), mesh, rules_of("vae")) == P(("fsdp", "context", "tensor"), None, None, None)
     assert resolve(rows, (2, 8, 8, 3), mesh, rules_of("vae")) == P("fsdp", ("context", "tensor"), None, None)
@@ -265,11 +270,17 @@ def test_large_parameters_left_whole_are_listed():
         check_whole(tree, 12)
 
 
-def test_adapters_of_feed_forwards_are_split_along_their_rank():
+def test_adapters_are_split_along_their_long_axis():
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
-    adapter = Lora(LoraConfig(8, 8.0), 16, ("mlp", "embed"), "float32")
-    layout = shardings(jax.eval_shape(adapter.init, jax.random.key(0), jnp.zeros((1, 32)))["params"], mesh)
-    assert (layout["a"].spec, layout["b"].spec) == (P("tensor", "fsdp"), P(None, "fsdp"))
+
+    def layout(width, *axes):
+        adapter = Lora(LoraConfig(8, 8.0), 16, axes, "float32")
+        found = shardings(jax.eval_shape(adapter.init, jax.random.key(0), jnp.zeros((1, width)))["params"], mesh)
+        return found["a"].spec, found["b"].spec
+
+    assert layout(32, "mlp", "embed") == (P(("tensor", "fsdp"), None), P(None, "fsdp"))
+    assert layout(32, "embed", "heads") == (P("fsdp", None), P(None, ("tensor", "fsdp")))
+    assert layout(6, "mlp", "embed") == (P("tensor", "fsdp"), P(None, "fsdp"))  # no long axis to cut: the rank
 
 
 def test_parts_meant_to_be_whole_are_copied_but_for_their_adapters():
@@ -280,6 +291,9 @@ def test_parts_meant_to_be_whole_are_copied_but_for_their_adapters():
     layout = shardings(tree, mesh, whole=("mllm",))
     assert layout["mllm"]["up"].is_fully_replicated
     assert layout["mllm"]["up_lora"].spec == layout["dit"]["up"].spec == P("fsdp", None)
+    sharing = shardings(tree, make_mesh(MeshConfig(data=1, fsdp=2, context=4)), whole=("mllm",))
+    assert sharing["mllm"]["up"].spec == P(None, "context")  # each holds what it computes
+    assert sharing["dit"]["up"].spec == P(("fsdp", "context"), None)
     check_whole(placed(tree, layout), 128, meant=("mllm",))
     with pytest.raises(UserError, match=r"parameter mllm/up of shape \[16, 8\]"):
         check_whole(placed(tree, layout), 128)
@@ -305,3 +319,34 @@ def test_missing_processes_are_named():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": "."}
     )
     assert result.stderr.strip().endswith("Lost: process 1 of 2 did not come up within 1 s")
+
+
+@pytest.mark.parametrize("context", [2, 4])
+@pytest.mark.parametrize("heads", [4, 3], ids=["heads divide", "heads do not divide"])
+def test_tokens_of_one_sequence_are_exchanged_for_heads_or_keys_are_gathered(heads, context):
+    """Values, gradients, and which collectives of the context axis each way needs."""
+    rng = np.random.default_rng(0)
+    arrays = {x: rng.standard_normal((2, 16, heads, 8), np.float32) for x in "qkv"}
+    keys = np.arange(16)[None] < np.array([[16], [11]])
+    dy = rng.standard_normal((2, 16, heads, 8), np.float32)
+
+    def run(q, k, v):
+        return attention(q, k, v, mask=MaskSpec(keys=jnp.asarray(keys)), exchange="any")
+
+    def gradients(arrays):
+        return jax.grad(lambda arrays: jnp.vdot(run(**arrays), dy))(arrays)
+
+    given = jax.tree.map(jnp.asarray, arrays)
+    alone, expected = run(**given), gradients(given)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=1, context=context, tensor=4 // context))
+    with on_mesh(mesh):
+        placed = {x: jax.device_put(a, jax.NamedSharding(mesh, P("data", "context"))) for x, a in arrays.items()}
+        value, both = jax.jit(lambda a: run(**a)), jax.jit(gradients)
+        text = value.lower(placed).compile().as_text()
+        np.testing.assert_allclose(value(placed), alone, atol=1e-5)
+        spread = both(placed)
+    for name, wanted in expected.items():
+        np.testing.assert_allclose(spread[name], wanted, atol=1e-5)
+    divide = heads % 4 == 0
+    assert ("all-to-all" in text) == (context == 4 and divide)
+    assert ("all-gather" in text) == (context == 2 or not divide)

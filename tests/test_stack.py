@@ -8,7 +8,7 @@ import pytest
 from jax.ad_checkpoint import checkpoint_name
 
 from metacanvas_jax.nn.layers import Dense
-from metacanvas_jax.nn.stack import REMAT_CHOICES, entering, stack
+from metacanvas_jax.nn.stack import REMAT_CHOICES, entering, hidden_units, stack
 
 WIDTH, LAYERS = 8, 3
 
@@ -21,7 +21,7 @@ class Block(nn.Module):
         x = entering(x)
         y = jnp.tanh(Dense(WIDTH, ("embed", "heads"), "float32", name="one")(x))
         y = checkpoint_name(jnp.sin(y), "attention_out")
-        return x + jnp.tanh(Dense(WIDTH, ("heads", "embed"), "float32", name="two")(y)), None
+        return x + jnp.tanh(hidden_units(Dense(WIDTH, ("heads", "embed"), "float32", name="two")(y))), None
 
 
 def gradient(remat, unroll=1):
@@ -77,6 +77,7 @@ def test_policies_keep_what_they_say():
     host = f"float32<host>[{LAYERS},2,{WIDTH}]"
     assert kept("full") == [one]
     assert kept("attention") == [one, one]
+    assert kept("hidden") == [one, one, one]
     assert len(kept("dots")) == 4  # its input, two products, and what stands for attention
     assert kept("offload") == [host]
     assert kept("offload_attention") == sorted([one, host])

@@ -17,6 +17,7 @@ from metacanvas_jax.kernels.prologue import LN2, prepare
 from metacanvas_jax.nn.layers import Dense, Dtype, Gain, layer_norm
 from metacanvas_jax.nn.lora import LoraConfig, adapted, adapter, plus
 from metacanvas_jax.nn.modulation import gated, modulate
+from metacanvas_jax.nn.stack import hidden_units
 from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.parallel.context import whole_sequence
 
@@ -129,7 +130,8 @@ class Stream(nn.Module):
         attended = plus(self.out, self.out_lora, attended)
         x = constrain(gated(x, attended, parts[2]), ("batch", "seq", "embed"))
         y = modulate(layer_norm(x, eps=EPS), parts[3], parts[4])
-        hidden = constrain(jax.nn.gelu(plus(self.up, self.up_lora, y)), ("batch", "seq", "mlp"))
+        hidden = hidden_units(plus(self.up, self.up_lora, y))
+        hidden = constrain(jax.nn.gelu(hidden), ("batch", "seq", "mlp"))
         return constrain(gated(x, plus(self.down, self.down_lora, hidden), parts[5]), ("batch", "seq", "embed"))
 
 
@@ -144,7 +146,7 @@ def attend_jointly(
     text, image = tokens
     before = [stream.before(*each) for stream, *each in zip(streams, tokens, parts, rotations, strict=True)]
     q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(*before, strict=True))
-    attended = attention(q, k, v, mask=MaskSpec(keys=mask), scale=LN2, exchange=True)
+    attended = attention(q, k, v, mask=MaskSpec(keys=mask), scale=LN2, exchange="heads")
     attended = rearrange(attended, "b n h e -> b n (h e)")
     length = text.shape[1]
     text = streams[0].after(text, attended[:, :length], parts[0])

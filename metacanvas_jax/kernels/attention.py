@@ -27,7 +27,7 @@ from metacanvas_jax.kernels.flash_fixed_max import flash_attention
 from metacanvas_jax.kernels.masks import MaskSpec, dense_mask
 from metacanvas_jax.kernels.tiles import device_kind
 from metacanvas_jax.nn.precision import exact
-from metacanvas_jax.parallel.context import sharded
+from metacanvas_jax.parallel.context import Exchange, sharded
 
 CHUNK = 256  # queries
 LARGEST_SCORES = 2**31  # bytes of float32 scores that the plain formula may hold
@@ -44,14 +44,14 @@ def attention(
     *,
     mask: MaskSpec | None = None,
     scale: float | None = None,
-    exchange: bool = False,
+    exchange: Exchange = "none",
     implementation: str = "auto",
 ) -> Float[Array, "b n h e"]:
     """Softmax attention with grouped heads: head ``j`` of q uses key/value head ``j // (h / g)``.
 
     Scores and softmax are float32; the output has the dtype of q. ``scale`` defaults to ``e ** -0.5``. A query without
     any visible key (padding) gets a finite value without meaning. On a mesh each device computes its own samples and
-    heads. ``exchange`` says that q, k and v belong to one sequence, which the context axis may split (see
+    heads. ``exchange`` says whether q, k and v belong to one sequence, which the context axis may split (see
     ``parallel/context.py``). ``implementation`` is one of ``IMPLEMENTATIONS``; "auto" chooses by the table above.
 
     Raises:

@@ -51,7 +51,7 @@ def relu_linear_attention(
     def linear_attend(q: jax.Array, k: jax.Array, v: jax.Array, _: MaskSpec) -> jax.Array:
         return jax.lax.platform_dependent(q, k, v, **chosen, default=plain_linear_attention)
 
-    return sharded(linear_attend, q, k, v, MaskSpec(), exchange=False)
+    return sharded(linear_attend, q, k, v, MaskSpec(), exchange="none")
 
 
 def plain_linear_attention(

@@ -19,15 +19,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.kernels.attention_after import attention_after
+from metacanvas_jax.nn.gating import silu_gated
 from metacanvas_jax.nn.layers import Dense, Dtype, RMSNorm
 from metacanvas_jax.nn.lora import Lora, LoraConfig
 from metacanvas_jax.nn.precision import exact
 from metacanvas_jax.nn.rope import inverse_frequencies, rotate
-from metacanvas_jax.nn.stack import Remat, entering, stack
+from metacanvas_jax.nn.stack import Remat, entering, hidden_units, stack
 from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.types import KeyValues
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+
+# Many tokens are filled up to a multiple of WHOLE, with tokens that no other sees: devices that share them then hold
+# whole tiles. libtpu 0.0.42 fails on the halves of a canvas of 660. It is done on every mesh, so that dropout does not
+# depend on it.
+FEW, WHOLE = 128, 32
 
 embedding_init = nn.initializers.normal(0.02)
 
@@ -165,7 +171,7 @@ class Layer(nn.Module):
         y = rearrange(y, "b n h e -> b n (h e)")
         x = constrain(x + project(y, "o", c.width, ("heads", "embed")), ("batch", "seq", "embed"))
         y = RMSNorm(c.norm_eps, name="mlp_norm")(x)
-        y = nn.silu(project(y, "gate", c.mlp, ("embed", "mlp"))) * project(y, "up", c.mlp, ("embed", "mlp"))
+        y = silu_gated(*(hidden_units(project(y, name, c.mlp, ("embed", "mlp"))) for name in ("gate", "up")))
         y = constrain(y, ("batch", "seq", "mlp"))
         x = x + project(y, "down", c.width, ("mlp", "embed"))
         kept = {"cache": (k, v), "own": (k, v), "hidden": x, "nothing": None}[run.keep]
@@ -243,9 +249,13 @@ class Decoder(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "b n d"]:
         """Hidden states of tokens that come after a context already read, with the adapters acting on all of them."""
-        keys = jnp.concatenate([mask, jnp.ones(x.shape[:2], bool)], axis=1)
+        count = x.shape[1]
+        spare = -count % WHOLE if count >= FEW else 0
+        x = jnp.pad(x, ((0, 0), (0, spare), (0, 0)))
+        positions = jnp.pad(positions, ((0, 0), (0, 0), (0, spare)))
+        keys = jnp.concatenate([mask, jnp.broadcast_to(jnp.arange(x.shape[1]) < count, x.shape[:2])], axis=1)
         spec = MaskSpec(causal=not bidirectional, offset=0 if bidirectional else mask.shape[1], keys=keys)
-        return self._run(x, positions, spec, past=past, lora_from=0, deterministic=deterministic)[0]
+        return self._run(x, positions, spec, past=past, lora_from=0, deterministic=deterministic)[0][:, :count]
 
     def extend(
         self, x: Float[Array, "b n d"], positions: Int[Array, "3 b n"], past: KeyValues, mask: Bool[Array, "b l"]

@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from metacanvas_jax.nn.gating import silu, silu_gated
 from metacanvas_jax.nn.layers import Dense, Dtype, zeros_init
 from metacanvas_jax.nn.lora import LoraConfig, adapted
+from metacanvas_jax.nn.precision import stored
+from metacanvas_jax.nn.stack import hidden_units
 from metacanvas_jax.parallel.activations import constrain_grid
 
 
@@ -53,10 +56,11 @@ def _kept(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]) -> Float[Ar
 
 # The derivative is written by hand. Automatic differentiation would turn every slice into a padded copy and sum nine of
 # these copies in nine passes over memory.
-_depthwise = jax.custom_vjp(_weighted)
+_depthwise = jax.custom_vjp(lambda x, kernel: _weighted(stored(x), kernel))
 
 
 def _forward(x: Float[Array, "b y x c"], kernel: Float[Array, "r s c"]):
+    x = stored(x)
     return _weighted(x, kernel), (x, kernel)
 
 
@@ -113,12 +117,11 @@ class MixFFN(nn.Module):
     def __call__(self, x: Float[Array, "b y x d"]) -> Float[Array, "b y x o"]:
         """Tokens on their grid."""
         y = adapted(Dense(2 * self.hidden, ("embed", "mlp"), self.dtype, name="expand"), x, self.lora)
-        y = jax.nn.silu(y)
-        y = constrain_grid(y, "mlp")
+        y = constrain_grid(silu(hidden_units(y)), "mlp")
         y = DepthwiseConv(self.dtype, name="depth")(y)
         value, gate = jnp.split(y, 2, axis=-1)
         reduce = Dense(self.features, ("mlp", "embed"), self.dtype, use_bias=False, name="reduce")
-        return adapted(reduce, value * jax.nn.silu(gate), self.lora)
+        return adapted(reduce, silu_gated(gate, value), self.lora)
 
 
 class DepthwiseConv(nn.Module):

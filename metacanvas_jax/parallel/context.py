@@ -1,13 +1,19 @@
 """Attention on a mesh: each device runs any attention kernel on its own heads and samples.
 
-Between the blocks, the context axis splits the tokens of a long sequence. Attention needs all tokens. An all-to-all
-therefore turns q, k and v from some tokens of all heads into all tokens of some heads, and another one turns the result
-back. Each moves ``1 - 1/context`` of an array once (DeepSpeed Ulysses, arXiv 2309.14509). The number of heads must be a
-multiple of tensor times context.
+Between the blocks, the context axis splits the tokens of a long sequence. Attention needs all keys. There are two ways:
+
+- *over heads* (DeepSpeed Ulysses, arXiv 2309.14509): an all-to-all turns q, k and v from some tokens of all heads into
+  all tokens of some heads, and another one turns the result back. The heads must divide by tensor times context;
+- *over keys*: every device keeps its queries and gathers the keys and values of all tokens.
+
+With n tokens over c devices, the first sends ``4 (n/c) (c-1)/c`` tokens of one array to each device, the second
+``2 n (c-1)/c``. For two devices these are equal. All-gathers then run beside products, which all-to-alls do not, and
+need no other layout of the arrays.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +26,10 @@ from metacanvas_jax.parallel.activations import constrain, current_mesh, spec_of
 EXCHANGED = ("batch", "whole_seq", "exchanged_heads", None)
 QUERIES = ("batch", "seq", "heads", None)
 KEYS = ("batch", "whole_seq", "kv_heads", None)
+
+Exchange = Literal["none", "heads", "any"]
+"""What an attention is over: "none" for keys of another sequence; "heads" and "any" for one sequence that the context
+axis may split, "heads" where ``whole_sequence`` has exchanged its streams already."""
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
 """``attend(q, k, v, mask) -> out`` on arrays as one device sees them; ``mask`` is a ``MaskSpec``."""
@@ -39,12 +49,19 @@ def whole_sequence(x: Float[Array, "b n h e"]) -> Float[Array, "b n h e"]:
     return constrain(x, EXCHANGED) if exchanging() else x
 
 
-def sharded(attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, mask: Any, *, exchange: bool) -> jax.Array:
+def gathers_keys(heads: int) -> bool:
+    """Whether an attention with so many heads, over "any" axis, gathers keys instead of exchanging tokens for heads."""
+    mesh = current_mesh()
+    if mesh is None or not exchanging():
+        return False
+    return mesh.shape["context"] == 2 or heads % (mesh.shape["context"] * mesh.shape["tensor"]) != 0
+
+
+def sharded(attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, mask: Any, *, exchange: Exchange) -> jax.Array:
     """``attend`` inside ``shard_map``: per device its samples and heads of ``q [b n h e]`` and ``k, v [b m g e]``.
 
-    With ``exchange``, q, k and v belong to one sequence, which the context axis may split. Without it, every device has
-    all keys and values and its own slice of the queries, or all queries if the mask is causal. Grouped key/value heads
-    are repeated where they do not divide by the tensor axis.
+    Without an exchange, every device has all keys and values and its own slice of the queries, or all queries if the
+    mask is causal. Grouped key/value heads are repeated where they do not divide by the tensor axis.
 
     Raises:
         UserError: heads or tokens do not divide by the axes of the mesh that an exchange splits them over.
@@ -52,8 +69,12 @@ def sharded(attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, mask: Any,
     mesh = current_mesh()
     if mesh is None:
         return attend(q, k, v, mask)
-    if exchange and exchanging():
-        _check(mesh.shape["context"], mesh.shape["tensor"], q.shape, k.shape)
+    gathered = exchange == "any" and not mask.causal and gathers_keys(k.shape[2])
+    if exchange != "none" and exchanging():
+        _check(mesh.shape["context"], mesh.shape["tensor"], q.shape, k.shape, heads=not gathered)
+    if gathered:
+        query_names, key_names = QUERIES, ("batch", "seq", "kv_heads", None)
+    elif exchange != "none" and exchanging():
         q, k, v = (constrain(x, EXCHANGED) for x in (q, k, v))
         query_names = key_names = EXCHANGED
     else:
@@ -76,6 +97,10 @@ def sharded(attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, mask: Any,
     }
 
     def on_device(q: jax.Array, k: jax.Array, v: jax.Array, parts: dict[str, jax.Array]) -> jax.Array:
+        if gathered and key_spec[1] is not None:  # here, because the gradient of a gather is then a reduce-scatter
+            gather = functools.partial(_gather, key_spec[1], mesh.shape["context"])
+            k, v = gather(k), gather(v)
+            parts = {name: x if name == "query_segments" else gather(x) for name, x in parts.items()}
         return attend(q, k, v, mask.replace(**parts))
 
     split = jax.shard_map(
@@ -84,12 +109,34 @@ def sharded(attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, mask: Any,
     return constrain(split(q, k, v, parts), QUERIES)
 
 
-def _check(context: int, tensor: int, queries: tuple[int, ...], keys: tuple[int, ...]) -> None:
-    for name, heads in (("heads", queries[2]), ("key/value heads", keys[2])):
-        if heads % (context * tensor):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather(axes: str | tuple[str, ...], devices: int, x: jax.Array) -> jax.Array:
+    """All tokens of ``x [b n ...]``, inside ``shard_map``."""
+    return jax.lax.all_gather(x, axes, axis=1, tiled=True)
+
+
+def _gather_forward(axes: str | tuple[str, ...], devices: int, x: jax.Array) -> tuple[jax.Array, None]:
+    return _gather(axes, devices, x), None
+
+
+def _gather_backward(axes: str | tuple[str, ...], devices: int, _: None, dy: jax.Array) -> tuple[jax.Array]:
+    if devices != 2 or axes != "context":
+        return (jax.lax.psum_scatter(dy, axes, scatter_dimension=1, tiled=True),)
+    # Two devices exchange halves, beside products. A reduce-scatter runs alone and pads halves that are no whole tiles.
+    half, me = dy.shape[1] // 2, jax.lax.axis_index(axes)
+    own, other = (jax.lax.dynamic_slice_in_dim(dy, place * half, half, axis=1) for place in (me, 1 - me))
+    return (own + jax.lax.ppermute(other, axes, [(0, 1), (1, 0)]),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _check(context: int, tensor: int, queries: tuple[int, ...], keys: tuple[int, ...], *, heads: bool) -> None:
+    for name, count in (("heads", queries[2]), ("key/value heads", keys[2])) if heads else ():
+        if count % (context * tensor):
             raise UserError(
                 f"mesh: tokens are exchanged for heads over context {context} x tensor {tensor} = {context * tensor} "
-                f"devices, which do not divide the {heads} {name} of an attention over {queries[1]} tokens"
+                f"devices, which do not divide the {count} {name} of an attention over {queries[1]} tokens"
             )
     for name, tokens in (("tokens", queries[1]), ("keys", keys[1])):
         if tokens % context:

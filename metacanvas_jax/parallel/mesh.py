@@ -33,9 +33,10 @@ class MeshConfig:
     slice. Only the axis ``across_slices`` uses that network; its size is a multiple of the number of slices. "data"
     exchanges gradients there once per step, "fsdp" parameters in every layer.
 
-    ``whole`` names frozen parts of the model ("mllm", "vae", "text") that every device holds without sharding, except
-    for their adapters. It costs memory and saves an all-gather of the part in every pass. That pays for a large MLLM,
-    whose passes over a canvas are short.
+    ``whole`` names frozen parts of the model ("mllm", "vae", "text") that are not sharded along ``fsdp``, except for
+    their adapters. Every device holds all of such a part, or the heads and hidden widths that it computes where the
+    devices along ``tensor`` (and, in the MLLM, along ``context``) split these. It costs memory and saves an all-gather
+    of the part in every pass. That pays for a large MLLM, whose passes over a canvas are short.
     """
 
     data: int = -1

@@ -13,6 +13,7 @@ mlp                   hidden units of a feed-forward, of activations and of kern
 vocab                 rows of the embedding table and columns of the output head
 embed                 the model width; split on parameters only, because on activations "batch" already uses the axis
 rank                  the short axis of a low-rank adapter
+long                  its other axis, where that is not "embed"
 layers                the axis that ``nn.scan`` runs along
 ====================  ==========================================================================================
 """
@@ -52,19 +53,32 @@ RULES: Rules = (
     # for parameters.
     ("embed", ("fsdp", "context")),
     ("embed", "fsdp"),
-    # An adapter of a feed-forward can be split along its rank only: the model width is none of its axes.
+    # The model width is no axis of an adapter on heads or hidden units. Its long axis is stored in slices instead: a
+    # rank of 32 or 64 does not divide by a wide fsdp axis.
+    ("long", ("tensor", "context", "fsdp")),
+    ("long", ("tensor", "fsdp")),
+    ("long", "tensor"),
     ("rank", "fsdp"),
     # The scan axis stays whole: each device runs every layer.
     ("layers", None),
 )
 
+LONG = frozenset({"mlp", "heads", "kv_heads"})
 LARGE = 2**26
 """A parameter of so many elements (256 MiB) must be split on a mesh that splits parameters."""
 
 PART_RULES: dict[str, Rules] = {
-    # The MLLM's prompts are short and causal, and its few key/value heads do not divide for an exchange. The devices of
-    # the context axis therefore take different samples instead of different tokens, where there are enough samples.
-    "mllm": (("batch", ("data", "fsdp", "context")), ("batch", ("data", "fsdp")), ("seq", "tensor"), ("seq", None)),
+    # The devices of the context axis share a video. Its prompt is short and causal, and its few key/value heads do not
+    # divide for an exchange. These devices therefore take different samples of it where there are enough samples; else
+    # they split heads and hidden widths like those of the tensor axis, and nothing is computed twice. The weights lie
+    # as the second case needs them.
+    "mllm": (
+        ("batch", ("data", "fsdp", "context")),
+        ("batch", ("data", "fsdp")),
+        *((name, axes) for name in ("mlp", "heads", "kv_heads", "vocab") for axes in (("tensor", "context"), "tensor")),
+        ("seq", "tensor"),
+        ("seq", None),
+    ),
     # An autoencoder has no heads or feed-forwards that are worth splitting: samples first, then bands of rows.
     "vae": (
         ("batch", ("data", "fsdp", "context", "tensor")),
@@ -117,8 +131,9 @@ def shardings(abstract: Params, mesh: Mesh | AbstractMesh, rules: Rules = RULES,
 
     Each part of the model has its own rules. Parameters without logical names are copied to every device. Parameters
     whose only axis is the model width (gains, biases of the residual stream) are copied as well, because their slices
-    would be too small to be worth a gather per layer. So are the parts in ``whole`` (see ``MeshConfig``), except their
-    adapters, which have the axis "rank". The result is a tree without Linen's boxes.
+    would be too small to be worth a gather per layer. The parts in ``whole`` (see ``MeshConfig``) are not split along
+    the model width either, except their adapters, which have the axis "rank". The result is a tree without Linen's
+    boxes.
     """
     leaves = flat(abstract)
     out = {}
@@ -126,8 +141,10 @@ def shardings(abstract: Params, mesh: Mesh | AbstractMesh, rules: Rules = RULES,
         names = leaf.get_partition_spec() if isinstance(leaf, nn.Partitioned) else ()
         shape = nn.meta.unbox(leaf).shape
         part = path.partition("/")[0]
-        if [name for name in names if name != "layers"] == ["embed"] or (part in whole and "rank" not in names):
-            names = (None,) * len(names)
+        if "rank" in names:
+            names = names if "embed" in names else tuple("long" if name in LONG else name for name in names)
+        elif part in whole or [name for name in names if name != "layers"] == ["embed"]:
+            names = tuple(None if name == "embed" else name for name in names)
         own = rules_of(part, rules)
         out[path] = NamedSharding(mesh, resolve(names, shape[: len(names)], mesh, own))
     return _like(abstract, out)

@@ -23,6 +23,7 @@ from metacanvas_jax.tasks import Bucket
 
 LEAST_S, LEAST_BYTES = 0.01, 0.01  # of a step and of a chip's memory: gains below these shares are not worth a line
 WIDEST = 16  # of the context axis
+HIDDEN = 4  # widths of a token that remat="hidden" keeps beside what "attention" does
 PRODUCTS = 9  # outputs of the products of a block, in widths of a token: q, k, v, o, 4 hidden widths, the block's own
 
 
@@ -145,6 +146,7 @@ def _remat(step: Step, activations: float) -> Iterator[Knob]:
     saved = {
         "none": activations - kept - 2 * activations / layers,
         "dots": min(PRODUCTS * kept, activations - kept),
+        "hidden": min(kept * (1 + HIDDEN), activations - kept),
         "attention": min(kept, activations - kept),
     }
     if remat in saved:
@@ -155,7 +157,7 @@ def _faster(report: Report, step: Step) -> Iterator[Knob]:
     """What takes less time and fits into the memory that is left."""
     setup, room = step.setup, report.limit - report.needed
     exposed = {part.name: part.collectives for part in report.parts}
-    lighter = {"dots": "none", "attention": "dots", "full": "attention", "offload": "full"}
+    lighter = {"dots": "none", "hidden": "dots", "attention": "hidden", "full": "attention", "offload": "full"}
     lighter["offload_attention"] = "attention"
     assert lighter.keys() < set(REMAT_CHOICES)
     if setup.dit.remat in lighter:

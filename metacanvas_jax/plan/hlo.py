@@ -252,7 +252,8 @@ def _convolution_flops(computation: Computation, op: Op) -> float:
         return fields[name].split("x") if name in fields else [default] * len(spatial)
 
     valid = 1
-    for i, axis in enumerate(spatial):
+    for axis in spatial:
+        i = int(axis)  # a window lists the spatial axes by number, whatever their order in the labels
         valid *= valid_positions(
             inputs=left[of_input.index(axis)],
             kernel=right[of_kernel.index(axis)],

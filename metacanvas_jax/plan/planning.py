@@ -80,12 +80,17 @@ def plan(
     for program, step in zip(made, [*steps, None], strict=False):
         report = study(name, program, where, say)
         if step is not None:
-            report = dataclasses.replace(report, steps=experiment.train.steps, advice=advise(report, step))
+            report = advised(report, step)
         reports.append(report)
         print(table(report), flush=True)
     if out is not None:
         write(out, reports)
     return reports
+
+
+def advised(report: Report, step: Step) -> Report:
+    """The report of a training step, with the length of the training and what would make the step fit, or faster."""
+    return dataclasses.replace(report, steps=step.setup.train.steps, advice=advise(report, step))
 
 
 def choose(buckets: tuple[Bucket, ...], task: str | None) -> list[Bucket]:

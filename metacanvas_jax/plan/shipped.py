@@ -12,7 +12,8 @@ from metacanvas_jax.config.schema import Experiment, Hardware
 from metacanvas_jax.hardware import slice_name
 from metacanvas_jax.parallel.mesh import make_mesh
 from metacanvas_jax.plan import programs
-from metacanvas_jax.plan.planning import choose, parse_mesh
+from metacanvas_jax.plan.advice import Step
+from metacanvas_jax.plan.planning import advised, choose, parse_mesh
 from metacanvas_jax.plan.report import Report
 from metacanvas_jax.plan.study import study
 from metacanvas_jax.plan.topology import find_slice
@@ -65,9 +66,11 @@ def run_job(job: Job, say: Callable[[str], None] = lambda line: None, *, samplin
     """Yields the report of the training step on the most expensive bucket, then, if asked for, that of sampling."""
     experiment = job.experiment()
     where = find_slice(job.on.topology)
-    mesh = make_mesh(parse_mesh(job.on.mesh) if job.on.mesh else experiment.mesh, where.devices)
+    shape = parse_mesh(job.on.mesh) if job.on.mesh else experiment.mesh
+    mesh = make_mesh(shape, where.devices)
     buckets = choose(experiment.shapes, None)
     for bucket in buckets:
-        yield study(job.title, programs.train_program(experiment, mesh, bucket), where, say)
+        report = study(job.title, programs.train_program(experiment, mesh, bucket), where, say)
+        yield advised(report, Step(experiment, where, shape, bucket))
     if sampling:
         yield study(job.title, programs.sample_program(experiment, where.devices, buckets[0]), where, say)

@@ -19,7 +19,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.train import objectives
 from metacanvas_jax.train.contexts import Enrich, context_reader, with_context
-from metacanvas_jax.train.parameters import identities, initial, start_weights
+from metacanvas_jax.train.parameters import identities, initial, start_weights, unread
 from metacanvas_jax.train.step import Loss, Prepare
 from metacanvas_jax.trees import Rules
 from metacanvas_jax.types import Params
@@ -38,6 +38,7 @@ class Job:
     ``config`` is everything else that must be the same when a run continues (nested, JSON-able).
     ``enrich`` adds to a batch on the host; it may read the frozen parameters. ``keep_float32`` are regular expressions
     of frozen parameters that stay float32 whatever ``FitConfig.frozen_dtype`` is.
+    ``unread`` are those of frozen parameters that nothing reads: they are not loaded.
     ``shapes()`` are the whole batches of a run by name, as shapes, as they come from ``enrich``. The step is compiled
     for them before the first step.
     """
@@ -54,6 +55,7 @@ class Job:
     folders: Mapping[str, str] = dataclasses.field(default_factory=dict)
     enrich: Enrich | None = None
     keep_float32: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     shapes: Callable[[], Mapping[str, Any]] | None = None
 
 
@@ -168,6 +170,7 @@ def make_job(experiment: Experiment, *, verify: bool = False) -> Job:
         config=identity(experiment) | by_size.identity(experiment),
         enrich=context_reader(experiment),
         keep_float32=keep_float32(experiment),
+        unread=unread(experiment),
         load=lambda abstract: start_weights(experiment, abstract),
         frozen=frozen,
         folders=folders(experiment),

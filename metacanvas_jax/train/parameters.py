@@ -58,6 +58,18 @@ def boxed(experiment: Experiment) -> Params:
     return jax.eval_shape(lambda key: initial(experiment, key), jax.random.key(0))
 
 
+def unread(experiment: Experiment) -> tuple[str, ...]:
+    """Regular expressions of parameters that no program of a training that paints reads: where frozen, none holds them.
+
+    They are the head of the MLLM, which writes no words then, and its vision tower, where no task shows it a picture.
+    Previews and evaluators draw the tasks of the training's own buckets (`data/by_size.py:looked_at`).
+    """
+    if experiment.objective != "paint":
+        return ()
+    sees = any(tasks.TASKS[bucket.task].mllm != "nothing" for bucket in experiment.shapes)
+    return ("mllm/language/head/.*",) if sees else ("mllm/language/head/.*", "mllm/vision/.*")
+
+
 def param_shapes(experiment: Experiment) -> Params:
     """All parameters as shapes. Nothing is computed."""
     return nn.meta.unbox(boxed(experiment))

@@ -15,7 +15,7 @@ from metacanvas_jax.train.checkpoints import Checkpoints
 from metacanvas_jax.train.job import FitConfig, Job
 from metacanvas_jax.train.parameters import check_memory, some
 from metacanvas_jax.train.state import TrainState, abstract_state, cast, new_state
-from metacanvas_jax.trees import flat, held_dtype, nested, partition
+from metacanvas_jax.trees import flat, held_dtype, nested, partition, without
 from metacanvas_jax.types import Params
 
 
@@ -39,6 +39,7 @@ def shapes(job: Job, config: FitConfig, optimizer: optax.GradientTransformation,
     abstract = placed(boxed, shardings(boxed, mesh, rules, config.mesh.whole))
     check_whole(abstract, meant=config.mesh.whole)
     trainable, frozen = partition(abstract, job.rules)
+    frozen = without(frozen, job.unread)
     return Shapes(trainable, frozen, abstract_state(trainable, optimizer, mesh, ema=config.ema_decay is not None))
 
 

@@ -29,7 +29,7 @@ from metacanvas_jax.nn.lora import Lora, LoraConfig, adapted, check_targets
 from metacanvas_jax.nn.modulation import TimeEmbed, gated, modulate
 from metacanvas_jax.nn.precision import exact
 from metacanvas_jax.nn.rope import grid_rotation
-from metacanvas_jax.nn.stack import Remat, entering, stack
+from metacanvas_jax.nn.stack import Remat, entering, hidden_units, stack
 from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.types import Given, States, Tokens
 
@@ -214,13 +214,13 @@ class SingleBlock(nn.Module):
         shift, scale, gate = jnp.split(parts, 3, axis=-1)
         y = modulate(layer_norm(x, eps=EPS), shift, scale)
         q, k, v = Heads(config, config.lora, name="attention")(y, cos, sin)
-        attended = attention(q, k, v, mask=MaskSpec(keys=mask), scale=LN2, exchange=True)
+        attended = attention(q, k, v, mask=MaskSpec(keys=mask), scale=LN2, exchange="heads")
         attended = rearrange(attended, "b n h e -> b n (h e)")
         hidden = MlpUp(config, name="up")(y)
         if config.adapts("up"):
             sizes, axes = (config.mlp_ratio, config.width), ("embed", None, "mlp")
             hidden = hidden + Lora(config.lora, sizes, axes, config.dtype, name="up_lora")(y)
-        hidden = constrain(jax.nn.gelu(hidden), ("batch", "seq", None, "mlp"))
+        hidden = constrain(jax.nn.gelu(hidden_units(hidden)), ("batch", "seq", None, "mlp"))
         y = JoinedOut(config, name="out")(attended, hidden)
         if config.adapts("out"):
             joined = jnp.concatenate([attended[:, :, None], hidden], axis=2)

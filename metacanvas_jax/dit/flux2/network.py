@@ -26,11 +26,12 @@ from metacanvas_jax.dit.double_stream import EPS, Heads, Parts, Rotation, attend
 from metacanvas_jax.dit.packed import PackedDiT
 from metacanvas_jax.kernels.attention import MaskSpec, attention
 from metacanvas_jax.kernels.prologue import LN2, prepare
+from metacanvas_jax.nn.gating import silu_gated
 from metacanvas_jax.nn.layers import Dense, Dtype, Gain, contract, layer_norm
 from metacanvas_jax.nn.lora import Lora, LoraConfig, adapter, check_targets, plus
 from metacanvas_jax.nn.modulation import TimeEmbed, gated, modulate
 from metacanvas_jax.nn.rope import grid_rotation
-from metacanvas_jax.nn.stack import Remat, entering, stack
+from metacanvas_jax.nn.stack import Remat, entering, hidden_units, stack
 from metacanvas_jax.parallel.activations import constrain
 from metacanvas_jax.parallel.context import whole_sequence
 from metacanvas_jax.types import Given, States, Tokens
@@ -142,7 +143,8 @@ class Stream(nn.Module):
         x = constrain(gated(x, plus(self.out, self.out_lora, attended), parts[2]), ("batch", "seq", "embed"))
         y = modulate(layer_norm(x, eps=EPS), parts[3], parts[4])
         both = self.up(y) if self.up_lora is None else self.up(y) + self.up_lora(y)
-        hidden = constrain(jax.nn.silu(both[:, :, 0]) * both[:, :, 1], ("batch", "seq", "mlp"))
+        both = hidden_units(both)
+        hidden = constrain(silu_gated(both[:, :, 0], both[:, :, 1]), ("batch", "seq", "mlp"))
         return constrain(gated(x, plus(self.down, self.down_lora, hidden), parts[5]), ("batch", "seq", "embed"))
 
 
@@ -190,9 +192,10 @@ class SingleBlock(nn.Module):
         v = rearrange(pieces[:, :, 2], "b n (h e) -> b n h e", e=c.head_width)
         v = constrain(v, ("batch", "seq", "heads", None))
         q, k, v = whole_sequence(q), whole_sequence(k), whole_sequence(v)
-        attended = attention(q, k, v, mask=MaskSpec(keys=mask), scale=LN2, exchange=True)
+        attended = attention(q, k, v, mask=MaskSpec(keys=mask), scale=LN2, exchange="heads")
         attended = rearrange(attended, "b n h e -> b n (h e)")
-        hidden = jax.nn.silu(pieces[:, :, 3 : 3 + ratio]) * pieces[:, :, 3 + ratio :]
+        gate, value = (hidden_units(part) for part in jnp.split(pieces[:, :, 3:], 2, axis=2))
+        hidden = silu_gated(gate, value)
         hidden = constrain(hidden, ("batch", "seq", None, "mlp"))
         y = JoinedOut(c, name="out")(attended, hidden)
         if c.lora is not None and "out" in c.lora.targets:

@@ -29,7 +29,7 @@ from metacanvas_jax.nn.layers import Dense, Dtype, Gain, LayerNorm, RMSNorm, lay
 from metacanvas_jax.nn.lora import LoraConfig, adapted, check_targets
 from metacanvas_jax.nn.modulation import TimeEmbed, table_init
 from metacanvas_jax.nn.rope import grid_rotation
-from metacanvas_jax.nn.stack import Remat, entering, stack
+from metacanvas_jax.nn.stack import Remat, entering, hidden_units, stack
 from metacanvas_jax.parallel.activations import constrain, constrain_grid
 from metacanvas_jax.types import Given, Grid, States, Tokens
 
@@ -153,7 +153,7 @@ class Attention(nn.Module):
             gains = (Gain(config.width, "heads", name=name)() for name in ("q_norm", "k_norm"))
             q, k = prepare(q, k, *gains, *rotation, config.eps)
             v = split(project("v", source))
-            out = attention(q, k, v, mask=MaskSpec(keys=mask), scale=LN2, exchange=True)
+            out = attention(q, k, v, mask=MaskSpec(keys=mask), scale=LN2, exchange="any")
         else:
             q = split(RMSNorm(config.eps, "heads", name="q_norm")(q))
             k = split(RMSNorm(config.eps, "heads", name="k_norm")(k), "whole_seq")
@@ -194,8 +194,8 @@ class WanBlock(nn.Module):
         x = constrain(x + Attention(config, name="cross")(y, context, None, mask), ("batch", "seq", "embed"))
 
         y = modulated_norm(x, shift2, scale2, config.eps)
-        y = jax.nn.gelu(adapted(Dense(config.mlp, ("embed", "mlp"), config.dtype, name="up"), y, config.lora))
-        y = constrain(y, ("batch", "seq", "mlp"))
+        y = adapted(Dense(config.mlp, ("embed", "mlp"), config.dtype, name="up"), y, config.lora)
+        y = constrain(jax.nn.gelu(hidden_units(y)), ("batch", "seq", "mlp"))
         y = adapted(Dense(config.width, ("mlp", "embed"), config.dtype, name="down"), y, config.lora)
         x = gated_sum(x, y, gate2)
         return constrain(x, ("batch", "seq", "embed")), None
