@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from language_model import Decoder, visible_pairs
 
 BACKWARD = {"backward": 5, "dkv": 4, "dq": 3}
-"""Products of a fused backward pass; of one kernel for the gradients of keys and values; of one for those of queries."""
+"""Products of a fused backward pass, of a kernel for the gradients of keys and values, of one for those of queries."""
 
 Blocks = Mapping[str, Sequence[int]]
 """(queries, keys) of the block that each kernel of a job skips or computes; "forward" and those of ``BACKWARD``."""
@@ -30,7 +30,7 @@ def computed_pairs(length: int, block: Sequence[int], window: int | None = None)
 
 
 def computed_shares(model: Decoder, length: int, blocks: Blocks) -> tuple[float, float]:
-    """Computed over visible pairs, forward and backward, over local and global layers; the kernels by their products."""
+    """Computed over visible pairs of all layers, forward and backward; kernels of a backward pass by their products."""
     local = 0 if model.window is None else model.period - 1
     visible = visible_pairs(length, length) + local * visible_pairs(length, model.window or length)
 
