@@ -107,13 +107,17 @@ class Row:
 
 
 def measured_seconds(job: dict[str, Any]) -> float:
-    """Seconds of a step, which MaxText's configs for v5e and v5p state as TFLOP/s, causal attention counted whole."""
+    """Seconds of a step, which some sources state as TFLOP/s.
+
+    MaxText's configs for v5e and v5p count causal attention whole; its later versions count half ("causal").
+    """
     if "seconds" in job:
         return job["seconds"]
     from language_model import DECODERS
 
     tokens = job["batch"] * job["length"]
-    return DECODERS[job["model"]].model_flops(tokens, job["length"], causal=False) / (1e12 * job["tflops"])
+    flops = DECODERS[job["model"]].model_flops(tokens, job["length"], causal=job.get("causal", False))
+    return flops / (1e12 * job["tflops"])
 
 
 def stored_features(job: dict[str, Any]) -> dict[str, float] | None:
@@ -246,10 +250,11 @@ def compile_job(job: dict[str, Any]) -> None:
     program = language_model.program(
         language_model.DECODERS[job["model"]],
         make_mesh(parse_mesh(job["mesh"]), where.devices),
-        batch=job["batch"] * where.size,
+        batch=round(job["batch"] * where.size),
         length=job["length"],
         remat=job["remat"],
         weights=job["weights"],
+        exchange=job.get("exchange", "gather"),
     )
     try:
         compiled = compile_program(program, where)
