@@ -72,6 +72,11 @@ class Chip:
         """
         return 2 * self.link if self.gpu is None else self.gpu.nvlink
 
+    @property
+    def pair(self) -> float:
+        """Bytes per second and device between two devices, which one link of a torus joins."""
+        return self.link if self.gpu is None else self.gpu.nvlink
+
 
 def ada(units: int, l2: int, clock: float) -> Gpu:
     """A GPU of the generation Ada Lovelace; ``l2`` is in MiB."""

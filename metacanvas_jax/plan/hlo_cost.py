@@ -12,8 +12,8 @@ estimated as follows:
 - *memory* (everything else): HBM bytes at 85 % of the bandwidth.
 - *kernels* (Pallas): the longer of two times. One is that of the declared FLOPs at the share of peak which the kernel's
   static schedule reaches (``kernel_share``). The other is that of the declared bytes.
-- *collectives*: bytes on the wire of one device over two links of the torus, or over the data-centre network between
-  slices. Only the time that is not hidden behind other operations counts.
+- *collectives*: bytes on the wire of one device over two links of the torus (one between two devices), or over the
+  data-centre network between slices. Only the time that is not hidden behind other operations counts.
 
 These are the best times that the compiled program allows. ``calibration.py`` makes expected times of them.
 """
@@ -235,11 +235,11 @@ class Walk:
             "ragged-all-to-all": local,
         }.get(kind, local * (n - 1) / n)
         chip = self.machine.chip
+        group = 2 if kind == "collective-permute" else n
         between = len({int(x) // self.machine.per_slice for x in groups[0]}) > 1
-        seconds = wire / (chip.network if between else chip.ring)
+        seconds = wire / (chip.network if between else chip.pair if group == 2 else chip.ring)
         item = self.item(op, "collective", times, 0.0, wire, seconds)
         exposed = max(seconds - covered, 0.0) * times
-        group = 2 if kind == "collective-permute" else n
         return self.add(dataclasses.replace(item, kind=kind, group=group, overlap=overlap, exposed=exposed))
 
 
