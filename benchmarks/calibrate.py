@@ -77,10 +77,11 @@ def different(found: Any, committed: Any) -> bool:
 
 
 class Row:
-    """A job as it was run: best seconds by kind and the number of products, beside what was measured."""
+    """A job as it was run: what factors multiply, by kind, the number of products, its best and measured seconds."""
 
-    def __init__(self, job: dict[str, Any], best: dict[str, float], starts: int, seconds: float):
-        self.job, self.best, self.starts, self.seconds = job, best, starts, seconds
+    def __init__(self, job: dict[str, Any], basis: dict[str, float], starts: int, reach: float, seconds: float):
+        self.job, self.basis, self.starts, self.seconds = job, basis, starts, seconds
+        self.best = sum(basis.values()) - (1 - reach) * basis["collectives"]
         self.chip, self.name, self.fitted = job["chip"], job["name"], job["use"] == "fit"
 
     @classmethod
@@ -92,18 +93,18 @@ class Row:
             return None
         attention = job["attention"]
         shares = kernels[attention["kernel"]][chip.name]
-        best = dict.fromkeys(KINDS, 0.0)
-        best |= {kind: found[kind] for kind in ("products", "memory", "collectives", "host")}
+        basis = dict.fromkeys(KINDS, 0.0)
+        basis |= {kind: found[kind] for kind in ("products", "memory", "collectives", "host")}
         for kind, share, computed in zip(KINDS[1:3], shares, attention["computed"], strict=True):
-            best[kind] = found[kind] * computed / (share * chip.flops)
-        best["attention forward"] *= attention.get("forward", 1.0)
-        best |= job.get("replace", {})
-        best = {kind: job.get("scale", {}).get(kind, 1.0) * seconds for kind, seconds in best.items()}
-        best = {kind: job.get("more", {}).get(kind, 0.0) + seconds for kind, seconds in best.items()}
-        return cls(job, best, found["starts"], measured_seconds(job))
+            basis[kind] = found[kind] * computed / (share * chip.flops)
+        basis["attention forward"] *= attention.get("forward", 1.0)
+        basis |= job.get("replace", {})
+        basis = {kind: job.get("scale", {}).get(kind, 1.0) * seconds for kind, seconds in basis.items()}
+        basis = {kind: job.get("more", {}).get(kind, 0.0) + seconds for kind, seconds in basis.items()}
+        return cls(job, basis, found["starts"], found["reach"], measured_seconds(job))
 
     def expected(self, factors: Factors) -> dict[str, float]:
-        return factors.expected(self.best, self.starts)
+        return factors.expected(self.basis, self.starts)
 
 
 def measured_seconds(job: dict[str, Any]) -> float:
@@ -121,7 +122,7 @@ def measured_seconds(job: dict[str, Any]) -> float:
 
 
 def stored_features(job: dict[str, Any]) -> dict[str, float] | None:
-    """What ``compile_job`` stored, as best seconds; FLOPs for attention."""
+    """What ``compile_job`` stored, in seconds; FLOPs for attention."""
     path = feature_file(job)
     if not path.exists():
         return None
@@ -133,6 +134,8 @@ def stored_features(job: dict[str, Any]) -> dict[str, float] | None:
         # reduce-scatter them, which sends half the bytes.
         return job.get("reduce_scatter", False) and row["kind"] == "all-reduce"
 
+    share = [(1 / 2 if halved(row) else 1.0, row) for row in stored["collectives"]]
+    collectives = [(x * row["seconds"], x * row["exposed"], row["devices"]) for x, row in share]
     return {
         "products": sum(row["seconds"] for row in stored["products"].values()),
         "starts": sum(row["count"] for row in stored["products"].values()),
@@ -140,8 +143,15 @@ def stored_features(job: dict[str, Any]) -> dict[str, float] | None:
         "attention backward": kernels["attention backward"],
         "memory": stored["memory"]["exposed"],
         "host": stored["host"]["exposed"],
-        "collectives": sum(row["exposed"] / (2 if halved(row) else 1) for row in stored["collectives"]),
+        "collectives": sum(exposed for _, exposed, _ in collectives),
+        "reach": reach(collectives, CHIPS[job["chip"]]),
     }
+
+
+def reach(collectives: list[tuple[float, float, int]], chip: Chip) -> float:
+    """Of the seconds of collectives that nothing hides, the share that is left if they use all links of the torus."""
+    exposed = sum(row[1] for row in collectives)
+    return calibration.least_collectives(collectives, chip.torus) / exposed if exposed else 1.0
 
 
 def features_of_plan(job: dict[str, Any], chip: Chip) -> dict[str, float]:
@@ -168,6 +178,7 @@ def features_of_plan(job: dict[str, Any], chip: Chip) -> dict[str, float]:
         "memory": (total("memory") + other) * compiled.hbm_bandwidth / chip.hbm_bandwidth,
         "host": 0.0,
         "collectives": total("collectives") * compiled.ring / chip.ring,
+        "reach": reach([(x["seconds"], x["exposed"], x["group"]) for x in plan["collectives"]], chip),
     }
 
 
@@ -219,9 +230,9 @@ def table(rows: list[Row], found: dict[str, Any]) -> str:
     lines += ["", "| job | use | measured, s | best, s | best / measured | expected, s | expected / measured |"]
     lines.append("|---|---|---|---|---|---|---|")
     for row in rows:
-        best, times = sum(row.best.values()), ratio(row, found)
+        times = ratio(row, found)
         lines.append(
-            f"| {row.name} | {row.job['use']} | {row.seconds:.3f} | {best:.3f} | {best / row.seconds:.2f} | "
+            f"| {row.name} | {row.job['use']} | {row.seconds:.3f} | {row.best:.3f} | {row.best / row.seconds:.2f} | "
             f"{times * row.seconds:.3f} | {times:.2f} |"
         )
     for use in ("fit", "held out"):

@@ -14,11 +14,12 @@ Chosen here, as the paper does not say: adapters on every projection of the bloc
 learning rate of t2i_scratch.py.
 """
 
-from typing import Any
+import dataclasses
 
 from ml_collections import ConfigDict
 
 from configs import base, t2i_scratch, tiny
+from configs.t2i_scratch import HIDDEN, SMALL
 from metacanvas_jax.config import schema
 from metacanvas_jax.dit.sana.network import PROJECTIONS, sana_1600m
 from metacanvas_jax.nn.lora import LoraConfig
@@ -42,9 +43,14 @@ def get_config(variant: str = "") -> ConfigDict:
     trained = "(dit|mllm)/.*_lora/.*" if name == "mllm_lora" else "dit/.*_lora/.*"
     rules = ((trained, "train"), ("(mllm|text|vae|dit)/.*", "freeze"), (".*", "train"))
     config.train = base.training(20_000, 320, rules)
-    rows: Any = config.hardware
-    config.hardware = tuple(row for row in rows if not row["pixels"])
+    rows = [
+        schema.Hardware("v6e:4x4", overrides=(HIDDEN,)),
+        schema.Hardware("v5e:4x4", overrides=(*SMALL, HIDDEN)),
+    ]
     if name == "qwen3_vl_4b":
-        planned = (schema.Hardware(topology, mesh="data=16,fsdp=4") for topology in ("v5p:4x4x4", "v6e:8x8"))
-        config.hardware = (*({**row, "kept": False} for row in config.hardware), *base.hardware(*planned))
+        # With five pictures per chip there is room for everything.
+        kept = ("--config.mllm.language.remat=none", "--config.dit.remat=none")
+        rows = [dataclasses.replace(row, kept=False) for row in rows]
+        rows += [schema.Hardware(where, "data=16,fsdp=4", overrides=kept) for where in ("v5p:4x4x4", "v6e:8x8")]
+    config.hardware = base.hardware(*rows)
     return tiny.shrink(config, miniature) if miniature else config

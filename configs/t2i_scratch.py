@@ -26,6 +26,10 @@ from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.vae.dc_ae.network import DC_AE_F32C32
 
 VARIANTS = ("canvas", "canvas_only", "text", "metaquery", "text_metaquery")
+# On v5e neither the whole MLLM nor the activations of 20 samples have room.
+SMALL = ("--config.mesh.whole=()", "--config.train.accumulate=2")
+# v6e has room for what two thirds of the products of the MLLM make of a canvas.
+HIDDEN = "--config.mllm.language.remat=hidden"
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -57,11 +61,9 @@ def get_config(variant: str = "") -> ConfigDict:
     # Each of four devices holds 560 of SANA's 2,240 rows. With eight devices it would be 280, which is no multiple of
     # 16: the compiler would then sum gradients by all-reduces, at twice the bytes of reduce-scatters.
     config.mesh = base.section(MeshConfig(fsdp=4, whole=("mllm",)))
-    # On v5e neither the whole MLLM nor the activations of 20 samples have room.
-    small = ("--config.mesh.whole=()", "--config.train.accumulate=2")
     config.hardware = base.hardware(
-        schema.Hardware("v6e:4x4"),
-        schema.Hardware("v5e:4x4", overrides=small),
-        schema.Hardware("v5e:4x4", overrides=small, pixels=True),
+        schema.Hardware("v6e:4x4", overrides=(HIDDEN, "--config.dit.remat=hidden")),
+        schema.Hardware("v5e:4x4", overrides=SMALL),
+        schema.Hardware("v5e:4x4", overrides=SMALL, pixels=True),
     )
     return tiny.shrink(config, miniature) if miniature else config

@@ -62,6 +62,7 @@ class Chip:
     link: float = 0.0
     network: float = 0.0
     cores: int = 1  # JAX devices of one chip
+    torus: int = 3  # dimensions of a slice, with two links of each device in each
     gpu: Gpu | None = None
 
     @property
@@ -91,9 +92,11 @@ CHIPS = {
     chip.name: chip
     for chip in (
         Chip("v4", ("TPU v4",), 275e12, 30.75 * GIB, 1.23e12, 16 * MIB, 1.05e9, 50e9, 6.25e9),
-        Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 15.75 * GIB, 0.82e12, 128 * MIB, 1.5e9, 50e9, 3.1e9),
+        Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 15.75 * GIB, 0.82e12, 128 * MIB, 1.5e9, 50e9, 3.1e9, torus=2),
         Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95.74 * GIB, 2.765e12, 64 * MIB, 1.75e9, 100e9, 6.25e9),
-        Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 31.25 * GIB, 1.64e12, 128 * MIB, 1.75e9, 100e9, 6.25e9),
+        Chip(
+            "v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 31.25 * GIB, 1.64e12, 128 * MIB, 1.75e9, 100e9, 6.25e9, torus=2
+        ),
         Chip("tpu7x", ("TPU7x", "TPU 7x"), 1153.5e12, 94.75 * GIB, 3.7e12, 64 * MIB, 2.2e9, 100e9, 6.25e9, cores=2),
         Chip("a100-40", ("NVIDIA A100-SXM4-40GB",), 312e12, 42331013120, 1.555e12, gpu=GA100),
         Chip("a100-80", ("NVIDIA A100-SXM4-80GB",), 312e12, 85100068864, 2.039e12, gpu=GA100),

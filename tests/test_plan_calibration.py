@@ -44,10 +44,11 @@ def test_the_committed_factors_follow_from_the_measured_jobs(calibrate, monkeypa
     assert "does not follow from the jobs" in capsys.readouterr().err
 
 
-def test_no_measured_job_was_faster_than_its_bound_but_those_that_say_why(rows):
-    faster = {row.name for row in rows if sum(row.best.values()) > row.seconds}
-    assert faster == {row.name for row in rows if "faster than best" in row.job}
-    assert len(faster) <= 1
+def test_no_measured_job_was_faster_than_its_bound(rows):
+    assert {row.name: row.best / row.seconds for row in rows if row.best > row.seconds} == {}
+    # Keys that are gathered over a plane of the torus arrive over more than two links.
+    gathered = next(row for row in rows if row.name == "llama2-7b v5p-64 32K gather")
+    assert sum(gathered.basis.values()) > gathered.seconds
 
 
 def test_jobs_are_held_out_and_lie_in_the_range_that_plans_state(calibrate, rows):

@@ -1,7 +1,8 @@
 """Expected seconds of a planned step: its best seconds by kind, times factors that were fitted on measured jobs.
 
-The best seconds are those of the compiled program (``hlo_cost.py``): no measured job was faster. By how much a chip
-takes longer is data, ``factors.json``, which ``benchmarks/calibrate.py`` fits and ``docs/planning.md`` explains.
+The best seconds are those of the compiled program (``hlo_cost.py``), with all links of the torus in use: no measured
+job was faster. The factors multiply the same seconds with collectives over two links. By how much a chip takes longer
+is data, ``factors.json``, which ``benchmarks/calibrate.py`` fits and ``docs/planning.md`` explains.
 """
 
 import collections
@@ -81,10 +82,10 @@ def attention_kind(kernel: str) -> str | None:
     return f"attention {'backward' if BACKWARD_KERNEL.search(kernel) else 'forward'}"
 
 
-def best_seconds(
+def basis(
     products: float, kernels: float, memory: float, collectives: float, host: float, attention: Iterable[tuple]
 ) -> dict[str, float]:
-    """The best seconds of a part of a step by kind. ``attention`` are (name of a kernel, its seconds)."""
+    """What the factors multiply: seconds of a part of a step by kind. ``attention`` are (name of a kernel, seconds)."""
     found: collections.Counter[str] = collections.Counter(dict.fromkeys(KINDS, 0.0))
     for name, seconds in attention:
         if (kind := attention_kind(name)) is not None:
@@ -92,6 +93,18 @@ def best_seconds(
     rest = max(kernels - found["attention forward"] - found["attention backward"], 0.0)
     found.update({"products": products, "memory": memory - host + rest, "collectives": collectives, "host": host})
     return dict(found)
+
+
+def least_collectives(rows: Iterable[tuple[float, float, int]], torus: int) -> float:
+    """The seconds that nothing hides, if every collective used all links of its devices.
+
+    ``rows`` are (seconds over two links, those of them that nothing hides, devices of a group). Two devices have one
+    link, whichever else there are.
+    """
+    return sum(
+        exposed if devices == 2 else max(seconds / torus - (seconds - exposed), 0.0)
+        for seconds, exposed, devices in rows
+    )
 
 
 def sums(rows: Iterable[Seconds]) -> dict[str, float]:
@@ -107,8 +120,9 @@ def carried(best: Seconds, expected: Seconds, factors: Factors) -> list[str]:
     more = {kind: expected[kind] - best[kind] for kind in KINDS}
     least = 0.02 * math.fsum(more.values())
     time, second = units.time_unit(math.fsum(expected.values()))
+    links = {"collectives": ", over two links"}
     return [
-        f"{kind} x {factors.values[kind]:.2f}: {seconds / second:+.3f} {time}"
+        f"{kind} x {factors.values[kind]:.2f}{links.get(kind, '')}: {seconds / second:+.3f} {time}"
         for kind, seconds in sorted(more.items(), key=lambda pair: -pair[1])
         if seconds > least
     ]

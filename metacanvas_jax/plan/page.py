@@ -109,7 +109,7 @@ def _part(report: Report, part: Part, expected: float, second: float, flop: floa
         part.name,
         f"{part.flops / flop:.3f}",
         f"{part.flops / part.traced_flops:.3f}" if part.traced_flops else "–",
-        *(f"{value / second:.4f}" for value in (*part.times, expected)),
+        *(f"{value / second:.4f}" for value in report.times_of(part)),
         f"{expected / report.expected:.1%}",
     )
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from metacanvas_jax.hardware import GIB, GPUS
+from metacanvas_jax.hardware import CHIPS, GIB, GPUS
 from metacanvas_jax.plan import calibration, gpu_cost, parts, units
 from metacanvas_jax.plan.calibration import Factors
 from metacanvas_jax.plan.programs import Program
@@ -13,9 +13,10 @@ from metacanvas_jax.plan.topology import Slice
 
 ASSUMPTIONS = (
     "Best times are a bound by the compiled program, not measurements: products by the compiler's cycles, other "
-    "operations by HBM bytes at 85 % of the bandwidth, kernels by their static schedule, collectives by bytes over two "
-    "links of the torus. Expected times multiply them with factors that were fitted on jobs which others measured; "
-    "their range is the largest error over jobs that were not fitted (docs/planning.md)",
+    "operations by HBM bytes at 85 % of the bandwidth, kernels by their static schedule, collectives by bytes over all "
+    "links of the torus. Expected times take collectives over two links (`exposed` is what nothing hides of them) and "
+    "multiply all with factors that were fitted on jobs which others measured; their range is the largest error over "
+    "jobs that were not fitted (docs/planning.md)",
     "MFU = model FLOPs / (devices x peak FLOP/s x step seconds). Model FLOPs are those of the forward pass and of the "
     "backward passes that training needs (frozen networks once, attention three times its forward). Recomputation does "
     "not count",
@@ -47,13 +48,8 @@ class Part:
 
     @property
     def seconds(self) -> float:
-        """The sum over products, kernels, memory and collectives."""
+        """The sum over products, kernels, memory and collectives over two links."""
         return self.products + self.kernels + self.memory + self.collectives
-
-    @property
-    def times(self) -> tuple[float, ...]:
-        """Seconds of products, kernels, memory and collectives, and of all."""
-        return self.products, self.kernels, self.memory, self.collectives, self.seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,16 +118,28 @@ class Report:
         """What makes expected seconds of best ones."""
         return calibration.factors_of(self.chip)
 
-    def best_of(self, part: Part) -> dict[str, float]:
-        """The best seconds of a part by kind."""
+    @property
+    def reach(self) -> float:
+        """Of the seconds of collectives, the share that is left if they use all links of the torus."""
+        exposed = sum(row.exposed for row in self.collectives)
+        if self.chip in GPUS or "*" in self.topology or not exposed:
+            return 1.0
+        rows = ((row.seconds, row.exposed, row.group) for row in self.collectives)
+        return calibration.least_collectives(rows, CHIPS[self.chip].torus) / exposed
+
+    def times_of(self, part: Part) -> tuple[float, ...]:
+        """Seconds of a part: products, kernels, memory, collectives over two links; the best, and the expected ones."""
+        best = part.products + part.kernels + part.memory + part.collectives * self.reach
+        return part.products, part.kernels, part.memory, part.collectives, best, self.expected_of(part)
+
+    def basis_of(self, part: Part) -> dict[str, float]:
+        """What the factors multiply: seconds of a part by kind."""
         attention = [(row.name, row.seconds) for row in self.kernels if row.part == part.name]
-        return calibration.best_seconds(
-            part.products, part.kernels, part.memory, part.collectives, part.host, attention
-        )
+        return calibration.basis(part.products, part.kernels, part.memory, part.collectives, part.host, attention)
 
     def expected_of(self, part: Part) -> float:
         """The expected seconds of a part."""
-        return sum(self.factors.expected(self.best_of(part), part.starts).values())
+        return sum(self.factors.expected(self.basis_of(part), part.starts).values())
 
     @property
     def expected(self) -> float:
@@ -141,12 +149,14 @@ class Report:
     @property
     def best_by_kind(self) -> dict[str, float]:
         """The best seconds of a step by kind."""
-        return calibration.sums(self.best_of(part) for part in self.parts)
+        basis = calibration.sums(self.basis_of(part) for part in self.parts)
+        return basis | {"collectives": basis["collectives"] * self.reach}
 
     @property
     def expected_by_kind(self) -> dict[str, float]:
         """The expected seconds of a step by kind."""
-        return self.factors.expected(self.best_by_kind, sum(part.starts for part in self.parts))
+        basis = calibration.sums(self.basis_of(part) for part in self.parts)
+        return self.factors.expected(basis, sum(part.starts for part in self.parts))
 
     @property
     def carried(self) -> list[str]:
@@ -166,7 +176,7 @@ class Report:
     @property
     def seconds(self) -> float:
         """The best time of one step by the compiled program: a lower bound."""
-        return sum(part.seconds for part in self.parts)
+        return sum(self.times_of(part)[4] for part in self.parts)
 
     @property
     def flops(self) -> float:
@@ -207,7 +217,7 @@ class Report:
         return sum(part.flops for part in self.parts) / traced if traced else 0.0
 
     def canvas_share(self, what: str = "expected") -> float:
-        """The cost of the canvas relative to the step without it, in "expected" seconds, best "seconds" or "flops"."""
+        """The cost of the canvas relative to the step without it, in "expected" seconds or "flops"."""
         value = self.expected_of if what == "expected" else lambda part: getattr(part, what)
         of_canvas = sum(value(part) for part in self.parts if part.name in parts.CANVAS_PARTS)
         rest = sum(value(part) for part in self.parts) - of_canvas
@@ -298,17 +308,16 @@ def table(report: Report) -> str:
         f"{'best':>10}{'expected':>10}{'share':>8}",
     ]
     for part in report.parts:
-        expected = report.expected_of(part)
         ratio = f"{part.flops / part.traced_flops:.3f}" if part.traced_flops else "-"
         lines.append(
             f"{part.name:<20}{part.flops / flop:>10.3f}{ratio:>10}"
-            + "".join(f"{value / second:>10.4f}" for value in (*part.times, expected))
-            + f"{expected / report.expected:>8.1%}"
+            + "".join(f"{value / second:>10.4f}" for value in report.times_of(part))
+            + f"{report.expected_of(part) / report.expected:>8.1%}"
         )
-    totals = (sum(values) for values in zip(*(part.times for part in report.parts), strict=True))
+    totals = (sum(values) for values in zip(*(report.times_of(part) for part in report.parts), strict=True))
     lines.append(
         f"{'step':<20}{report.flops / flop:>10.3f}{report.flops_ratio:>10.3f}"
-        + "".join(f"{value / second:>10.4f}" for value in (*totals, report.expected))
+        + "".join(f"{value / second:>10.4f}" for value in totals)
         + f"{1:>8.0%}"
     )
     if report.kernels:
