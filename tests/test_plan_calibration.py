@@ -13,7 +13,7 @@ from metacanvas_jax.hardware import CHIPS
 from metacanvas_jax.plan import calibration, hlo, hlo_cost, page
 from metacanvas_jax.plan.calibration import KINDS, Factors, factors_of
 from metacanvas_jax.plan.hlo_cost import Machine
-from metacanvas_jax.plan.report import Kernel, Part, Report, table
+from metacanvas_jax.plan.report import Collective, Kernel, Part, Report, table
 from metacanvas_jax.train import flops
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -86,6 +86,21 @@ def test_every_kind_of_seconds_gets_its_own_factor(monkeypatch):
     for text in (table(planned), page.html([planned])):
         for words in ("as a test has it", f"expected: {planned.expected:.3f} s ({low:.3f} to {high:.3f})", "1.200 s"):
             assert words in text
+
+
+def test_the_bound_has_collectives_on_all_links_but_those_between_two_devices():
+    gathers = (
+        Collective("all-gather", 16, "alone", 1, 1e9, 0.06, 0.06),
+        Collective("all-gather", 16, "beside", 1, 1e9, 0.3, 0.03),  # 0.27 s of other work beside it
+        Collective("all-gather", 2, "alone", 1, 1e9, 0.01, 0.01),
+    )
+    planned = dataclasses.replace(report(), collectives=gathers)
+    assert planned.reach == pytest.approx((0.06 / 3 + 0.01) / 0.1)
+    assert planned.seconds == pytest.approx(report().seconds - 0.07)
+    assert planned.expected == report().expected  # over two links
+    assert dataclasses.replace(planned, chip="v6e").reach == pytest.approx((0.06 / 2 + 0.01) / 0.1)
+    assert dataclasses.replace(planned, topology="v5p:4x4x4*2").reach == 1.0  # the network has no more links
+    assert any("collectives x 1.00, over two links: +0.070 s" in line for line in planned.carried)
 
 
 def test_chips_without_measured_jobs_say_so():
@@ -162,3 +177,18 @@ def test_published_decoders_have_their_sizes_and_flops(calibrate):
         loss = lambda p, t, remat=remat: models.next_token_loss(small, p, t, remat)  # noqa: E731
         counts = flops.count(jax.make_jaxpr(jax.grad(loss))(params, tokens))
         assert flops.model_flops(counts) == pytest.approx(small.model_flops(2 * 128, 128), rel=0.01)
+
+
+PROJECTION = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (x: bf16[16,2048,4096,1], w: bf16[32,128,4096,1]) -> bf16[16,2048,32,128] {
+  %x = bf16[16,2048,4096,1]{2,1,0,3} parameter(0)
+  %w = bf16[32,128,4096,1]{2,1,3,0} parameter(1)
+  ROOT %y = bf16[16,2048,32,128]{3,1,0,2} convolution(%x, %w), window={size=32x1 pad=31_31x0_0 rhs_reversal=1x0}, dim_labels=1bf0_0oi1->1b0f
+}
+"""  # noqa: E501
+
+
+def test_padding_belongs_to_the_axis_of_its_number_and_not_of_its_place():
+    module = hlo.parse(PROJECTION)
+    assert hlo.product_flops(module, module.computations[module.entry]) == 2 * 16 * 2048 * 4096 * 32 * 128
