@@ -29,6 +29,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.evaluate.held_out import held_out
 from metacanvas_jax.exchange.reading import reading
 from metacanvas_jax.launch import training
+from metacanvas_jax.mllm.canvas import write_canvas
 from metacanvas_jax.paint import runs
 from metacanvas_jax.paint.painter import Painter
 from metacanvas_jax.paint.previews import samples_of
@@ -242,20 +243,23 @@ def test_the_shipped_variants_are_sorted_by_length_and_else_the_same():
 
 
 def test_a_prompt_has_the_same_states_in_a_bucket_of_either_length(setup):
-    model, weights = network(setup), jax.tree.map(jnp.asarray, params(setup))
-    weights = {"params": {name: tree for name, tree in weights.items() if name != "vae"}}
+    bare = dataclasses.replace(setup, text=None)
+    weights = {"params": {name: jax.tree.map(jnp.asarray, params(setup)[name]) for name in ("mllm", "canvas")}}
     sample = Sample("red red red red", np.zeros((1, *SQUARE, 3), np.uint8))
 
+    def written(model, batch):
+        context = model.read(mllm_inputs(batch))
+        return context.hidden, write_canvas(model.mllm, model.canvas(), context, model.canvas.config)
+
     def states(batch):
-        context = model.apply(weights, mllm_inputs(batch), method="read")
-        return context.hidden, model.apply(weights, context, method="plan").canvas
+        return network(bare).apply(weights, batch, method=written)
 
     read = []
     for bucket in (BUCKETS[2], BUCKETS[0]):
-        batch = inputs.Inputs(setup).examples(bucket).batch([sample])
+        batch = inputs.Inputs(bare).examples(bucket).batch([sample])
         batch.pop("pixels"), batch.pop("task")
         hidden, canvas = jax.jit(states).lower(batch).compile(compiler_options=FAST)(batch)
-        assert hidden.shape[1] == bucket.length and canvas is not None
+        assert hidden.shape[1] == bucket.length
         read.append((hidden[batch["mask"]], canvas))
     for short, long in zip(*(jax.tree.leaves(one) for one in read), strict=True):
         assert jnp.abs(short).max() > 0.01
@@ -289,30 +293,20 @@ def config_file(folder):
 
 @pytest.mark.slow
 def test_a_miniature_trains_on_both_lengths_and_continues_to_the_same_bits(place, tmp_path):
-    """From the command that sorts, over steps, previews and the validation loss, to a run that goes on."""
-
     def train(folder, steps):
         config = load_config(config_file(tmp_path), [])
         with config.ignore_type():
             config.mllm.tokenizer = config.text.tokenizer = str(place / "tokenizer")
             config.vae_weights = ""
-            config.buckets = base.buckets(*BUCKETS)
-            config.sources = base.sources(
-                SourceSection("records", str(place / "out"), TASK, by_size=True, validation=0.2)
-            )
-            config.train.update({"steps": steps, "checkpoint_every": 2, "preview_every": 6, "evaluate_every": 6})
-            config.eval.evaluators = ("flow_loss",)
+            config.buckets = base.buckets(BUCKETS[0], BUCKETS[2])
+            config.sources = base.sources(SourceSection("records", str(place / "out"), TASK, by_size=True))
+            config.train.update({"steps": steps, "checkpoint_every": 2, "preview_every": 0, "evaluate_every": 0})
         return training.train(config, folder, progress=False)
 
-    setup = train(tmp_path / "whole", 6)
-    stream = inputs.batches(setup)
-    assert {stream.bucket(step) for step in range(6)} == {bucket.name for bucket in BUCKETS}
-    assert len(list((tmp_path / "whole" / "previews").iterdir())) == 1
-    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    assert np.isfinite(next(row["val_loss"] for row in rows if "val_loss" in row))
-
+    stream = inputs.batches(train(tmp_path / "whole", 4))
+    assert [stream.bucket(step) for step in (2, 3)] == [BUCKETS[0].name, BUCKETS[2].name]
     train(tmp_path / "parts", 2)
-    train(tmp_path / "parts", 6)
+    train(tmp_path / "parts", 4)
     whole, parts = (flat(runs.load(tmp_path / name).params) for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     for path in whole:

@@ -45,7 +45,7 @@ def use(config: ConfigDict, data: str, workdir: str | os.PathLike, overrides: Se
             continue
         if task in by_size_of:
             raise UserError(
-                f"--data {data}: {config.name} trains on samples that are sorted by size; sort these first: metacanvas "
+                f"--data {data}: {config.name} trains on sorted samples; sort these first: metacanvas "
                 f"prepare --by-bucket --config CONFIG --source {found.kind} --path {found.path} --task {task} "
                 "--out FOLDER, and give --data FOLDER"
             )
