@@ -148,6 +148,12 @@ def ratios(bucket: Bucket, sizes: Sequence[tuple[int, int]]) -> tuple[dict, ...]
     return buckets(*(dataclasses.replace(bucket, size=size, weight=bucket.weight / len(sizes)) for size in sizes))
 
 
+def lengths(bucket: Bucket, tokens: Sequence[int]) -> tuple[dict, ...]:
+    """One bucket per length of prompts in the form of a config. They share the weight of ``bucket``."""
+    weight = bucket.weight / len(tokens)
+    return buckets(*(dataclasses.replace(bucket, length=n, by_length=True, weight=weight) for n in tokens))
+
+
 def buckets(*rows: Bucket) -> tuple[dict, ...]:
     """Buckets in the form of a config."""
     return tuple(dataclasses.asdict(row) for row in rows)

@@ -6,7 +6,8 @@ Variants:  dit_lora     adapters in the DiT; the MLLM is frozen            Table
            mllm_lora    adapters of rank 32 in the MLLM as well            B.5
            qwen3_vl_4b  as dit_lora, planned by Qwen3-VL-4B                not in the paper
            mllm_3b      as dit_lora, planned by Qwen2.5-VL-3B, for one GPU docs/quickstart_gpu.md
-Data:      BLIP3o-60k at 512 x 512
+           lengths      as dit_lora, prompts of up to 96, 160 and 256 tokens in buckets of their own
+Data:      BLIP3o-60k at 512 x 512; for lengths sorted as in t2i_scratch.py
 Hardware:  16 TPU v6e chips (4x4), 20 images per chip
 Time:      about 3.5 h for 20,000 steps from stored latents (expected: 0.60 s a step, docs/performance.md)
 Score:     GenEval 0.86, 0.85, 0.87 in the order of the first three (MetaQuery-XL 0.80, BLIP3o-8B 0.84)
@@ -24,13 +25,13 @@ from metacanvas_jax.config import schema
 from metacanvas_jax.dit.sana.network import PROJECTIONS, sana_1600m
 from metacanvas_jax.nn.lora import LoraConfig
 
-VARIANTS = ("dit_lora", "no_rope", "mllm_lora", "qwen3_vl_4b", "mllm_3b")
+VARIANTS = ("dit_lora", "no_rope", "mllm_lora", "qwen3_vl_4b", "mllm_3b", "lengths")
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The adapters of the DiT, alone or with one thing changed."""
     name, miniature = base.choose("configs/t2i_lora.py", VARIANTS, variant)
-    config = t2i_scratch.get_config("canvas")
+    config = t2i_scratch.get_config("lengths" if name == "lengths" else "canvas")
     config.name = f"t2i_{name}"
     adapters = LoraConfig(rank=32, alpha=32.0, targets=PROJECTIONS)
     config.dit = base.section(sana_1600m(lora=adapters, **base.LARGE), kind="sana")

@@ -6,7 +6,9 @@ Variants:  canvas          text and canvas (the method)                        F
            text            SANA unchanged: its own text encoder, no MLLM        Fig. 4 (3)
            metaquery       256 learnable queries in place of the text          Fig. 4 (4)
            text_metaquery  the text, followed by the 256 queries               Fig. 4 (5)
-Data:      BLIP3o-60k at 512 x 512
+           lengths         as canvas, prompts of up to 96, 160 and 256 tokens in buckets of their own
+Data:      BLIP3o-60k at 512 x 512. For lengths `metacanvas prepare --by-bucket` sorts it into data/BLIP3o-60k-lengths
+           (docs/data.md, "Prompts of several lengths")
 Hardware:  16 TPU v6e chips (4x4), 20 images per chip
 Time:      about 3 h for 20,000 steps from stored latents (expected: 0.46 s a step, docs/performance.md)
 Score:     GenEval 68.02 (canvas), 64.09 (text); (1) learns fastest and has the best score, (2) works without text
@@ -25,7 +27,8 @@ from metacanvas_jax.parallel.mesh import MeshConfig
 from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.vae.dc_ae.network import DC_AE_F32C32
 
-VARIANTS = ("canvas", "canvas_only", "text", "metaquery", "text_metaquery")
+VARIANTS = ("canvas", "canvas_only", "text", "metaquery", "text_metaquery", "lengths")
+LENGTHS = (96, 160, 256)  # tokens of prompts, chat template included
 # On v5e neither the whole MLLM nor the activations of 20 samples have room.
 SMALL = ("--config.mesh.whole=()", "--config.train.accumulate=2")
 # v6e has room for what two thirds of the products of the MLLM make of a canvas.
@@ -33,7 +36,7 @@ HIDDEN = "--config.mllm.language.remat=hidden"
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """One of Fig. 4's five."""
+    """One of Fig. 4's five, or the first with prompts of several lengths."""
     name, miniature = base.choose("configs/t2i_scratch.py", VARIANTS, variant)
     config = base.get_config()
     config.name = f"t2i_scratch_{name}"
@@ -45,14 +48,18 @@ def get_config(variant: str = "") -> ConfigDict:
     if name != "metaquery":
         config.text = base.gemma()
         config.text.reads_prompt = name != "canvas_only"
-    if name in ("canvas", "canvas_only"):
+    if name in ("canvas", "canvas_only", "lengths"):
         config.canvas = base.section(CanvasConfig(rows=16, columns=16))
         config.canvas_connector = base.canvas_connector()
     if name in ("metaquery", "text_metaquery"):
         config.queries = base.section(QueriesConfig(256, after_context=False))
         config.context_connector = base.context_connector()
-    config.buckets = base.buckets(Bucket("text_to_image", (512, 512), length=256))
-    config.sources = base.sources(SourceSection("webdataset", f"{base.DATA}/BLIP3o-60k/*.tar", max_skips=100))
+    bucket = Bucket("text_to_image", (512, 512), length=256)
+    config.buckets = base.lengths(bucket, LENGTHS) if name == "lengths" else base.buckets(bucket)
+    source = SourceSection("webdataset", f"{base.DATA}/BLIP3o-60k/*.tar", max_skips=100)
+    if name == "lengths":
+        source = SourceSection("records", f"{base.DATA}/BLIP3o-60k-lengths", by_size=True, max_skips=100)
+    config.sources = base.sources(source)
     config.data.caption_dropout = 0.1  # SANA's recipe; sampling uses guidance
     config.time = base.section(TimeConfig(shift=3.0))  # SANA's recipe
     config.sampler = base.section(schema.SamplerSection("sana_dpm", "dpmpp_2m", steps=20, shift=3.0, guidance=4.5))

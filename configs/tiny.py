@@ -121,10 +121,10 @@ def networks(config: ConfigDict, kind: str) -> None:
 
 
 def together(rows: list[dict]) -> tuple[dict, ...]:
-    """Buckets of one task and size as one, with the sum of their weights."""
+    """Buckets of one task, size and length as one, with the sum of their weights."""
     found: dict[tuple, dict] = {}
     for row in rows:
-        key = row["task"], row["size"]
+        key = row["task"], row["size"], row["length"]
         found[key] = {**row, "weight": row["weight"] + (found[key]["weight"] if key in found else 0.0)}
     return tuple(found.values())
 
@@ -137,7 +137,7 @@ def shape(bucket: dict, rows: tuple[dict, ...]) -> dict:
         "size": nearest_size(bucket["size"], SIZES if several > 1 else SIZES[:1]),
         "frames": frames,
         "fps": 4.0,
-        "length": LENGTH,
+        "length": min(bucket["length"], LENGTH) if bucket["by_length"] else LENGTH,
         "batch": None,
         "references": min(bucket["references"], 2),
     }

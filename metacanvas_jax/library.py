@@ -84,7 +84,7 @@ def batch(setup: Experiment, samples: Sequence[Sample], bucket: Bucket | None = 
     All samples have the task and the size of ``bucket``, which is the config's first unless given. Raises UserError for
     a prompt that is too long, and where the tokenizer is missing.
     """
-    return Inputs(setup).examples(setup.shapes[0] if bucket is None else bucket).batch(list(samples))
+    return Inputs(setup).examples(setup.drawn[0] if bucket is None else bucket).batch(list(samples))
 
 
 @struct.dataclass

@@ -11,6 +11,7 @@ inputs, the same in training and in sampling. How given latents enter a DiT depe
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax.numpy as jnp
 from flax import struct
@@ -23,6 +24,28 @@ RECONSTRUCT = "Show this picture again, exactly as it is."
 """The prompt of a reconstruction, in place of its caption."""
 
 
+@dataclasses.dataclass(frozen=True, order=True)
+class SortKey:
+    """What samples are sorted by: the size (rows, columns) and the ``length`` of their prompts (0: prompts of any)."""
+
+    size: tuple[int, int]
+    length: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of its folder: ``512x512``, or ``512x512-128``."""
+        return f"{self.size[0]}x{self.size[1]}" + (f"-{self.length}" if self.length else "")
+
+    @property
+    def words(self) -> str:
+        """The same in a message."""
+        return f"{self.size[0]} x {self.size[1]} pixels" + (f" and {self.length} tokens" if self.length else "")
+
+    def holds(self, other: "SortKey") -> bool:
+        """Whether a bucket of this key reads samples of the other: without a length it reads all of its size."""
+        return self.size == other.size and self.length in (0, other.length)
+
+
 @dataclasses.dataclass(frozen=True)
 class Bucket:
     """Batches of one static shape and one task; a training step draws one bucket, with probability by ``weight``.
@@ -30,7 +53,10 @@ class Bucket:
     ``size`` are the rows and columns in pixels of the target, its source and its references; ``frames`` are its frames
     at ``fps`` per second. Prompts, media included, are padded to ``length`` tokens. ``batch`` is the number of samples
     of a step over all devices (None: ``train.batch``). ``references`` is the number of reference images of a sample; a
-    sample with fewer repeats them. Raises ValueError for an unknown task, or shapes that it cannot have.
+    sample with fewer repeats them. With ``by_length`` other buckets have the same task and size and another length, and
+    a sorted source gives to each the prompts that fit into no shorter one (``data/by_size.py``).
+
+    Raises ValueError for an unknown task, or shapes that it cannot have.
     """
 
     task: str
@@ -41,6 +67,7 @@ class Bucket:
     batch: int | None = None
     weight: float = 1.0
     references: int = 0
+    by_length: bool = False
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -54,8 +81,41 @@ class Bucket:
 
     @property
     def name(self) -> str:
-        """Task and shape: ``text_to_video 121x704x1280``."""
-        return f"{self.task} {self.frames}x{self.size[0]}x{self.size[1]}"
+        """Task and shape: ``text_to_video 121x704x1280``; with ``by_length`` also ``..., 128 tokens``."""
+        shape = f"{self.task} {self.frames}x{self.size[0]}x{self.size[1]}"
+        return f"{shape}, {self.length} tokens" if self.by_length else shape
+
+    @property
+    def key(self) -> SortKey:
+        """Which samples of a sorted source it reads."""
+        return SortKey(self.size, self.length if self.by_length else 0)
+
+
+def overlapping(buckets: Iterable[Bucket]) -> Bucket | None:
+    """The first of the buckets of one task that would read samples of another before it from a sorted source."""
+    before: list[SortKey] = []
+    for bucket in buckets:
+        if any(bucket.key.holds(key) or key.holds(bucket.key) for key in before):
+            return bucket
+        before.append(bucket.key)
+    return None
+
+
+def any_length(buckets: Iterable[Bucket]) -> tuple[Bucket, ...]:
+    """Buckets for prompts of any length: those that differ in length alone become one, the longest of them.
+
+    It has the place of the first, the sum of the weights, and reads the samples of all of them.
+    """
+    groups: dict[Bucket | int, list[Bucket]] = {}
+    for number, bucket in enumerate(buckets):
+        alike = dataclasses.replace(bucket, length=1, batch=None, weight=1.0) if bucket.by_length else number
+        groups.setdefault(alike, []).append(bucket)
+    return tuple(group[0] if not group[0].by_length else _longest(group) for group in groups.values())
+
+
+def _longest(group: list[Bucket]) -> Bucket:
+    longest = max(group, key=lambda bucket: bucket.length)
+    return dataclasses.replace(longest, by_length=False, weight=sum(bucket.weight for bucket in group))
 
 
 @struct.dataclass

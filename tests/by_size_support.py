@@ -54,7 +54,7 @@ def buckets(sizes=SIZES, **changes):
 
 def sort(rows, out, sizes=SIZES, config=QUIET, **changes):
     """Sorts loose files."""
-    return sorting.sort(section(rows, **changes), out, sorting.clips(buckets(sizes), TASK), config)
+    return sorting.sort(section(rows, **changes), out, sorting.chosen(buckets(sizes), TASK), config)
 
 
 def run(out, tokenizer=None, sizes=SIZES, **changes):

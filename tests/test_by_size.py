@@ -89,11 +89,11 @@ def test_without_by_size_nothing_is_read_and_nothing_changes(setup):
 
 def test_sizes_without_samples_and_samples_without_bucket_are_named(place, setup, caplog):
     assert [(one.bucket.size, one.count) for one in inputs.opened(setup)] == [(SQUARE, 8), (WIDE, 6), (TALL, 4)]
-    assert "image_editing: no sample is nearest to 12x60; these buckets are never drawn" in caplog.text
+    assert "image_editing: no sample belongs to 12x60; these buckets are never drawn" in caplog.text
     assert [batch["pixels"].shape[2:4] for batch in fed_shapes(setup).values()] == [SQUARE, WIDE, TALL]
     caplog.clear()
     assert [one.count for one in inputs.opened(run(place / "out", sizes=(SQUARE,)))] == [8]
-    assert "samples of sizes that no bucket of image_editing has are not read: 12x24 (6), 24x12 (4)" in caplog.text
+    assert "samples that belong to no bucket of image_editing are not read: 12x24 (6), 24x12 (4)" in caplog.text
 
 
 def numbers(batch):
@@ -185,7 +185,7 @@ def test_a_bucket_of_another_size_names_the_sizes_that_there_are(place):
     setup = run(place / "out", sizes=(SQUARE, (36, 12)))
     with pytest.raises(UserError, match=r"no folder 36x12, which .*; there are 12x24 \(6\), 24x12 \(4\), 24x24 \(8\)"):
         inputs.opened(setup)
-    with pytest.raises(UserError, match="no bucket of image_editing with a weight above zero has samples of its size"):
+    with pytest.raises(UserError, match="no bucket of image_editing with a weight above zero has samples in its fol"):
         inputs.opened(run(place / "out", sizes=(LONG,)))
 
 

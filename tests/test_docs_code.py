@@ -38,7 +38,7 @@ def a_config(block, tmp_path):
 
 def alone(block):
     """Runs with the names that the page has introduced."""
-    exec(block.text, {"SourceSection": SourceSection})
+    exec(block.text, {"SourceSection": SourceSection, "Bucket": Bucket, "base": base})
 
 
 def a_sweep(block, tmp_path):
@@ -119,7 +119,7 @@ TORCH = {
 }
 CONFIGS = ("tasks.md 0",)
 FILES = ("data.md 0",)
-ALONE = ("data.md 1", "data.md 2")
+ALONE = ("data.md 1", "data.md 2", "data.md 3")
 SWEEPS = ("experiments.md 0",)
 BOUND = ("library.md 0", *(f"mllm.md {number}" for number in range(5)))
 ELSEWHERE = {"backbones.md 0": "test_import_published.py"}  # runs it on pipelines of tiny networks

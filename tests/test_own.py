@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from sources_support import encoded, pairs, write_rows, write_tar
 
+from configs import base
 from metacanvas_jax.cli.main import main
 from metacanvas_jax.config.load import ROOT, load_config, read_config, shared, write_config
 from metacanvas_jax.config.read import experiment
@@ -29,6 +30,7 @@ from metacanvas_jax.evaluate.flow_loss import FlowLoss
 from metacanvas_jax.evaluate.held_out import held_out
 from metacanvas_jax.launch import own_data
 from metacanvas_jax.launch import prepare as preparing
+from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.train.metrics import read_scores
 
 MINIATURE = "configs/t2i_scratch.py:miniature"
@@ -288,7 +290,7 @@ def test_the_first_block_of_the_page_about_data_is_a_config(tmp_path):
     ]
     assert setup.name == "t2i_scratch_text" and setup.sources[1].validation == 0.05
     for block in blocks[1:]:
-        exec(block, {"SourceSection": SourceSection})
+        exec(block, {"SourceSection": SourceSection, "Bucket": Bucket, "base": base})
 
 
 def test_a_folder_of_nothing_is_refused_before_anything_is_written(tmp_path, capsys):

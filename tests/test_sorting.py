@@ -13,6 +13,7 @@ from metacanvas_jax.data import by_size, sorting
 from metacanvas_jax.data.sources import open_source
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.sizes import nearest_size
+from metacanvas_jax.tasks import SortKey
 
 KONTEXT = ((1024, 1024), (832, 1248), (1248, 832), (672, 1568), (1568, 672))
 
@@ -47,7 +48,7 @@ def test_ties_are_decided_by_area_and_then_by_rows_whatever_the_order():
 
 
 def samples(out, size):
-    return open_source(SourceSection("records", str(out / by_size.name(size)), TASK))
+    return open_source(SourceSection("records", str(out / SortKey(size).name), TASK))
 
 
 def test_each_sample_is_once_in_the_folder_of_the_nearest_size(tmp_path):
@@ -64,7 +65,7 @@ def test_each_sample_is_once_in_the_folder_of_the_nearest_size(tmp_path):
     assert found == nearest
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"24x24", "12x24", "24x12"}
     read = by_size.read(out)
-    assert read.samples == {SQUARE: 8, WIDE: 6, TALL: 4, LONG: 0}
+    assert read.samples == {SortKey(SQUARE): 8, SortKey(WIDE): 6, SortKey(TALL): 4, SortKey(LONG): 0}
     assert sorted(name.rpartition("/")[2] for name in read.bad) == ["row 8", "row 9"]
     assert {path.name for path in out.iterdir() if path.is_file() and not path.name.startswith(".")} == {"sizes.json"}
 
@@ -94,13 +95,13 @@ def test_an_interruption_and_several_processes_make_the_same_folder(tmp_path, mo
     whole = contents(sort(tmp_path / "rows", tmp_path / "whole"))
 
     looked, nearest = [], sorting._nearest
-    monkeypatch.setattr(sorting, "_nearest", lambda source, part, sizes: stopped(source, part, sizes))
+    monkeypatch.setattr(sorting, "_nearest", lambda source, part, where: stopped(source, part, where))
 
-    def stopped(source, part, sizes):
+    def stopped(source, part, where):
         if len(looked) == 2:
             raise KeyboardInterrupt
         looked.append(part[0])
-        return nearest(source, part, sizes)
+        return nearest(source, part, where)
 
     with pytest.raises(KeyboardInterrupt):
         sort(tmp_path / "rows", tmp_path / "whole2")
@@ -137,12 +138,12 @@ def test_what_is_computed_ahead_is_computed_for_one_size_at_a_time_and_kept_with
         (shape,) = {sample.target.shape for sample in samples}
         return [{"latents": np.full(shape[:3], int(sample.prompt), np.float32)} for sample in samples]
 
-    shapes = sorting.clips(buckets(), TASK)
+    chosen = sorting.chosen(buckets(), TASK)
     how = {"compute": compute, "computed": {"autoencoder": {"kind": "mine"}}}
-    out = sorting.sort(section(tmp_path / "rows"), tmp_path / "out", shapes, QUIET, **how)
-    for size, count in by_size.read(out).samples.items():
-        for sample in (samples(out, size)[i] for i in range(count)):
-            assert sample.arrays["latents"].shape == (1, *size)
+    out = sorting.sort(section(tmp_path / "rows"), tmp_path / "out", chosen, QUIET, **how)
+    for key, count in by_size.read(out).samples.items():
+        for sample in (samples(out, key.size)[i] for i in range(count)):
+            assert sample.arrays["latents"].shape == (1, *key.size)
             assert (sample.arrays["latents"] == int(sample.prompt)).all()
     with pytest.raises(UserError, match=r"another sorted source \(it differs in computed\)"):
         sort(tmp_path / "rows", out)
@@ -169,10 +170,10 @@ def test_sorting_on_the_command_line_tells_what_became_of_every_sample(tmp_path,
     command += ["--by-bucket", "--max-skips", "1"]
     assert main([*command, "--config", config]) == 0
     said = capsys.readouterr().out
-    assert f"{out}: 18 samples in 3 of 4 sizes\n" in said and said.count("\n") == 6
+    assert f"{out}: 18 samples in 3 of 4 buckets\n" in said and said.count("\n") == 6
     for line in ("24x24           8\n", "12x24           6\n", "24x12           4\n"):
         assert line in said
-    assert "no sample is nearest to 12x60, which get no folder" in said
+    assert "no sample belongs to 12x60, which get no folder" in said
     assert "1 bad records were left out, their names are in sizes.json; the first is row 8" in said
     assert main(["prepare", "--verify", str(out)]) == 0
     assert "18 samples, all as written: 12x24 (6), 24x12 (4), 24x24 (8)" in capsys.readouterr().out

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--by-bucket",
         action="store_true",
-        help="sort by aspect ratio into a folder per size, for by_size: the sizes, frames and fps of the config's "
+        help="sort into a folder per size, or per size and length of prompts, for by_size: those of the config's "
         "buckets of --task",
     )
     source.add_argument("--frames", type=int, help="frames of every video (4k + 1); pictures need none")
@@ -111,9 +111,10 @@ def _write_contexts(arguments: argparse.Namespace, setup: Any) -> None:
 def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
     from metacanvas_jax import precompute
     from metacanvas_jax.config.sources import Kind, SourceSection
-    from metacanvas_jax.data import sorting
+    from metacanvas_jax.data import inputs, sorting
     from metacanvas_jax.data.examples import frames_of_source
     from metacanvas_jax.data.formats import shards
+    from metacanvas_jax.data.lengths import Lengths
     from metacanvas_jax.data.sources import prepare
     from metacanvas_jax.data.transforms import Clip
     from metacanvas_jax.worlds.scenes import SceneWorld
@@ -142,14 +143,14 @@ def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
             count=arguments.count,
         )
         if arguments.by_bucket:
-            shapes = sorting.clips(setup.shapes, arguments.task)
+            buckets = sorting.chosen(setup.shapes, arguments.task)
+            clip = sorting.clip_of(buckets[0])
         else:
-            shapes = [Clip(options.size(arguments.size), arguments.frames, arguments.fps)]
+            buckets, clip = [], Clip(options.size(arguments.size), arguments.frames, arguments.fps)
     except ValueError as error:
         raise UserError(str(error)) from error
     index, count = _process(arguments.process)
     first_frame = arguments.latents and not arguments.every_frame
-    clip = shapes[0]
     read = frames_of_source(clip, setup.mllm.video_fps) if first_frame and clip.frames else ()
     config = shards.WriteConfig(
         arguments.per_shard, arguments.jpeg, arguments.batch, index, count, first_frame=first_frame, source_frames=read
@@ -161,7 +162,9 @@ def _write_source(arguments: argparse.Namespace, setup: Any) -> None:
         compute, identity = precompute.make_latents(setup, arguments.batch, arguments.latents_dtype, exact=exact)
     ahead = {"compute": compute, "computed": identity}
     if arguments.by_bucket:
-        written = sorting.sort(section, arguments.out, shapes, config, world, **ahead)
+        measured = any(bucket.by_length for bucket in buckets)
+        lengths = Lengths(inputs.prompter(setup), buckets, setup.mllm.video_fps) if measured else None
+        written = sorting.sort(section, arguments.out, buckets, config, world, lengths=lengths, **ahead)
     else:
         written = prepare(section, arguments.out, clip, config, world, **ahead)
     if written is None:

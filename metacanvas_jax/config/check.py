@@ -8,12 +8,12 @@ from metacanvas_jax import registry
 from metacanvas_jax.config.ignored import refuse_ignored
 from metacanvas_jax.config.networks import autoencoder, mllm_config, transformer
 from metacanvas_jax.config.schema import Experiment
-from metacanvas_jax.config.sources import LIMITS
+from metacanvas_jax.config.sources import DRAWN, EMOJI, LIMITS
 from metacanvas_jax.connectors import published as connector_weights
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.limits import CANVAS_TOKENS
 from metacanvas_jax.sizes import latent_grid
-from metacanvas_jax.tasks import TASKS, Bucket
+from metacanvas_jax.tasks import TASKS, Bucket, overlapping
 from metacanvas_jax.worlds.facts import Facts
 
 
@@ -75,6 +75,8 @@ def _check_painter(experiment: Experiment) -> None:
         check_bucket(experiment, bucket, f"config: buckets[{i}] ({bucket.task})")
         if experiment.sources and bucket.task not in {source.task for source in experiment.sources}:
             raise UserError(f"config: no source has the task {bucket.task!r}, which a bucket draws")
+        if bucket.by_length:
+            _check_length(experiment, bucket, f"config: buckets[{i}].by_length is True")
     for task in sorted({source.task for source in experiment.sources if source.by_size}):
         _check_sizes(experiment, task)
     if not any(bucket.weight for bucket in experiment.shapes):
@@ -89,7 +91,7 @@ def _check_painter(experiment: Experiment) -> None:
 
 
 def _check_sizes(experiment: Experiment, task: str) -> None:
-    """A task whose sources are sorted by size: all of them are, and every bucket has a size of its own."""
+    """A task whose sources are sorted: all of them are, and every bucket has a size, or a length of it, of its own."""
     if not all(source.by_size for source in experiment.sources if source.task == task):
         raise UserError(
             f"config: of the sources of {task} some have by_size=True and some False; sort them all by "
@@ -99,12 +101,21 @@ def _check_sizes(experiment: Experiment, task: str) -> None:
         raise UserError(
             f"config: the buckets of {task} must have the same frames and fps, as their sources have by_size"
         )
-    sizes = experiment.sizes_of(task)
-    if again := [size for number, size in enumerate(sizes) if size in sizes[:number]]:
+    if (again := overlapping(bucket for bucket in experiment.shapes if bucket.task == task)) is not None:
         raise UserError(
-            f"config: two buckets of {task} have {again[0][0]} x {again[0][1]} pixels; with by_size each needs a size "
-            "of its own"
+            f"config: two buckets of {task} have {again.key.words}; with by_size each needs a size of its own or, with "
+            "by_length=True, a length of its own"
         )
+
+
+def _check_length(experiment: Experiment, bucket: Bucket, where: str) -> None:
+    """Samples of a source that is not sorted go to any bucket; only drawings have prompts that fit into all."""
+    for source in experiment.sources:
+        if source.task == bucket.task and not source.by_size and source.kind not in DRAWN | EMOJI:
+            raise UserError(
+                f"{where}, but prompts of {source.path} are not sorted by length, and long ones would lose words; sort "
+                "them by `metacanvas prepare --by-bucket` and give the source by_size=True"
+            )
 
 
 def _check_widths(experiment: Experiment) -> None:

@@ -44,6 +44,9 @@ def identity(experiment: Experiment) -> dict[str, Any]:
         for name in ("validation", "by_size"):
             if not source[name]:
                 source.pop(name)
+    for bucket in tree["buckets"]:
+        if not bucket["by_length"]:
+            bucket.pop("by_length")
     # Checkpoints from before these keys existed were made with the values that are now their defaults.
     defaults = {
         "data": {"canvas_dropout": 0.0},

@@ -52,6 +52,8 @@ def _by_a_painter(experiment: Experiment) -> Iterator[Row]:
     writes = canvas is not None or experiment.queries is not None
     for name in ("assistant", "image_label"):
         yield f"mllm.{name}", bool(getattr(mllm, name)) and not experiment.uses_mllm, unused
+    for number, bucket in enumerate(experiment.buckets):
+        yield f"buckets[{number}].by_length", bucket.by_length and not experiment.uses_mllm, unused
     adapters = getattr(mllm.language, "lora", None) is not None and not writes
     yield "mllm.language.lora", adapters, "adapters act on the tokens of a canvas or of queries, and there are none"
     yield "data.canvas_dropout", canvas is None and experiment.data.canvas_dropout != 0, "there is no canvas"

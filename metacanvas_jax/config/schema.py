@@ -15,7 +15,7 @@ from metacanvas_jax.hardware import slice_name
 from metacanvas_jax.mllm.canvas import CanvasConfig
 from metacanvas_jax.nn.layers import Dtype
 from metacanvas_jax.parallel.mesh import MeshConfig
-from metacanvas_jax.tasks import Bucket
+from metacanvas_jax.tasks import Bucket, any_length
 from metacanvas_jax.worlds.scenes import SceneWorld
 
 
@@ -332,10 +332,15 @@ class Experiment:
         buckets = self.buckets or (world,)
         return tuple(dataclasses.replace(b, batch=self.train.batch if b.batch is None else b.batch) for b in buckets)
 
+    @property
+    def drawn(self) -> tuple[Bucket, ...]:
+        """The buckets in whose shapes results are drawn: of those that differ in length alone, the longest."""
+        return any_length(self.shapes)
+
     def sizes_of(self, task: str) -> tuple[tuple[int, int], ...]:
         """(rows, columns) of the buckets of a task whose sources are sorted by size; none where they are not."""
         sorted_ = any(source.by_size for source in self.sources if source.task == task)
-        return tuple(bucket.size for bucket in self.shapes if bucket.task == task) if sorted_ else ()
+        return tuple(bucket.size for bucket in self.drawn if bucket.task == task) if sorted_ else ()
 
     @property
     def uses_mllm(self) -> bool:

@@ -66,8 +66,8 @@ class SourceSection:
     bad records; ``limits`` bound what one medium may hold. ``count`` and ``seed`` are those of drawings.
     ``latents`` trains on the latents that `metacanvas prepare --latents` stored beside the samples. A share
     ``validation`` of the samples, chosen by the hash of their names, is kept out of the training (``data/split.py``).
-    With ``by_size`` the path is what `metacanvas prepare --by-bucket` wrote: a bucket reads the folder of its own size,
-    and the buckets of the task are drawn as often as they have samples (``data/by_size.py``).
+    With ``by_size`` the path is what `metacanvas prepare --by-bucket` wrote: a bucket reads the folder of its own size
+    and length, and the buckets of the task are drawn as often as they have samples (``data/by_size.py``).
     """
 
     kind: Kind

@@ -1,15 +1,16 @@
 """Sources that `metacanvas prepare --by-bucket` sorted by the aspect ratio of their pictures.
 
 Such a source is one folder of records per size, ``ROWSxCOLUMNS``, and ``sizes.json``, which says how many samples each
-size has and what its shards hold. A bucket reads the folder of its own size. How often a bucket is drawn follows from
-the numbers of samples. They are read from ``sizes.json``, so that all hosts agree, and are part of what a checkpoint
-must agree with.
+size has and what its shards hold. Where a size has buckets of several lengths of prompts (``Bucket.by_length``), it has
+a folder for each: ``ROWSxCOLUMNS-TOKENS``. A bucket reads the folder of its own size and length; one without
+``by_length`` reads all folders of its size. How often a bucket is drawn follows from the numbers of samples. They are
+read from ``sizes.json``, so that all hosts agree, and are part of what a checkpoint must agree with.
 """
 
 import dataclasses
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from metacanvas_jax import files, seals
@@ -18,32 +19,41 @@ from metacanvas_jax.config.sources import SourceSection
 from metacanvas_jax.data.formats import manifest
 from metacanvas_jax.data.formats.manifest import RECIPE
 from metacanvas_jax.errors import UserError
-from metacanvas_jax.tasks import Bucket
+from metacanvas_jax.tasks import Bucket, SortKey, any_length
 
 SIZES = "sizes.json"
-Size = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sorted:
-    """What a sorted folder holds: by (rows, columns) the number of samples, and a hash of the shards ("" for none).
+    """What a sorted folder holds: by size and length the number of samples, and a hash of the shards ("" for none).
 
     ``recipe`` is what it was made from, ``bad`` are the names of the records that were left out.
     """
 
-    samples: Mapping[Size, int]
-    content: Mapping[Size, str]
+    samples: Mapping[SortKey, int]
+    content: Mapping[SortKey, str]
     recipe: Mapping[str, Any]
     bad: tuple[str, ...]
 
     def there(self) -> str:
-        """The sizes that have samples, and how many."""
-        return ", ".join(f"{name(size)} ({count:,})" for size, count in self.samples.items() if count)
+        """The folders that have samples, and how many."""
+        return ", ".join(f"{key.name} ({count:,})" for key, count in self.samples.items() if count)
+
+    def read_by(self, keys: Iterable[SortKey]) -> list[SortKey]:
+        """The folders that buckets of some keys read, with and without samples."""
+        asked = list(keys)
+        return [key for key in self.samples if any(one.holds(key) for one in asked)]
 
 
-def name(size: Size) -> str:
-    """The name of the folder of a size."""
-    return f"{size[0]}x{size[1]}"
+def row(key: SortKey) -> dict[str, Any]:
+    """The row of a folder without samples in ``sizes.json``."""
+    length = {"length": key.length} if key.length else {}
+    return {"size": key.size, **length, "samples": 0, "content": ""}
+
+
+def _key(row: Mapping[str, Any]) -> SortKey:
+    return SortKey((int(row["size"][0]), int(row["size"][1])), int(row.get("length", 0)))
 
 
 def read(path: str | os.PathLike) -> Sorted:
@@ -56,10 +66,10 @@ def read(path: str | os.PathLike) -> Sorted:
         )
     values = seals.opened(files.read_json(place), place)
     try:
-        rows = {(int(row["size"][0]), int(row["size"][1])): row for row in values["sizes"]}
+        rows = {_key(row): row for row in values["sizes"]}
         return Sorted(
-            {size: int(row["samples"]) for size, row in rows.items()},
-            {size: str(row["content"]) for size, row in rows.items()},
+            {key: int(row["samples"]) for key, row in rows.items()},
+            {key: str(row["content"]) for key, row in rows.items()},
             dict(values["recipe"]),
             tuple(str(one) for one in values["bad"]),
         )
@@ -68,48 +78,47 @@ def read(path: str | os.PathLike) -> Sorted:
 
 
 def verify(path: str | os.PathLike) -> Sorted:
-    """What a sorted folder holds, after comparing the shards of every size with their hashes.
+    """What a sorted folder holds, after comparing all shards with their hashes.
 
     Raises UserError naming the first file that differs.
     """
     found = read(path)
-    for size, count in found.samples.items():
+    for key, count in found.samples.items():
         if count:
-            manifest.verify(files.join(os.fspath(path), name(size)))
-            _check(path, size, found)
+            manifest.verify(files.join(os.fspath(path), key.name))
+            _check(path, key, found)
     return found
 
 
 def at(experiment: Experiment, bucket: Bucket) -> list[SourceSection]:
     """The sources of a bucket's task, each with the path and the weight that it has in this bucket.
 
-    Of sources that are sorted by size these are the folders of the bucket's size; a source without samples of that size
-    is left out. The weight of a folder is that of its source times its share of the source's samples. Other sources are
-    as the config has them.
+    Of sources that are sorted these are the folders of the bucket's key; a source without samples there is left out.
+    The weight of a folder is that of its source times its share of the source's samples. Other sources are as the
+    config has them.
 
-    Raises UserError for a size that a sorted source does not have.
+    Raises UserError for a size, or a length of it, that a sorted source does not have.
     """
     sections = [section for section in experiment.sources if section.task == bucket.task]
-    sizes = [one.size for one in experiment.shapes if one.task == bucket.task]
     found = []
     for section in sections:
         if not section.by_size:
             found.append(section)
             continue
         there = read(section.path)
-        folder = files.join(section.path, name(bucket.size))
-        count = there.samples.get(bucket.size)
-        if count is None or (count and not (files.folder(folder) / RECIPE).is_file()):
-            left = {size: n for size, n in there.samples.items() if (_folder(section, size) / RECIPE).is_file()}
+        own = there.read_by([bucket.key])
+        if gone := [key for key in own or [bucket.key] if not _is_there(section.path, key, there)]:
+            left = {key: count for key, count in there.samples.items() if _is_there(section.path, key, there)}
             left = dataclasses.replace(there, samples=left)
             raise UserError(
-                f"{section.path}: no folder {name(bucket.size)}, which the bucket of {bucket.size[0]} x "
-                f"{bucket.size[1]} pixels reads; there are {left.there()}; sort the samples for this "
-                "config by `metacanvas prepare --by-bucket`"
+                f"{section.path}: no folder {gone[0].name}, which the bucket of {bucket.key.words} reads; there are "
+                f"{left.there()}; sort the samples for this config by `metacanvas prepare --by-bucket`"
             )
-        if count:
-            share = count / sum(there.samples.get(size, 0) for size in {*sizes, bucket.size})
-            found.append(dataclasses.replace(section, path=folder, weight=section.weight * share, by_size=False))
+        whole = sum(there.samples[key] for key in there.read_by([*_keys(experiment, bucket.task), bucket.key]))
+        for key in own:
+            if count := there.samples[key]:
+                share, folder = count / whole, files.join(section.path, key.name)
+                found.append(dataclasses.replace(section, path=folder, weight=section.weight * share, by_size=False))
     return found
 
 
@@ -120,7 +129,7 @@ def buckets(experiment: Experiment) -> tuple[Bucket, ...]:
     proportional to its own weight and to its number of samples, divided by its batch, so that with equal weights all
     samples of a source are seen equally often. All others have the weight of the config, and no file is read.
 
-    Raises UserError for a size that a sorted source does not have, and where no bucket of a task has samples.
+    Raises UserError for a size or length that a sorted source does not have, and where no bucket of a task has samples.
     """
     shapes = list(experiment.shapes)
     for task in _tasks(experiment):
@@ -129,15 +138,18 @@ def buckets(experiment: Experiment) -> tuple[Bucket, ...]:
         samples = {number: sum(section.weight for section in at(experiment, shapes[number])) for number in group}
         parts = {number: shapes[number].weight * share / shapes[number].batch for number, share in samples.items()}
         if whole and not sum(parts.values()):
-            raise UserError(f"config: no bucket of {task} with a weight above zero has samples of its size")
+            raise UserError(f"config: no bucket of {task} with a weight above zero has samples in its folder")
         for number, part in parts.items():
             shapes[number] = dataclasses.replace(shapes[number], weight=whole and whole * part / sum(parts.values()))
     return tuple(shapes)
 
 
 def looked_at(experiment: Experiment) -> list[Bucket]:
-    """The buckets that previews and evaluators draw: all, but of a task that is sorted by size the one drawn most."""
-    drawn = buckets(experiment)
+    """The buckets that previews and evaluators draw: all, but of a task that is sorted by size the size drawn most.
+
+    They are for prompts of any length: of buckets that differ in length alone it is the longest, with samples of all.
+    """
+    drawn = any_length(buckets(experiment))
     most = {
         task: max((one for one in drawn if one.task == task), key=operator.attrgetter("weight"))
         for task in _tasks(experiment)
@@ -146,23 +158,24 @@ def looked_at(experiment: Experiment) -> list[Bucket]:
 
 
 def said(experiment: Experiment) -> list[str]:
-    """Lines about sizes without samples and about samples that no bucket of the run reads; [] where nothing is sorted.
+    """Lines about buckets without samples and about samples that no bucket reads; [] where nothing is sorted.
 
     Raises UserError for a source whose folders are not those that its ``sizes.json`` names.
     """
     lines = []
     for task in _tasks(experiment):
-        sizes = experiment.sizes_of(task)
+        keys = _keys(experiment, task)
         sections = [section for section in experiment.sources if section.by_size and section.task == task]
         found = {section.path: read(section.path) for section in sections}
         for path, there in found.items():
-            rest = {size: count for size, count in there.samples.items() if count and size not in sizes}
+            rest = {key: count for key, count in there.samples.items() if count and key not in there.read_by(keys)}
             if rest:
-                listed = ", ".join(f"{name(size)} ({count:,})" for size, count in rest.items())
-                lines.append(f"{path}: samples of sizes that no bucket of {task} has are not read: {listed}")
-        empty = [name(size) for size in sizes if not any(there.samples.get(size) for there in found.values())]
+                listed = ", ".join(f"{key.name} ({count:,})" for key, count in rest.items())
+                lines.append(f"{path}: samples that belong to no bucket of {task} are not read: {listed}")
+        with_samples = [key for there in found.values() for key, count in there.samples.items() if count]
+        empty = [key.name for key in keys if not any(key.holds(one) for one in with_samples)]
         if empty:
-            lines.append(f"{task}: no sample is nearest to {', '.join(empty)}; these buckets are never drawn")
+            lines.append(f"{task}: no sample belongs to {', '.join(empty)}; these buckets are never drawn")
     return lines
 
 
@@ -175,30 +188,37 @@ def identity(experiment: Experiment) -> dict[str, Any]:
     for number, section in enumerate(experiment.sources):
         if section.by_size:
             there = read(section.path)
-            for size in experiment.sizes_of(section.task):
-                _check(section.path, size, there)
+            for key in there.read_by(_keys(experiment, section.task)):
+                _check(section.path, key, there)
             found[f"{SIZES} of sources[{number}]"] = [
-                f"{name(size)}: {count} samples, {there.content[size][:12] or 'none'}"
-                for size, count in sorted(there.samples.items())
+                f"{key.name}: {count} samples, {there.content[key][:12] or 'none'}"
+                for key, count in sorted(there.samples.items())
             ]
     return found
 
 
-def _folder(section: SourceSection, size: Size) -> files.Path:
-    return files.folder(files.join(section.path, name(size)))
+def _keys(experiment: Experiment, task: str) -> list[SortKey]:
+    """The keys of the buckets of a task."""
+    return [bucket.key for bucket in experiment.shapes if bucket.task == task]
 
 
-def _check(path: str | os.PathLike, size: Size, there: Sorted) -> None:
+def _is_there(path: str, key: SortKey, there: Sorted) -> bool:
+    """Whether a folder that ``sizes.json`` names is there, or has no samples."""
+    count = there.samples.get(key)
+    return count is not None and (not count or (files.folder(files.join(path, key.name)) / RECIPE).is_file())
+
+
+def _check(path: str | os.PathLike, key: SortKey, there: Sorted) -> None:
     """Raises UserError where a folder holds other samples than its ``sizes.json`` says. Reads its manifest alone."""
-    if not there.samples.get(size):
+    if not there.samples.get(key):
         return
-    folder = files.join(os.fspath(path), name(size))
+    folder = files.join(os.fspath(path), key.name)
     if not (files.folder(folder) / RECIPE).is_file():
         return  # `at` tells what there is
     count, content = manifest.content(folder)
-    if (count, content) != (there.samples[size], there.content[size]):
+    if (count, content) != (there.samples[key], there.content[key]):
         raise UserError(
-            f"{folder}: these {count:,} samples are not the {there.samples[size]:,} that {SIZES} names; delete "
+            f"{folder}: these {count:,} samples are not the {there.samples[key]:,} that {SIZES} names; delete "
             f"{os.fspath(path)} and sort them again"
         )
 

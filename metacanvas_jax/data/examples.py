@@ -214,6 +214,17 @@ class PaintExamples:
             raise UserError(f"{sample.name or sample.prompt!r}: {other_frames(kept, chosen)}")
         return [read_video(list(frames), fps, config)]
 
+    def needed(self, prompt: str) -> int:
+        """Tokens of a prompt with the media of this bucket's samples, before anything is cut; 1 without an MLLM."""
+        return 1 if self.prompter is None else len(self.prompter([*self._blank, prompt]).tokens)
+
+    @functools.cached_property
+    def _blank(self) -> list[Patches]:
+        """Media of the bucket's shape. How many tokens media take depends on their shape alone."""
+        video = np.zeros((self.bucket.frames, *self.bucket.size, 3), np.uint8)
+        references = (video[0],) * self.bucket.references
+        return self.media(Sample("", video, source=video, references=references)) if self.layout else []
+
     def _write(self, prompt: str, media: Sequence[Patches] = ()) -> Example:
         if self.prompter is None:
             return {"tokens": np.zeros(1, np.int32), "positions": np.zeros((3, 1), np.int32), "mask": np.ones(1, bool)}

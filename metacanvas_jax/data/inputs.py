@@ -10,7 +10,7 @@ import jax
 from metacanvas_jax import registry
 from metacanvas_jax.config.networks import autoencoder
 from metacanvas_jax.config.schema import Experiment
-from metacanvas_jax.data import by_size, latents
+from metacanvas_jax.data import by_size, latents, lengths
 from metacanvas_jax.data.conversations import UnderstandExamples
 from metacanvas_jax.data.examples import PaintExamples, TextRows
 from metacanvas_jax.data.formats.records import Records
@@ -142,12 +142,14 @@ class Opened:
 def opened(experiment: Experiment) -> list[Opened]:
     """All that the training reads, by bucket. Raises UserError for a source that is not there or does not suit.
 
-    Of sources that are sorted by size, sizes without samples are left out, and a warning names them.
+    Of sources that are sorted, buckets without samples are left out, and a warning names them.
     """
     if experiment.objective == "understand":
         return [Opened(None, _world_records(experiment)[:1])]
     for line in by_size.said(experiment):
         logger.warning("%s", line)
+    if any(bucket.by_length for bucket in experiment.shapes):
+        lengths.check(experiment, prompter(experiment))
     found = []
     for bucket in by_size.buckets(experiment):
         stored = latents.stored(experiment, bucket)
@@ -181,7 +183,7 @@ def sources_of(
 
     Their samples have pixels, or with ``stored`` the latents of those. A reconstruction has its own prompt. The samples
     are those to train on, or with ``validation`` those that a source keeps out of the training: sources that keep none
-    are then left out. So are sources that are sorted by size and have no samples of this one: there may be none at all.
+    are then left out. So are sorted sources that have no samples for this bucket: there may be none at all.
 
     Raises UserError when there is no source, one is not there, or its latents are not those of this experiment.
     """

@@ -1,7 +1,8 @@
-"""Sorting a source by the aspect ratio of its pictures: `metacanvas prepare --by-bucket` (read by `by_size.py`).
+"""Sorting a source by size and length of prompts: `metacanvas prepare --by-bucket` (read by `by_size.py`).
 
-The first pass decodes every sample as it is found and notes the nearest size. The second writes one folder of records
-per size. Both go on where they were stopped, and any number of processes share them without waiting for each other: a
+The first pass decodes every sample as it is found and notes where it belongs: to the nearest size and, where buckets of
+that size differ in length, to the shortest length that its prompt fits. The second writes one folder of records for
+each. Both go on where they were stopped, and any number of processes share them without waiting for each other: a
 process that is through with its own part of the first pass takes over what others have not done yet.
 """
 
@@ -9,7 +10,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -21,74 +22,104 @@ from metacanvas_jax.data.by_size import SIZES
 from metacanvas_jax.data.formats import manifest
 from metacanvas_jax.data.formats.shards import WRITE_ALL, Compute, WriteConfig, write_text
 from metacanvas_jax.data.guard import Guarded
+from metacanvas_jax.data.lengths import Lengths
+from metacanvas_jax.data.samples import Sample
 from metacanvas_jax.data.sources import open_given, prepare, recipe_of
 from metacanvas_jax.data.transforms import Clip
 from metacanvas_jax.errors import UserError
 from metacanvas_jax.sizes import nearest_size
-from metacanvas_jax.tasks import Bucket
+from metacanvas_jax.tasks import Bucket, overlapping
 from metacanvas_jax.worlds.scenes import SceneWorld
 
 UNFINISHED = "unfinished.json"
 NOTED = "nearest"  # folder of what the first pass found
-PART = 1024  # records that are looked at before their sizes are noted
-BAD = -1  # in place of the number of a size
+PART = 1024  # records that are looked at before it is noted where they belong
+BAD = -1  # in place of the number of a bucket
+
+Place = Callable[[Sample], int]
+"""The number of the bucket that a sample belongs to."""
 
 
-def clips(buckets: Sequence[Bucket], task: str) -> list[Clip]:
-    """The shapes of the buckets of a task, one per size.
+def chosen(buckets: Sequence[Bucket], task: str) -> list[Bucket]:
+    """The buckets of a task, by size and length.
 
-    Raises UserError where there is no such bucket, two have one size, or they differ in frames or rate.
+    Raises UserError where there is no such bucket, two have one size and length, or they differ in frames or rate.
     """
     found = [bucket for bucket in buckets if bucket.task == task]
     if not found:
         others = ", ".join(sorted({bucket.task for bucket in buckets}))
         raise UserError(f"--by-bucket --task {task}: the config has no bucket of this task, it has {others}")
-    made = [Clip(one.size, one.frames, one.fps if one.frames > 1 else None) for one in found]
-    if len({clip.size for clip in made}) < len(made) or len({(clip.frames, clip.fps) for clip in made}) > 1:
+    clips = [clip_of(one) for one in found]
+    if overlapping(found) is not None or len({(clip.frames, clip.fps) for clip in clips}) > 1:
         raise UserError(
-            f"--by-bucket --task {task}: the config's buckets of this task must have different sizes, and the same "
-            "frames and fps"
+            f"--by-bucket --task {task}: the config's buckets of this task must have different sizes or, with "
+            "by_length=True, different lengths, and the same frames and fps"
         )
-    return made
+    return sorted(found, key=lambda bucket: bucket.key)
+
+
+def placing(buckets: Sequence[Bucket], lengths: Lengths | None) -> Place:
+    """Where samples as they are found belong among `chosen` buckets.
+
+    It is the bucket of the nearest size and, of several lengths, the shortest that the prompt fits, media included: the
+    longest for a prompt that fits none.
+    """
+    sizes = [bucket.size for bucket in buckets]
+
+    def of(sample: Sample) -> int:
+        rows, columns = sample.image.shape[:2]
+        size = nearest_size((rows, columns), sizes)
+        numbers = [number for number, bucket in enumerate(buckets) if bucket.size == size]
+        if lengths is None or len(numbers) == 1:
+            return numbers[-1]
+        needed = lengths.of(sample.prompt, size)
+        return next((number for number in numbers if buckets[number].length >= needed), numbers[-1])
+
+    return of
 
 
 def sort(
     section: SourceSection,
     folder: str | os.PathLike,
-    shapes: Sequence[Clip],
+    buckets: Sequence[Bucket],
     config: WriteConfig = WRITE_ALL,
     world: SceneWorld | None = None,
     *,
+    lengths: Lengths | None = None,
     compute: Compute | None = None,
     computed: Mapping[str, Any] | None = None,
 ) -> pathlib.Path | None:
-    """Writes a source into one folder of records per size; each sample goes to the size nearest to its target's.
+    """Writes a source into one folder of records per bucket; each sample goes to one of them (`placing`).
 
-    ``shapes`` differ in their size alone (`clips`). A folder that already holds exactly this is left as it is. Returns
-    the folder, or None while shards of other processes are missing. Bad records are left out, up to the source's
-    ``max_skips``; their names lie in ``sizes.json``.
+    ``buckets`` are those that `chosen` returns; ``lengths`` measures prompts where some differ in length. A folder that
+    already holds exactly this is left as it is. Returns the folder, or None while shards of other processes are
+    missing. Bad records are left out, up to the source's ``max_skips``; their names lie in ``sizes.json``.
 
     Raises UserError when the folder holds anything else, too many records are bad, or as `sources.prepare` does.
     """
     folder = files.folder(folder)
-    shapes = sorted(shapes, key=lambda shape: shape.size or (0, 0))
-    sizes = [shape.size for shape in shapes if shape.size is not None]
+    keys, shapes = [bucket.key for bucket in buckets], [clip_of(bucket) for bucket in buckets]
     found = dataclasses.replace(shapes[0], size=None)
     source = open_given(section, found, world)
     recipe = recipe_of(section, found, config, world, len(source), computed)
-    recipe |= {"sizes": sizes, "first_frame": config.first_frame, "source_frames": list(config.source_frames)}
+    recipe |= {"sizes": [key.size for key in keys]}
+    recipe |= {"first_frame": config.first_frame, "source_frames": list(config.source_frames)}
+    if any(key.length for key in keys):
+        if lengths is None:
+            raise ValueError("buckets that differ in length need lengths, which measures prompts")
+        recipe |= {"lengths": [key.length for key in keys], "prompts": lengths.identity()}
     recipe = json.loads(json.dumps(recipe))
     if (folder / SIZES).exists():
         _same(folder, recipe, by_size.read(folder).recipe, "another sorted source")
         return folder
     _begin(folder, recipe)
-    near, bad = _looked_at(source, folder, sizes, config)
+    near, bad = _looked_at(source, folder, placing(buckets, lengths), config)
     _allowed(source, bad)
-    orders = [[index for index, nearest in enumerate(near) if nearest == number] for number in range(len(sizes))]
-    places = {number: folder / by_size.name(sizes[number]) for number, order in enumerate(orders) if order}
+    orders = [[index for index, nearest in enumerate(near) if nearest == number] for number in range(len(keys))]
+    places = {number: folder / keys[number].name for number, order in enumerate(orders) if order}
 
     def missing(numbers: Iterable[int]) -> list[int]:
-        """Writes this process's part of some sizes; returns those that are not complete."""
+        """Writes this process's part of some buckets; returns those that are not complete."""
         how = {"compute": compute, "computed": computed}
         return [
             k for k in numbers if prepare(section, places[k], shapes[k], config, world, order=orders[k], **how) is None
@@ -96,7 +127,7 @@ def sort(
 
     if missing(missing(places)):  # the second time for what others have completed in the meantime
         return None
-    rows = [{"size": size, "samples": 0, "content": ""} for size in sizes]
+    rows = [by_size.row(key) for key in keys]
     for number, place in places.items():
         rows[number]["samples"], rows[number]["content"] = manifest.content(place)
         bad += manifest.skipped(place)
@@ -110,13 +141,18 @@ def sort(
 def report(folder: str | os.PathLike) -> Iterator[str]:
     """What became of every sample of a sorted source, in lines."""
     found = by_size.read(folder)
-    there = {size: count for size, count in found.samples.items() if count}
-    yield f"{os.fspath(folder)}: {sum(there.values()):,} samples in {len(there)} of {len(found.samples)} sizes"
-    yield from (f"  {by_size.name(size):>11} {count:>11,}" for size, count in there.items())
-    if empty := [by_size.name(size) for size in found.samples if size not in there]:
-        yield f"no sample is nearest to {', '.join(empty)}, which get no folder"
+    there = {key: count for key, count in found.samples.items() if count}
+    yield f"{os.fspath(folder)}: {sum(there.values()):,} samples in {len(there)} of {len(found.samples)} buckets"
+    yield from (f"  {key.name:>13} {count:>11,}" for key, count in there.items())
+    if empty := [key.name for key in found.samples if key not in there]:
+        yield f"no sample belongs to {', '.join(empty)}, which get no folder"
     if found.bad:
         yield f"{len(found.bad):,} bad records were left out, their names are in {SIZES}; the first is {found.bad[0]}"
+
+
+def clip_of(bucket: Bucket) -> Clip:
+    """The shape of a bucket's samples."""
+    return Clip(bucket.size, bucket.frames, bucket.fps if bucket.frames > 1 else None)
 
 
 def _begin(folder: pathlib.Path, recipe: dict[str, Any]) -> None:
@@ -139,10 +175,8 @@ def _same(folder: pathlib.Path, recipe: Mapping[str, Any], found: Mapping[str, A
         )
 
 
-def _looked_at(
-    source: Guarded, folder: pathlib.Path, sizes: Sequence[tuple[int, int]], config: WriteConfig
-) -> tuple[list[int], list[str]]:
-    """For every record the number of the nearest size, or ``BAD``; and the names of the bad ones."""
+def _looked_at(source: Guarded, folder: pathlib.Path, where: Place, config: WriteConfig) -> tuple[list[int], list[str]]:
+    """For every record the number of its bucket, or ``BAD``; and the names of the bad ones."""
     parts = [range(start, min(start + PART, len(source))) for start in range(0, len(source), PART)]
     paths = [folder / NOTED / f"{part.start:08d}-{part.stop:08d}.json" for part in parts]
     mine = range(config.process_index, len(parts), config.process_count)
@@ -151,13 +185,13 @@ def _looked_at(
         for k in (*mine, *others):
             if not paths[k].exists():
                 paths[k].parent.mkdir(parents=True, exist_ok=True)
-                write_text(paths[k], json.dumps(_nearest(source, parts[k], sizes)))
+                write_text(paths[k], json.dumps(_nearest(source, parts[k], where)))
             bar.update(len(parts[k]))
     noted = [files.read_json(path) for path in paths]
     return [number for one in noted for number in one["nearest"]], [name for one in noted for name in one["bad"]]
 
 
-def _nearest(source: Guarded, part: Sequence[int], sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def _nearest(source: Guarded, part: Sequence[int], where: Place) -> dict[str, Any]:
     nearest, bad = [], []
     for index in part:
         sample = source.try_read(index)
@@ -165,8 +199,10 @@ def _nearest(source: Guarded, part: Sequence[int], sizes: Sequence[tuple[int, in
             bad.append(source.name(index))
             nearest.append(BAD)
             continue
-        rows, columns = sample.image.shape[:2]
-        nearest.append(sizes.index(nearest_size((rows, columns), sizes)))
+        try:
+            nearest.append(where(sample))
+        except UserError as error:  # a prompt that no run reads
+            raise UserError(f"{source}: {source.name(index)}: {error}") from error
     return {"nearest": nearest, "bad": bad}
 
 

@@ -15,7 +15,7 @@ VERSION = 1
 def reading(setup: Experiment) -> dict[str, Any]:
     """The section ``reading`` of an export's index."""
     limits = {name: x.default for name, x in inspect.signature(sample_frames).parameters.items()}
-    by_size = sorted({bucket.task for bucket in setup.shapes if setup.sizes_of(bucket.task)})
+    by_size = sorted({bucket.task for bucket in setup.drawn if setup.sizes_of(bucket.task)})
     rules = {
         "version": VERSION,
         "shapes": [
@@ -26,7 +26,7 @@ def reading(setup: Experiment) -> dict[str, Any]:
                 "fps": bucket.fps,
                 "length": bucket.length,
             }
-            for bucket in setup.shapes
+            for bucket in setup.drawn
         ],
         "unit": unit(setup),
         "frames": {"target": setup.mllm.video_fps, **{name: limits[name] for name in ("least", "most", "multiple")}},

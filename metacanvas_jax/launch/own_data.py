@@ -45,7 +45,7 @@ def use(config: ConfigDict, data: str, workdir: str | os.PathLike, overrides: Se
             continue
         if task in by_size_of:
             raise UserError(
-                f"--data {data}: {config.name} trains on samples that are sorted by size; sort these first: metacanvas "
+                f"--data {data}: {config.name} trains on sorted samples; sort these first: metacanvas "
                 f"prepare --by-bucket --config CONFIG --source {found.kind} --path {found.path} --task {task} "
                 "--out FOLDER, and give --data FOLDER"
             )
@@ -78,8 +78,8 @@ def _sorted(found: own.Own, task: str, clip: Clip) -> SourceSection:
     """A source that is sorted by size. Raises UserError where its samples do not suit the task."""
     section = SourceSection(found.kind, found.path, task, validation=VALIDATION, by_size=True)
     samples = by_size.read(found.path).samples
-    most = max(samples, key=lambda size: samples[size])
-    own.looked(dataclasses.replace(section, path=files.join(found.path, by_size.name(most)), by_size=False), clip)
+    most = max(samples, key=lambda key: samples[key])
+    own.looked(dataclasses.replace(section, path=files.join(found.path, most.name), by_size=False), clip)
     return dataclasses.replace(section, max_skips=math.ceil(BAD * sum(samples.values())))
 
 

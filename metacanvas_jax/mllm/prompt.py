@@ -124,6 +124,11 @@ class Prompter:
         """Tokens of bare text, such as an answer."""
         return self._texts([text])[0]
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The tokens of plain text and their numbers."""
+        return self._encoder.get_vocab(with_added_tokens=False)
+
     def cut(self, text: str, count: int) -> str:
         """The longest beginning of a text that has at most its first ``count`` tokens, and whole characters only.
 

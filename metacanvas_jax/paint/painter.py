@@ -71,7 +71,7 @@ class Painter:
     def held(self) -> dict[str, np.dtype]:
         """The dtype in which to hold each parameter for all that a run may be asked for, drawing or not."""
         every = {path: leaf.dtype for path, leaf in flat(placing.abstract(self.setup)).items()}
-        return every | self.needs([from_words(self.setup.shapes[0]), *self.setup.shapes])
+        return every | self.needs([from_words(self.setup.drawn[0]), *self.setup.drawn])
 
     def program(self, bucket: Bucket, **options: Any) -> Paint:
         """The compiled sampler of a bucket; ``options`` are those of ``paint``."""
@@ -79,7 +79,7 @@ class Painter:
 
     def draw(self, params: Params, prompts: Sequence[str], **options) -> Drawn:
         """One result per prompt, in the shape of the config's first bucket; ``options`` are those of ``paint``."""
-        bucket = from_words(self.setup.shapes[0])
+        bucket = from_words(self.setup.drawn[0])
         return self.paint(params, [blank(prompt, bucket) for prompt in prompts], bucket, **options)
 
     def paint(

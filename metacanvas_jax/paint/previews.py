@@ -45,7 +45,7 @@ def shown(painter: Painter) -> list[tuple[list[Sample], Bucket]]:
     if setup.sources:
         return [(samples_of(painter.inputs, bucket), bucket) for bucket in by_size.looked_at(setup)]
     scenes = eval_prompts(setup.world, "seen", -(-PROMPTS // len(JUDGED)), JUDGED)[:PROMPTS]
-    bucket = from_words(setup.shapes[0])
+    bucket = from_words(setup.drawn[0])
     return [([blank(scene.prompt, bucket) for scene in scenes], bucket)]
 
 

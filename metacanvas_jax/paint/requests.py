@@ -70,12 +70,13 @@ class Request:
 def nearest(setup: Experiment, task: str, size: tuple[int, int] | None = None) -> Bucket:
     """The config's bucket of a task, or the nearest kin: the first that makes the same, or the first of all.
 
-    Of a task whose samples are sorted by size it is the bucket of this ``size``, where there is one.
+    Of a task whose samples are sorted by size it is the bucket of this ``size``, where there is one. It is always one
+    for prompts of any length.
     """
     by_size = size in setup.sizes_of(task)
     makes = TASKS[task].makes
-    kin = [b for b in setup.shapes if b.task == task] or [b for b in setup.shapes if TASKS[b.task].makes == makes]
-    return next((b for b in kin if by_size and b.size == size), (kin or setup.shapes)[0])
+    kin = [b for b in setup.drawn if b.task == task] or [b for b in setup.drawn if TASKS[b.task].makes == makes]
+    return next((b for b in kin if by_size and b.size == size), (kin or setup.drawn)[0])
 
 
 def source_size(setup: Experiment, task: str, sides: tuple[int, int]) -> tuple[int, int] | None:

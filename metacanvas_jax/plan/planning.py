@@ -16,7 +16,7 @@ from metacanvas_jax.plan.advice import Step, advise
 from metacanvas_jax.plan.report import Report, as_json, table
 from metacanvas_jax.plan.study import study
 from metacanvas_jax.plan.topology import find_slice
-from metacanvas_jax.tasks import TASKS, Bucket
+from metacanvas_jax.tasks import TASKS, Bucket, any_length
 
 FILE = "plan.json"  # the reports, for programs
 
@@ -59,7 +59,7 @@ def plan(
         topology, mesh = experiment.hardware[0].topology, mesh or experiment.hardware[0].mesh or None
     where = find_slice(topology)
     if budget:
-        chosen = choose(experiment.shapes, bucket)[0]
+        chosen = any_length(choose(experiment.shapes, bucket))[0]
         outcomes = search.search(name, experiment, where, chosen, budget=budget, say=say)
         print(search.table(outcomes), flush=True)
         steps = experiment.train.steps
@@ -75,7 +75,7 @@ def plan(
     steps = [Step(experiment, where, shape, chosen) for chosen in buckets]
     made = [programs.train_program(experiment, devices, chosen) for chosen in buckets]
     if sampling:
-        made.append(programs.sample_program(experiment, where.devices, buckets[0], asked))
+        made.append(programs.sample_program(experiment, where.devices, any_length(buckets)[0], asked))
     reports = []
     for program, step in zip(made, [*steps, None], strict=False):
         report = study(name, program, where, say)
@@ -94,9 +94,12 @@ def advised(report: Report, step: Step) -> Report:
 
 
 def choose(buckets: tuple[Bucket, ...], task: str | None) -> list[Bucket]:
-    """The buckets of a task; None is the one with most pixels, "all" is every bucket. Raises UserError for others."""
+    """The buckets of a task; None is the one with most pixels, "all" is every bucket.
+
+    Of equally many pixels it is the one with the longest prompts. Raises UserError for another task.
+    """
     if task is None:
-        return [max(buckets, key=size)]
+        return [max(buckets, key=lambda bucket: (size(bucket), bucket.length))]
     if task == "all":
         return list(buckets)
     found = [bucket for bucket in buckets if bucket.task == task]
