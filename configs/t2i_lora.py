@@ -44,10 +44,9 @@ def get_config(variant: str = "") -> ConfigDict:
     trained = "(dit|mllm)/.*_lora/.*" if name == "mllm_lora" else "dit/.*_lora/.*"
     rules = ((trained, "train"), ("(mllm|text|vae|dit)/.*", "freeze"), (".*", "train"))
     config.train = base.training(20_000, 320, rules)
-    rows = [
-        schema.Hardware("v6e:4x4", overrides=(HIDDEN,)),
-        schema.Hardware("v5e:4x4", overrides=(*SMALL, HIDDEN)),
-    ]
+    # With the whole MLLM on each v6e chip its hidden units leave so little room that the compiler repeats other work. On
+    # v5e the MLLM lies in slices, and ten samples at a time have few of them.
+    rows = [schema.Hardware("v6e:4x4"), schema.Hardware("v5e:4x4", overrides=(*SMALL, HIDDEN))]
     if name == "qwen3_vl_4b":
         # With five pictures per chip there is room for everything.
         kept = ("--config.mllm.language.remat=none", "--config.dit.remat=none")

@@ -192,3 +192,34 @@ ENTRY %main (x: bf16[16,2048,4096,1], w: bf16[32,128,4096,1]) -> bf16[16,2048,32
 def test_padding_belongs_to_the_axis_of_its_number_and_not_of_its_place():
     module = hlo.parse(PROJECTION)
     assert hlo.product_flops(module, module.computations[module.entry]) == 2 * 16 * 2048 * 4096 * 32 * 128
+
+
+IN_PLACE = """HloModule jit_step, is_scheduled=true
+
+%other_layout (p: pred[28,64,128]) -> pred[28,64,128] {
+  %p = pred[28,64,128]{2,1,0} parameter(0)
+  ROOT %c = pred[28,64,128]{2,1,0} copy(%p)
+}
+
+%update (p0: pred[28,64,128], p1: pred[1,64,128], p2: s32[]) -> pred[28,64,128] {
+  %p0 = pred[28,64,128]{2,1,0} parameter(0)
+  %p1 = pred[1,64,128]{2,1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  %same = pred[28,64,128]{2,1,0} fusion(%p0), kind=kLoop, output_to_operand_aliasing={{}: (0, {})}, calls=%other_layout
+  %zero = s32[] constant(0)
+  ROOT %u = pred[28,64,128]{2,1,0} dynamic-update-slice(%same, %p1, %p2, %zero, %zero)
+}
+
+ENTRY %main (all: pred[28,64,128], one: pred[1,64,128], i: s32[]) -> pred[28,64,128] {
+  %all = pred[28,64,128]{2,1,0} parameter(0)
+  %one = pred[1,64,128]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %y = pred[28,64,128]{2,1,0} fusion(%all, %one, %i), kind=kLoop, calls=%update
+}
+"""
+
+
+def test_a_stack_that_is_updated_in_place_is_not_read_and_written_under_another_layout():
+    module = hlo.parse(IN_PLACE)
+    entry = module.computations[module.entry]
+    assert hlo.traffic(module, entry, entry["y"]) == pytest.approx(2 * 64 * 128, abs=8)

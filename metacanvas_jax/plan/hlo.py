@@ -296,13 +296,26 @@ def traffic(module: Module, computation: Computation, op: Op) -> float:
         parameter = parameters[number].name
         if not whole or parameter in in_flight:
             continue
-        users = [x for x in inner.values() if parameter in x.operands]
-        if users and all(x.kind == "dynamic-update-slice" and x.operands[0] == parameter for x in users):
+        same = _in_place(inner, parameter)
+        users = [x for x in inner.values() if same & set(x.operands) and x.name not in same]
+        if users and all(x.kind == "dynamic-update-slice" and x.operands[0] in same for x in users):
             written -= whole
             read += sum(total_bytes(inner[x.operands[1]].type) for x in users if x.operands[1] in inner)
         else:
             read += _read(module, inner, parameter, whole)
     return read + max(written, 0.0)
+
+
+def _in_place(fused: Computation, parameter: str) -> set[str]:
+    """A parameter, and what is the same memory under another layout."""
+    found = {parameter}
+    for x in fused.values():  # in their order
+        aliased = x.kind == "bitcast" or (
+            x.kind == "fusion" and "output_to_operand_aliasing={{}: (0, {})}" in x.attributes
+        )
+        if aliased and x.operands[0] in found:
+            found.add(x.name)
+    return found
 
 
 def _read(module: Module, fused: Computation, parameter: str, whole: float) -> float:
