@@ -31,8 +31,6 @@ VARIANTS = ("canvas", "canvas_only", "text", "metaquery", "text_metaquery", "len
 LENGTHS = (96, 160, 256)  # tokens of prompts, chat template included
 # On v5e neither the whole MLLM nor the activations of 20 samples have room.
 SMALL = ("--config.mesh.whole=()", "--config.train.accumulate=2")
-# v6e has room for what two thirds of the products of the MLLM make of a canvas.
-HIDDEN = "--config.mllm.language.remat=hidden"
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -69,7 +67,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # 16: the compiler would then sum gradients by all-reduces, at twice the bytes of reduce-scatters.
     config.mesh = base.section(MeshConfig(fsdp=4, whole=("mllm",)))
     config.hardware = base.hardware(
-        schema.Hardware("v6e:4x4", overrides=(HIDDEN, "--config.dit.remat=hidden")),
+        schema.Hardware("v6e:4x4"),
         schema.Hardware("v5e:4x4", overrides=SMALL),
         schema.Hardware("v5e:4x4", overrides=SMALL, pixels=True),
     )
