@@ -53,7 +53,7 @@ def step(case: Case, place: Path, small: bool) -> Result:
     imported = time.perf_counter()
     reads, mesh = with_latents(setup), make_mesh(setup.mesh, jax.devices()[:1])
     program = train_program(reads, mesh, reads.shapes[0])
-    trainable, frozen = partition(params, setup.train.rules)
+    trainable, frozen = sides(setup, params)
     del params
     count = counted(trainable)
     with on_mesh(mesh, RULES):

@@ -7,7 +7,7 @@ Data:      OmniEdit and HQEdit, about a million edits, at 512 x 512 in data/Omni
            rows of their parquet files are slow, so `metacanvas prepare` writes them first (docs/data.md). For ratios
            `metacanvas prepare --by-bucket` sorts them into data/OmniEdit-ratios and data/HQEdit-ratios
 Hardware:  64 TPU v5p chips (4x4x4), 1 image per chip
-Time:      about 35 h for 90,000 steps (estimate: 16 PFLOP a step at 40 % of peak)
+Time:      about 12 h for 90,000 steps from stored latents (expected: 0.48 s a step, docs/performance.md)
 Score:     ImgEdit 3.86 (before 3.52), GEdit-EN G_O 7.67 (before 6.00)
 Chosen here, as the paper does not say: the vision branch is the image stream of the double blocks; the pooled CLIP
 vector becomes a projection of the mean context that starts at zero; the guidance scale that FLUX reads is 1. The paper

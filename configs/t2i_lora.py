@@ -9,7 +9,7 @@ Variants:  dit_lora     adapters in the DiT; the MLLM is frozen            Table
            lengths      as dit_lora, prompts of up to 96, 160 and 256 tokens in buckets of their own
 Data:      BLIP3o-60k at 512 x 512; for lengths sorted as in t2i_scratch.py
 Hardware:  16 TPU v6e chips (4x4), 20 images per chip
-Time:      about 3.5 h for 20,000 steps from stored latents (expected: 0.60 s a step, docs/performance.md)
+Time:      about 4.0 h for 20,000 steps from stored latents (expected: 0.72 s a step, docs/performance.md)
 Score:     GenEval 0.86, 0.85, 0.87 in the order of the first three (MetaQuery-XL 0.80, BLIP3o-8B 0.84)
 Chosen here, as the paper does not say: adapters on every projection of the blocks, alpha = rank, the length, batch and
 learning rate of t2i_scratch.py.

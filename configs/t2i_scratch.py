@@ -10,7 +10,7 @@ Variants:  canvas          text and canvas (the method)                        F
 Data:      BLIP3o-60k at 512 x 512. For lengths `metacanvas prepare --by-bucket` sorts it into data/BLIP3o-60k-lengths
            (docs/data.md, "Prompts of several lengths")
 Hardware:  16 TPU v6e chips (4x4), 20 images per chip
-Time:      about 3 h for 20,000 steps from stored latents (expected: 0.46 s a step, docs/performance.md)
+Time:      about 2.9 h for 20,000 steps from stored latents (expected: 0.52 s a step, docs/performance.md)
 Score:     GenEval 68.02 (canvas), 64.09 (text); (1) learns fastest and has the best score, (2) works without text
 """
 

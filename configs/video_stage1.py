@@ -5,7 +5,7 @@ Data:      images at 480 x 832: text-to-image 80 %, reconstruction 20 % (data/im
            `metacanvas prepare`)
 Trained:   context connector
 Hardware:  128 TPU v5p chips (4x4x8), 32 images per chip
-Time:      about 85 h for 100,000 steps (estimate: 70 PFLOP a step at 40 % of peak)
+Time:      about 35 h for 100,000 steps from stored latents (expected: 1.26 s a step, docs/performance.md)
 Score:     none of its own; stage 2 starts from it
 """
 

@@ -6,7 +6,7 @@ Data:      704 x 1280; text-to-image 16 %, reconstruction 4 %, text-to-video 80 
            data/images and data/videos, written by `metacanvas prepare`
 Trained:   context connector, cross-attention of the DiT
 Hardware:  128 TPU v5p chips (4x4x8), 32 images or 3 videos per chip
-Time:      about 110 h for 15,000 steps (estimate: 730 PFLOP a step of videos, 126 of images, at 40 % of peak)
+Time:      at most 57 h for 15,000 steps from stored latents (expected: 13.7 s a step of videos, docs/performance.md)
 Score:     none of its own; stage 3 starts from it
 """
 

@@ -10,7 +10,7 @@ Data:      704 x 1280, 121 frames at 24 per second; text-to-image 5 %, image edi
            image-to-video 15 %, video editing 25 %, reference-to-video 25 % (data/*, written by `metacanvas prepare`)
 Trained:   DiT, connectors, canvas, adapters of rank 64 in the MLLM
 Hardware:  128 TPU v5p chips (4x4x8), 16 images or 1 video per chip
-Time:      about 30 h for 10,000 steps (estimate: 280 PFLOP a step of videos at 40 % of peak)
+Time:      at most 15 h for 10,000 steps from stored latents (expected: 5.31 s a step of videos, docs/performance.md)
 Score:     VBench-I2V 87.13 (before 86.98); video editing semantics 7.91 (6.61), overall 7.56 (6.68); OmniContext-Video
            5.40. Overall score of video editing by keyframes 0/1/3/6/11/31: 6.68, 7.82, 7.56, 7.20, 7.36, 7.12; the
            canvas costs 3.1 to 3.4 % of a step

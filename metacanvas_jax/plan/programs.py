@@ -27,10 +27,10 @@ from metacanvas_jax.parallel.rules import RULES, Rules, check_whole, placed, sha
 from metacanvas_jax.tasks import Bucket
 from metacanvas_jax.train import objectives
 from metacanvas_jax.train.optimizer import make_optimizer
-from metacanvas_jax.train.parameters import boxed, unread
+from metacanvas_jax.train.parameters import boxed, sides
 from metacanvas_jax.train.state import abstract_state
 from metacanvas_jax.train.step import make_step
-from metacanvas_jax.trees import flat, held_dtype, nested, partition, without
+from metacanvas_jax.trees import flat, held_dtype, nested
 from metacanvas_jax.types import Params
 
 
@@ -144,8 +144,7 @@ def abstract_params(experiment: Experiment, mesh: Mesh | AbstractMesh, rules: Ru
     params = boxed(experiment)
     params = placed(params, shardings(params, mesh, rules, experiment.mesh.whole))
     check_whole(params, meant=experiment.mesh.whole)
-    trainable, frozen = partition(params, experiment.train.rules)
-    frozen = without(frozen, unread(experiment))
+    trainable, frozen = sides(experiment, params)
     dtype, wide = experiment.train.frozen_dtype, keep_float32(experiment)
     return trainable, nested({path: _like(leaf, held_dtype(path, dtype, wide)) for path, leaf in flat(frozen).items()})
 

@@ -26,7 +26,7 @@ from metacanvas_jax.errors import UserError
 from metacanvas_jax.seals import json_hash
 from metacanvas_jax.tasks import GivenLatents
 from metacanvas_jax.train.store import Store
-from metacanvas_jax.trees import flat, nested, partition, stays_float32, trains
+from metacanvas_jax.trees import flat, nested, partition, stays_float32, trains, without
 from metacanvas_jax.types import MllmInputs, Params
 from metacanvas_jax.weights import identity
 
@@ -68,6 +68,12 @@ def unread(experiment: Experiment) -> tuple[str, ...]:
         return ()
     sees = any(tasks.TASKS[bucket.task].mllm != "nothing" for bucket in experiment.shapes)
     return ("mllm/language/head/.*",) if sees else ("mllm/language/head/.*", "mllm/vision/.*")
+
+
+def sides(experiment: Experiment, params: Params) -> tuple[Params, Params]:
+    """(trainable, frozen) of all parameters, as a training holds them."""
+    trainable, frozen = partition(params, experiment.train.rules)
+    return trainable, without(frozen, unread(experiment))
 
 
 def param_shapes(experiment: Experiment) -> Params:
