@@ -30,7 +30,7 @@ from metacanvas_jax.plan.programs import train_program, with_latents
 from metacanvas_jax.train import flops
 from metacanvas_jax.train.metrics import peak_flops, read_metrics
 from metacanvas_jax.train.optimizer import make_optimizer
-from metacanvas_jax.train.parameters import as_held, param_shapes
+from metacanvas_jax.train.parameters import as_held, param_shapes, sides
 from metacanvas_jax.train.state import new_state
 from metacanvas_jax.train.step import make_step
 from metacanvas_jax.trees import flat, merge, nested, partition, trains
