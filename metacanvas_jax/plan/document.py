@@ -55,7 +55,7 @@ def page(folder: Path, jobs: Sequence[Job], published: Sequence[Measured]) -> st
         "|---" * len(HEADS) + "|",
         *(_row(_cells(report)) for report in reports),
     ]
-    lines += [f"\n{note}." for note in dict.fromkeys(report.note for report in reports if report.note)]
+    lines += [f"\n{report.config} on {report.topology}: {report.note}." for report in reports if report.note]
     if truths:
         lines += [
             "",
