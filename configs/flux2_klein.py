@@ -6,8 +6,8 @@ Variants:  canvas (edits, Qwen2.5-VL-7B through a context connector, and its can
 Data:      OmniEdit and HQEdit at 1024 x 1024 in data/OmniEdit-1024 and data/HQEdit-1024, written by
            `metacanvas prepare` (docs/data.md). For text_to_image BLIP3o-60k
 Hardware:  16 TPU v5p chips (2x2x4), 4 images per chip
-Time:      not measured; planned 3.4 s a step (2.8 to 4.1) of 64 edits, 19 h for 20,000 steps, 17.5 of 95.7 GiB;
-           with the canvas a step takes 22 % longer than without, as the MLLM is larger than the transformer
+Time:      not measured; expected 4.0 s a step (3.3 to 4.9) of 64 edits, 22 h for 20,000 steps, 17.5 of 95.7 GiB;
+           with the canvas a step takes 18 % longer than without, as the MLLM is larger than the transformer
 Score:     none yet: the paper has no experiment with this transformer
 Chosen here: adapters of rank 32 on the projections that community recipes adapt; the noise levels of training are
 shifted as those of sampling in 200 steps at 4,096 tokens. The base model trains; the adapters can be drawn with on the
