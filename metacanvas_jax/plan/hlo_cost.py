@@ -15,7 +15,8 @@ estimated as follows:
 - *collectives*: bytes on the wire of one device over two links of the torus (one between two devices), or over the
   data-centre network between slices. Only the time that is not hidden behind other operations counts.
 
-These are the best times that the compiled program allows. ``calibration.py`` makes expected times of them.
+Apart from collectives, which may use more links, these are the best times that the compiled program allows.
+``calibration.py`` makes best and expected times of them.
 """
 
 import collections
